@@ -1,0 +1,10 @@
+"""The command `neuraldb`: parses, calls, prints. Nothing else in the package prints."""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """Entry point of the installed command, and of `python -m neuraldb_faiss.cli`."""
+    from .app import cli
+
+    cli(prog_name="neuraldb")

@@ -1,0 +1,128 @@
+"""The command's root: finds commands, sets up logging, and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import logging
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import click
+
+from neuraldb_faiss.errors import NeuralDBError
+
+# Command -> "module:function" in this package, in the order of the help text. A module is imported when its
+# command is asked for; none imports torch, transformers, faiss or datasets before it runs.
+COMMANDS = {
+    "demo": "demo:demo",
+    "build": "building:build",
+    "add": "building:add",
+    "remove": "changing:remove",
+    "solve": "changing:solve",
+    "compact": "changing:compact",
+    "rollback": "changing:rollback",
+    "reindex": "changing:reindex",
+    "info": "looking:info",
+    "facts": "looking:facts",
+    "history": "looking:history",
+    "verify": "looking:verify",
+    "generate": "asking:generate",
+    "explain": "asking:explain",
+}
+VERSIONS = (("neuraldb-faiss",), ("torch",), ("transformers",), ("faiss-cpu", "faiss-gpu"))
+
+
+class Commands(click.Group):
+    """Loads commands when they are used, and reports what they raise."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, function = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(import_module(f"{__package__}.{module}"), function)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # click's own business
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted: nothing is half done, and the same command resumes.", err=True)
+            raise click.exceptions.Exit(130) from None
+        except Exception as error:
+            if ctx.params["debug"]:
+                raise
+            raise click.ClickException(reason(error)) from error
+
+
+def reason(error: Exception) -> str:
+    """One line that says what went wrong."""
+    if isinstance(error, NeuralDBError):
+        text = str(error)
+    elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, on a GPU
+        text = "out of memory: use a smaller model, another --dtype or --device, or fewer facts at once"
+    elif isinstance(error, OSError):
+        text = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+    else:
+        text = f"unexpected {type(error).__name__}: {error} (`neuraldb --debug ...` shows where)"
+    return " ".join(text.split()) or type(error).__name__
+
+
+class _ToStderr(logging.Handler):
+    """Log lines as people read them, on whatever stderr is now."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        mark = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+        click.echo(mark + " ".join(record.getMessage().split()), err=True)
+
+
+def _set_up_logging(debug: bool) -> None:
+    logger = logging.getLogger("neuraldb_faiss")
+    logger.handlers = [_ToStderr()]
+    logger.setLevel(logging.DEBUG if debug else logging.INFO)
+    logger.propagate = False
+
+
+def _print_versions(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if not asked or ctx.resilient_parsing:
+        return
+    for names in VERSIONS:
+        click.echo(_installed(names))
+    ctx.exit()
+
+
+def _installed(names: tuple[str, ...]) -> str:
+    for name in names:
+        try:
+            return f"{name} {version(name)}"
+        except PackageNotFoundError:
+            continue
+    return f"{' or '.join(names)}: not installed"
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_versions,
+    help="Print the versions of this package, torch, transformers and FAISS, and exit.",
+)
+@click.option(
+    "--debug",
+    is_flag=True,
+    envvar="NEURALDB_DEBUG",
+    help="Show the traceback of an error (also: NEURALDB_DEBUG=1).",
+)
+def cli(debug: bool) -> None:
+    """Edit what a language model knows: a database of facts beside a frozen model.
+
+    Data goes to stdout, progress and messages to stderr. Exit codes: 0 done, 1 failed (one line says why),
+    2 wrong usage.
+    """
+    _set_up_logging(debug)

@@ -1,0 +1,143 @@
+"""Options that mean the same everywhere, declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from neuraldb_faiss.facts import FORMATS
+
+PAPER: dict[str, Any] = {"keys": "paper", "gamma": 0.65}
+
+
+def both(*decorators: Any) -> Any:
+    """Several decorators as one, the first one's option first in the help text."""
+
+    def decorate(function: Any) -> Any:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+class Shard(click.ParamType):
+    """ "i/N", 1 <= i <= N, as a pair of numbers."""
+
+    name = "i/n"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        try:
+            number, count = (int(part) for part in value.split("/"))
+        except ValueError:
+            self.fail(f"{value!r} is not of the form i/N, as in 1/4", param, ctx)
+        if not 1 <= number <= count:
+            self.fail(f"{value!r}: i runs from 1 to N", param, ctx)
+        return number, count
+
+
+db = click.argument("db", type=click.Path(path_type=Path))
+fact_files = click.argument("sources", metavar="FACTS...", nargs=-1, required=True)
+
+model = click.option(
+    "--model", metavar="M", help="Model folder, or hub name. [default: the one recorded in the database]"
+)
+model_required = click.option(
+    "--model", metavar="M", required=True, help="Model folder, or a name on the model hub."
+)
+device = click.option(
+    "--device", help="cpu, cuda, cuda:1, or auto to spread the layers. [default: the GPU if any]"
+)
+dtype = click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    help="Type of the model's weights. [default: float32 on a CPU, the stored one elsewhere]",
+)
+where = both(device, dtype)
+layer = click.option(
+    "--layer", type=int, help="Layer to edit, from 0. [default: the known one of the model's shape]"
+)
+gamma = click.option(
+    "--gamma", type=float, help="The gate: the cosine above which a fact fires. [default: 0.65]"
+)
+gamma_now = click.option("--gamma", type=float, help="Another gate than the database's, this once.")
+_kinds = click.Choice(["flat", "ivf", "auto"])
+index = click.option("--index", type=_kinds, default="auto", show_default=True, help="How keys are searched.")
+index_required = click.option(
+    "--index", type=_kinds, required=True, help="How keys are searched from now on."
+)
+lists = both(
+    click.option(
+        "--nlist", type=click.IntRange(1), help="ivf: number of lists. [default: by the number of keys]"
+    ),
+    click.option(
+        "--nprobe", type=click.IntRange(1), help="ivf: lists searched. [default: by the number of lists]"
+    ),
+)
+keys = click.option(
+    "--keys",
+    type=click.Choice(["two", "paper"]),
+    help="Keys a fact: two (raw, and mean behind prefixes), or the paper's one average. [default: two]",
+)
+preset = click.option(
+    "--preset",
+    type=click.Choice(["paper"]),
+    help="paper: the paper to the letter (--keys paper --gamma 0.65).",
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+wait = click.option(
+    "--wait",
+    type=click.FloatRange(0),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for another writer.",
+)
+reading = both(
+    click.option(
+        "--format",
+        "format_",
+        type=click.Choice(list(FORMATS)),
+        default="auto",
+        show_default=True,
+        help="What the records look like.",
+    ),
+    click.option("--limit", type=click.IntRange(1), metavar="N", help="Take the first N good facts."),
+    click.option(
+        "--on-conflict",
+        type=click.Choice(["error", "first", "last"]),
+        default="error",
+        show_default=True,
+        help="Which target counts where one subject and prompt has several.",
+    ),
+    click.option(
+        "--skip-bad", is_flag=True, help="Leave bad records out and count them, instead of stopping."
+    ),
+)
+drop_failed = click.option(
+    "--drop-failed", is_flag=True, help="Leave out facts that the model still does not say after solving."
+)
+
+
+def with_preset(preset: str | None, keys: str | None, gamma: float | None) -> tuple[str, float | None]:
+    """(keys, gamma) as the preset and the single options say; a contradiction is wrong usage."""
+    if preset is None:
+        return keys or "two", gamma
+    for name, given in (("keys", keys), ("gamma", gamma)):
+        if given is not None and given != PAPER[name]:
+            raise click.UsageError(
+                f"--preset paper means --{name} {PAPER[name]}, not {given}: drop one of them"
+            )
+    return PAPER["keys"], PAPER["gamma"]
+
+
+def index_settings(kind: str, nlist: int | None, nprobe: int | None) -> dict[str, Any]:
+    """The setting `index` of a database; auto is flat, the kind that is exact."""
+    if kind != "ivf" and (nlist or nprobe):
+        raise click.UsageError("--nlist and --nprobe belong to --index ivf")
+    named = (("kind", "flat" if kind == "auto" else kind), ("nlist", nlist), ("nprobe", nprobe))
+    return {name: value for name, value in named if value}

@@ -1,0 +1,135 @@
+"""How things are printed: data to stdout, messages and progress to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from neuraldb_faiss.editing.pipeline import Progress
+
+LOG_EVERY = 5.0  # seconds between two progress lines where there is no terminal
+PLAIN_WIDTH = 100
+
+
+def say(message: str) -> None:
+    """A message for people, on stderr."""
+    click.echo(message, err=True)
+
+
+def warn(message: str) -> None:
+    click.secho(f"warning: {message}", fg="yellow", err=True)
+
+
+def emit_json(value: Any) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def emit_json_list(values: Iterable[Any]) -> None:
+    """A JSON list, an item a line, without holding all of it."""
+    first = True
+    for value in values:
+        click.echo("[" if first else ",", nl=first)
+        if not first:
+            click.echo()
+        click.echo(json.dumps(value, ensure_ascii=False), nl=False)
+        first = False
+    click.echo("[]" if first else "\n]")
+
+
+def plain(text: str) -> str:
+    """On one line, without characters that would drive a terminal: a database's texts may be anyone's."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def clip(text: str, width: int) -> str:
+    text = plain(text)
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def console() -> Console:
+    """Rich on stdout: colours in a terminal, plain text of a fixed width elsewhere."""
+    from rich.console import Console
+
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False)
+
+
+def key_values(values: Mapping[str, Any]) -> None:
+    width = max(map(len, values))
+    for name, value in values.items():
+        click.echo(f"{name.ljust(width)}  {plain(str(value))}")
+
+
+@contextmanager
+def progress(doing: str) -> Iterator[Callable[[Progress], None]]:
+    """What to report progress to: a bar in a terminal, a line now and then elsewhere."""
+    if sys.stderr.isatty():
+        with _bar(doing) as report:
+            yield report
+    else:
+        yield _lines(doing)
+
+
+@contextmanager
+def _bar(doing: str) -> Iterator[Callable[[Progress], None]]:
+    from rich import progress as rich
+    from rich.console import Console
+
+    columns = (
+        rich.SpinnerColumn(),
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TextColumn("{task.fields[rate]}"),
+        rich.TimeElapsedColumn(),
+    )
+    started = time.monotonic()
+    with rich.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(doing, total=None, rate="")
+
+        def report(now: Progress) -> None:
+            bar.update(task, total=now.total, completed=now.done, rate=_rate(now, time.monotonic() - started))
+
+        yield report
+
+
+def _lines(doing: str) -> Callable[[Progress], None]:
+    started = time.monotonic()
+    last = started
+
+    def report(now: Progress) -> None:
+        nonlocal last
+        moment = time.monotonic()
+        if moment - last >= LOG_EVERY or now.done == now.total:
+            last = moment
+            say(f"{doing}: {now.done:,} of {count(now.total, 'fact')}{_rate(now, moment - started)}")
+
+    return report
+
+
+def _rate(now: Progress, seconds: float) -> str:
+    """Facts a second and the time left, over what this run did itself; and the mean loss."""
+    rate = (now.done - now.resumed) / max(seconds, 1e-6)
+    left = f", {duration((now.total - now.done) / rate)} left" if rate and now.done < now.total else ""
+    loss = "" if now.loss is None else f", mean loss {now.loss:.3f}"
+    return f", {rate:.2g} facts/s{left}{loss}" if rate < 10 else f", {rate:,.0f} facts/s{left}{loss}"
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

@@ -1,0 +1,393 @@
+"""NeuralDB: the one noun object, and `build` and `merge`, which make one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neuraldb_faiss import store as st
+from neuraldb_faiss.errors import FactError
+from neuraldb_faiss.facts import Fact, fold
+from neuraldb_faiss.store import Generation, Problem, Snapshot, Store, StoredFact
+
+if TYPE_CHECKING:  # torch, transformers and faiss load only when they are used
+    import numpy as np
+    import torch
+
+    from neuraldb_faiss.editing.pipeline import Report
+    from neuraldb_faiss.hook import Handle
+    from neuraldb_faiss.search import Matches, Matcher
+
+
+class NeuralDB:
+    """A database of facts in a folder, seen at one generation.
+
+    Open one with `NeuralDB.open`, make one with `build`. Changes (`add`, `remove`, ...) need mode="rw"; each is one
+    transaction that makes one generation, which this object then shows. An object opened for reading keeps the
+    generation it opened until `refresh`.
+    """
+
+    def __init__(self, store: Store, generation: int | None = None) -> None:
+        self._store = store
+        self._snapshot = store.snapshot(generation)
+        self._settings = store.settings(self._snapshot.generation)
+        self._matcher: Matcher | None = None
+
+    @classmethod
+    def open(cls, path: str | Path, mode: str = "r", *, generation: int | None = None) -> NeuralDB:
+        """Open the database folder `path`; arrays are mapped, not read.
+
+        Args:
+            mode: "r", or "rw" to change it.
+            generation: an older generation to look at; the newest by default.
+
+        Raises:
+            StoreError: there is none, or it is half-copied.
+            FormatError: a newer format.
+            CorruptError: damaged.
+        """
+        return cls(Store(path, mode), generation)
+
+    # ---- what is in it
+
+    @property
+    def path(self) -> Path:
+        return self._store.root
+
+    @property
+    def generation(self) -> int:
+        return self._snapshot.generation
+
+    @property
+    def layer(self) -> int:
+        """The decoder layer whose FFN is edited (from 0)."""
+        return int(self._settings["layer"])
+
+    @property
+    def gamma(self) -> float:
+        """The gate: a residual fires where the cosine exceeds it (eq. 11)."""
+        return float(self._settings["gamma"])
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The generation this object shows: its arrays."""
+        return self._snapshot
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What it was built with, and how it is searched."""
+        return dict(self._settings)
+
+    def __len__(self) -> int:
+        """Live facts."""
+        return self._record().facts
+
+    def __repr__(self) -> str:
+        return f"<NeuralDB {self.path} generation {self.generation}: {len(self)} facts at layer {self.layer}>"
+
+    def _record(self) -> Generation:
+        return next(g for g in self.history() if g.generation == self.generation)
+
+    def facts(self, *, at: int | None = None, **where: Any) -> list[StoredFact]:
+        """Live facts in the order they came, narrowed by what is given.
+
+        Args:
+            at: as of this generation.
+            where: ids=[...], subject=, contains= (in subject, prompt or target), source=, entry=, failed=True,
+                waiting=True, limit=. See `Catalog.facts`.
+        """
+        generation = self.generation if at is None else at
+        self._store.check_generation(generation)
+        return list(self._store.catalog.facts(generation, **where))
+
+    def history(self) -> list[Generation]:
+        """Every generation, oldest first."""
+        return self._store.catalog.generations()
+
+    def info(self) -> dict[str, Any]:
+        """Figures about this generation, JSON values."""
+        from neuraldb_faiss.models.fingerprint import Fingerprint
+
+        record, settings, snapshot = self._record(), self._settings, self._snapshot
+        waiting = self._store.catalog.facts(self.generation, waiting=True)
+        failed = self._store.catalog.facts(self.generation, failed=True)
+        return {
+            "path": str(self.path),
+            "format": st.FORMAT,
+            "generation": self.generation,
+            "facts": record.facts,
+            "entries": record.entries,
+            "keys": snapshot.n_keys,
+            "waiting": sum(1 for _ in waiting),
+            "failed": sum(1 for _ in failed),
+            "model": Fingerprint.from_json(settings["fingerprint"]).describe(),
+            "model_name": settings.get("model_name"),
+            "layer": self.layer,
+            "gamma": self.gamma,
+            "residual": settings["residual"],
+            "keys_per_fact": settings["keys"],
+            "index": settings["index"],
+            "d1": snapshot.d1,
+            "d2": snapshot.d2,
+            "bytes": sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file()),
+        }
+
+    # ---- looking up
+
+    def search(self, keys: torch.Tensor | np.ndarray, *, gamma: float | None = None) -> Matches:
+        """The nearest live entry of every key, and whether it passes the gate; cosine only.
+
+        Args:
+            keys: [n, d1], any length, dtype and device.
+
+        Returns:
+            Matches(entry_ids int64 [n], scores float32 [n], fired bool [n]).
+        """
+        if self._matcher is None:
+            self._matcher = self.matcher()
+        return self._matcher.match(keys, gamma=gamma)
+
+    def matcher(self, search: str = "auto", *, gamma: float | None = None) -> Matcher:
+        """A searcher over this generation's keys; "auto" is the kind that `reindex` set (flat at first)."""
+        from neuraldb_faiss.editing.editor import check_gamma
+        from neuraldb_faiss.search import Matcher
+
+        index = dict(self._settings["index"])
+        if search not in ("auto", index["kind"]):
+            index = {"kind": search}
+        gate = self.gamma if gamma is None else check_gamma(gamma)
+        return Matcher(
+            self._snapshot, index["kind"], gamma=gate, nlist=index.get("nlist"), nprobe=index.get("nprobe"),
+            directory=self.path / "search",
+        )  # fmt: skip
+
+    def attach(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        *,
+        gamma: float | None = None,
+        search: str = "auto",
+        strict: bool = True,
+    ) -> Handle:
+        """Hook the database into a model; a context manager, or call `remove()` on what it returns.
+
+        Args:
+            tokenizer: not needed; taken so that calls read like the others.
+            strict: False attaches to a model that the fingerprint says is another one (shapes must fit).
+
+        Raises:
+            FingerprintError: the database was built with another model.
+        """
+        from neuraldb_faiss.editing.editor import check_model
+        from neuraldb_faiss.hook import attach
+        from neuraldb_faiss.models.fingerprint import Fingerprint
+
+        stored = Fingerprint.from_json(self._settings["fingerprint"])
+        site = check_model(stored, self._settings, model, strict=strict)
+        return attach(
+            self.matcher(search, gamma=gamma), model, site=site,
+            newest=lambda: self._store.snapshot(like=self._snapshot),
+        )  # fmt: skip
+
+    def _newest(self) -> Snapshot:
+        """The newest generation, for a live handle; this object itself keeps the one it shows."""
+        return self._store.snapshot(like=self._snapshot)
+
+    # ---- changing it
+
+    def add(
+        self, facts: Iterable[Fact], model: Any, tokenizer: Any, *, on_conflict: str = "error",
+        drop_failed: bool = False, report: Report | None = None, **how: Any,
+    ) -> Generation | None:  # fmt: skip
+        """Add facts; a fact with the subject and prompt of a live one updates it. None where nothing was new."""
+        from neuraldb_faiss.editing import changes
+
+        folded = fold(facts, on_conflict)
+        editor = self._editor(model, tokenizer)
+        done = changes.add(self._store, editor, folded.facts, drop_failed=drop_failed, report=report, **how)
+        return self._changed(done)
+
+    def remove(
+        self, ids: Sequence[str] | str | None = None, *, subject: str | None = None, source: str | None = None,
+        model: Any = None, tokenizer: Any = None, report: Report | None = None, **how: Any,
+    ) -> Generation:  # fmt: skip
+        """Remove facts by id, by subject or by source.
+
+        Where other facts share an entry with a removed one they are solved anew, given a model; else the entry
+        stops firing and they wait for `solve`.
+
+        Raises:
+            FactError: no live fact fits, or an id is unknown.
+        """
+        from neuraldb_faiss.editing import changes
+
+        doomed = self.doomed(ids, subject=subject, source=source)
+        editor = None if model is None else self._editor(model, tokenizer)
+        generation = changes.remove(self._store, doomed, editor, report=report, **how)
+        self.refresh()
+        return generation
+
+    def doomed(
+        self, ids: Sequence[str] | str | None = None, *, subject: str | None = None, source: str | None = None
+    ) -> list[StoredFact]:
+        """The facts that `remove` with these arguments would remove."""
+        if ids is None and subject is None and source is None:
+            raise FactError("say which facts to remove: ids, a subject or a source")
+        wanted = [ids] if isinstance(ids, str) else ids
+        found = self.facts(at=self._store.generation, ids=wanted, subject=subject, source=source)
+        if wanted is not None and (missing := set(wanted) - {fact.id for fact in found}):
+            raise FactError(f"no live fact has the id {sorted(missing)[0]!r} (`neuraldb facts` lists them)")
+        return found
+
+    def solve(self, model: Any, tokenizer: Any, *, report: Report | None = None, **how: Any) -> Generation | None:
+        """Solve the entries that wait for it; None where none do."""
+        from neuraldb_faiss.editing import changes
+
+        return self._changed(changes.solve(self._store, self._editor(model, tokenizer), report=report, **how))
+
+    def rollback(self, generation: int, *, wait: float = 10.0) -> Generation:
+        """A new generation equal to an old one."""
+        done = st.rollback(self._store, generation, wait=wait)
+        self.refresh()
+        return done
+
+    def compact(self, *, wait: float = 10.0) -> Generation:
+        """Rewrite the arrays without dead entries. The history before it ends: no rollback past it."""
+        done = st.compact(self._store, wait=wait)
+        self.refresh()
+        return done
+
+    def reindex(
+        self, kind: str, *, nlist: int | None = None, nprobe: int | None = None, wait: float = 10.0
+    ) -> Generation:
+        """Choose how keys are searched ("flat" or "ivf") from now on; makes the index at once."""
+        from neuraldb_faiss.search import Matcher
+
+        index = {name: value for name, value in (("kind", kind), ("nlist", nlist), ("nprobe", nprobe)) if value}
+        Matcher(
+            self._snapshot, kind, gamma=self.gamma, nlist=nlist, nprobe=nprobe, directory=self.path / "search"
+        )  # fmt: skip
+        with self._store.write(f"reindex --index {kind}", wait=wait) as transaction:
+            transaction.set_setting("index", index)
+            done = transaction.commit()
+        self.refresh()
+        return done
+
+    def verify(self, *, deep: bool = False) -> list[Problem]:
+        """What is wrong with the folder; empty where nothing is. `deep` reads every byte."""
+        return st.verify(self._store, deep=deep)
+
+    def refresh(self) -> int:
+        """Show the newest generation; arrays that did not change stay open. Returns its number."""
+        self._snapshot = self._store.snapshot(like=self._snapshot)
+        self._settings = self._store.settings(self._snapshot.generation)
+        self._matcher = None
+        return self.generation
+
+    def close(self) -> None:
+        self._store.close()
+
+    def __enter__(self) -> NeuralDB:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _editor(self, model: Any, tokenizer: Any) -> Any:
+        from neuraldb_faiss.editing.editor import Editor
+
+        return Editor.of(self._store.settings(self._store.generation), model, tokenizer)
+
+    def _changed(self, done: Generation | None) -> Generation | None:
+        if done is not None:
+            self.refresh()
+        return done
+
+
+def build(
+    facts: Iterable[Fact],
+    model: Any,
+    tokenizer: Any,
+    path: str | Path,
+    *,
+    layer: int | None = None,
+    residual: str = "memit",
+    keys: str = "two",
+    gamma: float | None = None,
+    ffn_module: str | None = None,
+    seed: int = 0,
+    on_conflict: str = "error",
+    drop_failed: bool = False,
+    report: Report | None = None,
+    command: str = "build",
+    index: Mapping[str, Any] | None = None,
+    **overrides: float | None,
+) -> NeuralDB:
+    """Build a database of `facts` for `model` in the new folder `path`; killed, the same call resumes.
+
+    Args:
+        layer: the FFN to edit; a known model's default else (`edit_defaults`).
+        residual: "memit" (eq. 21), or "none" (zeros: for measuring gates and lookups).
+        keys: "two" a fact (raw, and mean behind prefixes), or the "paper"'s one average (eq. 20).
+        gamma: the gate, 0.65 by default.
+        ffn_module: the down-projection's name with {} for the layer, where it is not found by itself.
+        seed: of the context prefixes.
+        on_conflict: "error", "first" or "last" where two targets are given for one subject and prompt.
+        drop_failed: leave out facts whose target is not the arg-max after solving.
+        report: called with a `Progress` after every staged piece.
+        command: what the history calls this.
+        index: how the keys are searched: kind ("flat" by default, or "ivf"), and for ivf nlist and nprobe.
+        overrides: steps, lr, weight_decay, clamp, kl_factor, stop_loss of the residual's objective.
+
+    Raises:
+        NeuralDBError: its subclass and message say what is wrong.
+    """
+    from neuraldb_faiss.editing import changes
+    from neuraldb_faiss.editing.editor import Editor
+
+    folded = fold(facts, on_conflict)
+    editor = Editor.new(
+        model, tokenizer, layer=layer, residual=residual, keys=keys, gamma=gamma, ffn_module=ffn_module, seed=seed,
+        **overrides,
+    )  # fmt: skip
+    store = changes.build(folded.facts, editor, path, drop_failed=drop_failed, report=report, command=command, index=index)
+    return NeuralDB(store)
+
+
+def merge(
+    sources: Sequence[str | Path],
+    out: str | Path | None = None,
+    *,
+    into: str | Path | None = None,
+    on_conflict: str = "error",
+    gamma: float | None = None,
+    link: bool = False,
+    model: Any = None,
+    tokenizer: Any = None,
+    report: Report | None = None,
+    **how: Any,
+) -> NeuralDB:
+    """Merge databases of one model and layer into the new folder `out`, or `into` one that exists.
+
+    Args:
+        on_conflict: for facts with another target in another database: "error" (lists them, changes nothing), or
+            "first" / "last" by the order of the sources (`into` comes first).
+        gamma: needed where the gates differ.
+        link: hard-link the arrays instead of copying them.
+        model, tokenizer: to solve facts jointly that share a key; without, they wait for `solve`.
+
+    Raises:
+        ConflictError, FingerprintError, StoreError: nothing has changed then.
+    """
+    from neuraldb_faiss.editing.merging import merge as merge_stores
+
+    stores = [Store(path) for path in sources]
+    target, _ = merge_stores(
+        stores, out=out, into=None if into is None else Store(into, "rw"), on_conflict=on_conflict, gamma=gamma,
+        link=link, model=model, tokenizer=tokenizer, report=report, **how,
+    )  # fmt: skip
+    for store in stores:
+        store.close()
+    return NeuralDB(target)

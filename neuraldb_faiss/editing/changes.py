@@ -1,0 +1,137 @@
+"""What a database's facts become: build, add, remove, solve. Each is one transaction and one generation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from neuraldb_faiss.editing.editor import Editor
+from neuraldb_faiss.editing.pipeline import Report, edit_into, group_by_key
+from neuraldb_faiss.errors import FactError
+from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.store import Generation, Store, StoredFact, Transaction
+
+
+def build(
+    facts: Sequence[Fact],
+    editor: Editor,
+    path: str | Path,
+    *,
+    drop_failed: bool = False,
+    report: Report | None = None,
+    command: str = "build",
+    index: Mapping[str, Any] | None = None,
+    wait: float = 10.0,
+) -> Store:
+    """A new database of these facts (folded: one target a subject and prompt) at `path`.
+
+    Raises:
+        FactError: there are none.
+        StoreError: `path` holds something else, or the disk fails; what was staged stays for the next try.
+    """
+    if not facts:
+        raise FactError("no facts: the input is empty, or every record was bad")
+    settings = {**editor.settings(), "epoch": 1, "history_start": 1, "index": dict(index or {"kind": "flat"})}
+    store = Store.create(path, settings)
+    with store.write(command, wait=wait) as transaction:
+        try:
+            groups = group_by_key(zip(editor.key_ids(facts), facts, strict=True))
+            edit_into(transaction, editor, groups, drop_failed=drop_failed, report=report)
+            transaction.commit()
+        except Exception:
+            if not store.generation and not store.catalog.segments(None):
+                store.discard()  # a build that failed before anything was staged leaves no trace
+            raise
+    return store
+
+
+def add(
+    store: Store,
+    editor: Editor,
+    facts: Iterable[Fact],
+    *,
+    drop_failed: bool = False,
+    report: Report | None = None,
+    command: str = "add",
+    wait: float = 10.0,
+) -> Generation | None:
+    """Add facts; one with the subject and prompt of a live fact takes its place.
+
+    Live facts that share a key with a new one are solved anew together with it. None where nothing is new.
+    """
+    with store.write(command, wait=wait) as transaction:
+        base = transaction.base
+        incoming = {fact.identity: fact for fact in facts}
+        known = {old.identity: old for old in store.catalog.facts(base, identities=list(incoming))}
+        fresh = [
+            fact
+            for fact in incoming.values()
+            if fact.identity not in known or known[fact.identity].target != fact.target
+        ]
+        if not fresh:
+            return None
+        keyed = list(zip(editor.key_ids(fresh), fresh, strict=True))
+        neighbours = store.catalog.facts(base, key_ids=sorted({key for key, _ in keyed}))
+        replaced = {fact.identity for fact in fresh}
+        kept = [(old.key_id, old) for old in neighbours if old.identity not in replaced]
+        edit_into(transaction, editor, group_by_key([*kept, *keyed]), drop_failed=drop_failed, report=report)
+        return transaction.commit()
+
+
+def remove(
+    store: Store,
+    doomed: Sequence[StoredFact],
+    editor: Editor | None = None,
+    *,
+    report: Report | None = None,
+    command: str = "remove",
+    wait: float = 10.0,
+) -> Generation:
+    """End these facts. Others of the same entry are solved anew with an editor, and wait for `solve` without.
+
+    Raises:
+        FactError: there are none, or one is gone by now.
+    """
+    if not doomed:
+        raise FactError("nothing to remove: no live fact fits (`neuraldb facts` lists them)")
+    with store.write(command, wait=wait) as transaction:
+        gone = {fact.identity for fact in doomed}
+        rows = list(store.catalog.facts(transaction.base, identities=sorted(gone), every_row=True))
+        if missing := gone - {row.identity for row in rows}:
+            raise FactError(f"{len(missing)} of the facts to remove are gone already; list them again")
+        transaction.end(row.row for row in rows if row.row is not None)
+        if editor is not None:
+            _solve_keys(
+                store, transaction.base, editor, transaction, {row.key_id for row in rows}, gone, report
+            )
+        return transaction.commit()
+
+
+def solve(
+    store: Store, editor: Editor, *, report: Report | None = None, command: str = "solve", wait: float = 10.0
+) -> Generation | None:
+    """Solve the entries that wait for it (after a removal or a merge); None where none do."""
+    with store.write(command, wait=wait) as transaction:
+        waiting = {
+            fact.key_id for fact in store.catalog.facts(transaction.base, waiting=True, every_row=True)
+        }
+        if not waiting:
+            return None
+        _solve_keys(store, transaction.base, editor, transaction, waiting, set(), report)
+        return transaction.commit()
+
+
+def _solve_keys(
+    store: Store,
+    base: int,
+    editor: Editor,
+    transaction: Transaction,
+    key_ids: set[str],
+    without: set[str],
+    report: Report | None,
+) -> None:
+    left = store.catalog.facts(base, key_ids=sorted(key_ids))
+    groups = group_by_key((fact.key_id, fact) for fact in left if fact.identity not in without)
+    if groups:
+        edit_into(transaction, editor, groups, report=report)

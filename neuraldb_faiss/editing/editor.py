@@ -1,0 +1,201 @@
+"""A model set up to make keys and residuals in one fixed way: the settings a database keeps."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neuraldb_faiss.editing.keys import KeyRows, compute_keys
+from neuraldb_faiss.editing.prefixes import generate_prefixes
+from neuraldb_faiss.editing.residuals import FactOutcome, ResidualConfig, solve_residuals
+from neuraldb_faiss.errors import BuildError, FingerprintError
+from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.models import (
+    EditDefaults,
+    FFNSite,
+    Fingerprint,
+    edit_defaults,
+    find_site,
+    key_ids,
+)
+from neuraldb_faiss.models.fingerprint import fingerprint
+
+RESIDUALS = ("memit", "none")
+KEYS = ("two", "paper")
+
+
+@dataclass(frozen=True)
+class Edited:
+    """One entry's worth of work: the residual float32 [d2] of a group and what became of its facts."""
+
+    residual: np.ndarray
+    loss: float | None
+    facts: tuple[FactOutcome | None, ...]
+
+
+@dataclass(frozen=True)
+class Editor:
+    """A model, where it is edited, and how; `settings()` is all of it but the model itself."""
+
+    model: Any
+    tokenizer: Any
+    site: FFNSite
+    fingerprint: Fingerprint
+    prefixes: tuple[str, ...]
+    keys: str
+    residual: str
+    config: ResidualConfig
+    gamma: float
+    ffn_module: str | None
+    name: str | None = None  # where the model came from; told to people, compared with nothing
+
+    @classmethod
+    def new(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        *,
+        layer: int | None = None,
+        residual: str = "memit",
+        keys: str = "two",
+        gamma: float | None = None,
+        ffn_module: str | None = None,
+        seed: int = 0,
+        **overrides: float | None,
+    ) -> Editor:
+        """For a new database. None stands for the model's default (`edit_defaults`).
+
+        Args:
+            overrides: fields of ResidualConfig (steps, lr, weight_decay, clamp, kl_factor, stop_loss).
+
+        Raises:
+            BuildError: an unknown kind, or a value out of range.
+            ModelError: no FFN, or no such layer.
+        """
+        defaults = edit_defaults(model, ffn_module)[0]
+        _one_of("residual", residual, RESIDUALS)
+        _one_of("keys", keys, KEYS)
+        site = find_site(model, defaults.layer if layer is None else layer, ffn_module)
+        return cls(
+            model=model,
+            tokenizer=tokenizer,
+            site=site,
+            fingerprint=fingerprint(model, site),
+            prefixes=generate_prefixes(model, tokenizer, seed=seed),
+            keys=keys,
+            residual=residual,
+            config=_config(defaults, overrides),
+            gamma=check_gamma(defaults.gamma if gamma is None else gamma),
+            ffn_module=ffn_module,
+            name=model_name(model),
+        )
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], model: Any, tokenizer: Any) -> Editor:
+        """To change the database that has these settings.
+
+        Raises:
+            FingerprintError: it was built with another model, layer or revision.
+        """
+        stored = Fingerprint.from_json(settings["fingerprint"])
+        return cls(
+            model=model,
+            tokenizer=tokenizer,
+            site=check_model(stored, settings, model),
+            fingerprint=stored,
+            prefixes=tuple(settings["prefixes"]),
+            keys=settings["keys"],
+            residual=settings["residual"],
+            config=ResidualConfig(**settings["config"]),
+            gamma=settings["gamma"],
+            ffn_module=settings["ffn_module"],
+            name=settings.get("model_name"),
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """What the database must keep to be changed later, and to refuse other models. JSON values."""
+        return {
+            "fingerprint": self.fingerprint.to_json(),
+            "layer": self.site.layer,
+            "ffn_module": self.ffn_module,
+            "d1": self.site.d1,
+            "d2": self.site.d2,
+            "prefixes": list(self.prefixes),
+            "keys": self.keys,
+            "residual": self.residual,
+            "config": asdict(self.config),
+            "gamma": self.gamma,
+            "model_name": self.name,
+        }
+
+    def key_ids(self, facts: Sequence[Fact]) -> list[str]:
+        """Facts with the same one have the same key: they must share an entry."""
+        return key_ids(self.tokenizer, facts)
+
+    def make_keys(self, facts: Sequence[Fact]) -> KeyRows:
+        """Keys of these facts (eq. 20), one or two rows each."""
+        mode = "paper" if self.keys == "paper" else "two"
+        return compute_keys(self.model, self.tokenizer, self.site, facts, self.prefixes, mode)
+
+    def make_residuals(self, groups: Sequence[Sequence[Fact]]) -> list[Edited]:
+        """One residual a group (eq. 21); zeros where the kind is "none"."""
+        if self.residual == "none":
+            zero = np.zeros(self.site.d2, np.float32)
+            return [Edited(zero, None, (None,) * len(group)) for group in groups]
+        solved = solve_residuals(self.model, self.tokenizer, self.site, groups, self.prefixes, self.config)
+        return [Edited(one.residual, one.loss, one.facts) for one in solved]
+
+    def digest(self) -> str:
+        """Hex; equal where the same facts give the same arrays."""
+        deciding = {name: value for name, value in self.settings().items() if name != "model_name"}
+        return hashlib.sha256(repr(sorted(deciding.items())).encode()).hexdigest()
+
+
+def model_name(model: Any) -> str | None:
+    """What the model was loaded from: a hub's name, or a folder's absolute path; None where it was not loaded."""
+    name = getattr(model, "name_or_path", None)
+    if not isinstance(name, str) or not name:
+        return None
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else name
+
+
+def check_model(
+    stored: Fingerprint, settings: Mapping[str, Any], model: Any, *, strict: bool = True
+) -> FFNSite:
+    """The site in `model` that a database with these settings edits.
+
+    Raises:
+        FingerprintError: the model is not the one the database was built with (both are named).
+    """
+    site = find_site(model, settings["layer"], settings["ffn_module"])
+    found = fingerprint(model, site)
+    if (site.d1, site.d2) != (settings["d1"], settings["d2"]) or (strict and not stored.matches(found)):
+        raise FingerprintError(
+            f"the database was built with {stored.describe()}; this model is {found.describe()}. Load the right"
+            " model, or make the database anew for this one (`neuraldb rebuild`)"
+        )
+    return site
+
+
+def check_gamma(gamma: float) -> float:
+    """Raises BuildError unless 0 <= gamma < 1: the gates a search accepts."""
+    if not 0 <= gamma < 1:
+        raise BuildError(f"gamma is {gamma}: it is a cosine, at least 0 and below 1 (the default is 0.65)")
+    return float(gamma)
+
+
+def _one_of(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise BuildError(f"{name} is {value!r}: it must be one of {', '.join(known)}")
+
+
+def _config(defaults: EditDefaults, overrides: Mapping[str, float | None]) -> ResidualConfig:
+    given = {name: value for name, value in overrides.items() if value is not None}
+    base = {name: getattr(defaults, name) for name in ("steps", "lr", "weight_decay", "clamp", "kl_factor")}
+    return ResidualConfig(**{**base, **given})

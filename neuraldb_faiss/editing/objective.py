@@ -1,0 +1,113 @@
+"""The objective of equation 21 over a batch of groups, and Adam that can drop groups on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from neuraldb_faiss.editing.rows import Picks
+
+
+@dataclass(frozen=True, slots=True)
+class ResidualConfig:
+    """Settings of equation 21 (sources: the paper's table of settings and the reference code of MEMIT).
+
+    `weight_decay` weighs ||r|| / ||h_init||^2, `clamp` bounds ||r|| by clamp * ||h_init||, `steps` counts
+    loss evaluations (the last one is not followed by an update), `stop_loss` ends a group early.
+    """
+
+    steps: int
+    lr: float
+    weight_decay: float
+    clamp: float
+    kl_factor: float
+    stop_loss: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Losses at one residual a group: G groups, F facts."""
+
+    loss: Tensor  # float32 [G], differentiable
+    stop: Tensor  # float32 [G]: the loss with the largest fact's NLL in place of the mean one
+    raw_nll: Tensor  # float32 [F]: mean NLL per target token on the raw row
+    took: Tensor  # bool [F]: every target token of the raw row is the arg-max
+
+
+def evaluate(
+    logits: Tensor, base: Tensor, r: Tensor, h_norm: Tensor, picks: Picks, config: ResidualConfig
+) -> Evaluation:
+    """Equation 21 from the logits [N + G, vocab] at `picks`.
+
+    `base` [G, vocab] are the unedited log-probabilities at the KL places, `r` float32 [G, d2], `h_norm`
+    float32 [G]. The divergence is KL(edited || base). Everything is computed in float32.
+    """
+    n, n_facts = len(picks.target), len(picks.group_of_fact)
+    logits = logits.float()
+    nll = F.cross_entropy(logits[:n], picks.target, reduction="none")
+    fact_nll = nll.new_zeros(n_facts).index_add(0, picks.fact, nll * picks.share)
+    n_groups = len(r)
+    facts_of_group = torch.bincount(picks.group_of_fact, minlength=n_groups)
+    mean_nll = fact_nll.new_zeros(n_groups).index_add(0, picks.group_of_fact, fact_nll) / facts_of_group
+    edited = F.log_softmax(logits[n:], dim=1)
+    kl = (edited.exp() * (edited - base)).sum(1)
+    rest = config.kl_factor * kl + config.weight_decay * r.norm(dim=1) / h_norm.square()
+    with torch.no_grad():
+        worst = fact_nll.new_full((n_groups,), float("-inf"))
+        worst = worst.scatter_reduce(0, picks.group_of_fact, fact_nll, "amax")
+        raw = picks.raw
+        tokens = torch.bincount(picks.fact[raw], minlength=n_facts)
+        raw_nll = nll.new_zeros(n_facts).index_add(0, picks.fact[raw], nll[raw]) / tokens
+        hit = logits[:n].argmax(1) == picks.target
+        missed = torch.bincount(picks.fact[raw & ~hit], minlength=n_facts)
+    return Evaluation(mean_nll + rest, worst + rest.detach(), raw_nll, missed == 0)
+
+
+class Adam:
+    """torch.optim.Adam's update (betas 0.9 and 0.999, eps 1e-8) on rows whose state can be dropped."""
+
+    def __init__(self, like: Tensor, lr: float) -> None:
+        self._lr = lr
+        self._step = 0
+        self._mean = torch.zeros_like(like)
+        self._square = torch.zeros_like(like)
+
+    def update(self, r: Tensor, grad: Tensor) -> Tensor:
+        """r after one step along `grad`; both float32 [G, d2]. `r` itself is left as it is."""
+        self._step += 1
+        self._mean.lerp_(grad, 0.1)
+        self._square.mul_(0.999).addcmul_(grad, grad, value=1 - 0.999)
+        size = self._lr / (1 - 0.9**self._step)
+        denominator = (self._square.sqrt() / (1 - 0.999**self._step) ** 0.5).add_(1e-8)
+        return torch.addcdiv(r, self._mean, denominator, value=-size)
+
+    def keep(self, index: Tensor) -> None:
+        """Drop the state of all rows but `index`."""
+        self._mean = self._mean.index_select(0, index)
+        self._square = self._square.index_select(0, index)
+
+
+def project(r: Tensor, limit: Tensor) -> Tensor:
+    """Each row of r scaled down to a norm of at most `limit` [G]."""
+    norm = r.norm(dim=1, keepdim=True)
+    limit = limit[:, None]
+    return torch.where(norm > limit, r * (limit / norm), r)
+
+
+def h_init_norm(hidden: Tensor, rows: Sequence[tuple[int, bool, int]]) -> float:
+    """||h_init|| of one group from `hidden` [rows, d2], the output of block l* at each row's subject's last
+    token.
+
+    `rows` gives (index into hidden, raw, subject's last token) of the group's fact rows. h_init is the raw
+    row's vector; where that stands at position 0, the mean over the prefixed rows, because the first
+    token's norm is some nine times any other's.
+    """
+    raw = next((index, last) for index, is_raw, last in rows if is_raw)
+    others = [index for index, is_raw, _ in rows if not is_raw]
+    if raw[1] > 0 or not others:
+        return float(hidden[raw[0]].float().norm())
+    return float(hidden[others].float().mean(0).norm())

@@ -1,0 +1,165 @@
+"""The token rows of equation 21 for groups of facts, and the places in them where the loss looks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from neuraldb_faiss.editing.prefixes import contexts
+from neuraldb_faiss.models.prompts import encode, encode_targets
+
+if TYPE_CHECKING:
+    from neuraldb_faiss.facts.fact import Fact
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One text; `ids` ends before the target's last token, which is only predicted."""
+
+    group: int
+    fact: int  # index of the fact within its group; -1 on a row that serves KL alone
+    raw: bool
+    ids: tuple[int, ...]
+    last: int  # index of the subject's last token
+    targets: tuple[int, ...]  # predicted from the last len(targets) positions
+    kl: bool  # KL(edited || base) is taken at `last`
+
+
+def group_rows(tokenizer: Any, group: int, facts: Sequence[Fact], prefixes: Sequence[str]) -> list[Row]:
+    """Rows of one group: for each fact its raw prompt and one behind each prefix, and "{subject} is a" for
+    KL.
+
+    What a model computes at the subject's last token depends only on the tokens up to it. Where the raw
+    prompt begins with the subject, that is the KL row's own beginning: the raw row then serves for KL too,
+    and the KL row is spared.
+    """
+    texts = [place for fact in facts for place in contexts(fact, prefixes)]
+    per_fact = 1 + len(prefixes)
+    encoded = encode_targets(
+        tokenizer,
+        [text for text, _ in texts],
+        [span for _, span in texts],
+        [fact.target for fact in facts for _ in range(per_fact)],
+    )
+    rows = [
+        Row(
+            group,
+            number // per_fact,
+            number % per_fact == 0,
+            row.ids[:-1],
+            row.last,
+            row.ids[row.target_start :],
+            False,
+        )
+        for number, row in enumerate(encoded)
+    ]
+    subject = facts[0].subject
+    about = encode(tokenizer, f"{subject} is a", (0, len(subject)))
+    head = about.ids[: about.last + 1]
+    if rows[0].ids[: rows[0].last + 1] == head:
+        raw = rows[0]
+        rows[0] = Row(raw.group, raw.fact, True, raw.ids, raw.last, raw.targets, True)
+    else:
+        rows.append(Row(group, -1, False, head, about.last, (), True))
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Picks:
+    """The places whose logits the loss needs, group by group. N target places come first, then G KL places.
+
+    Columns count from the subject's last token (column 0), rows from the batch's first.
+    """
+
+    row: Tensor  # int64 [N + G]
+    column: Tensor  # int64 [N + G]
+    target: Tensor  # int64 [N]: the token wanted at each target place
+    fact: Tensor  # int64 [N]: index of the place's fact among all the batch's facts
+    raw: Tensor  # bool [N]: the place is in a raw row
+    share: Tensor  # float32 [N]: 1 / (tokens of the target * rows of the fact)
+    group_of_fact: Tensor  # int64 [F]
+    group_of_row: Tensor  # int64 [rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Groups that are solved together; a row's group counts within the batch."""
+
+    groups: tuple[tuple[Row, ...], ...]
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for group in self.groups for row in group]
+
+    def keep(self, groups: Sequence[int]) -> Batch:
+        """The batch with only the given groups, in the given order."""
+        return Batch(tuple(self.groups[g] for g in groups))
+
+    def row_index(self, groups: Sequence[int]) -> list[int]:
+        """Positions of the given groups' rows among this batch's rows."""
+        starts = [0]
+        for group in self.groups:
+            starts.append(starts[-1] + len(group))
+        return [row for g in groups for row in range(starts[g], starts[g + 1])]
+
+    def picks(self, device: torch.device) -> Picks:
+        """Where the loss looks; see `Picks`."""
+        row: list[int] = []
+        column: list[int] = []
+        target: list[int] = []
+        fact: list[int] = []
+        raw: list[bool] = []
+        share: list[float] = []
+        kl_row: list[int] = []
+        group_of_fact: list[int] = []
+        group_of_row: list[int] = []
+        number = 0
+        for g, rows in enumerate(self.groups):
+            first_fact = len(group_of_fact)
+            n_facts = 1 + max(r.fact for r in rows)
+            group_of_fact += [g] * n_facts
+            for r in rows:
+                group_of_row.append(g)
+                if r.kl:
+                    kl_row.append(number)
+                n_rows = sum(other.fact == r.fact for other in rows)
+                start = len(r.ids) - len(r.targets) - r.last
+                for offset, token in enumerate(r.targets):
+                    row.append(number)
+                    column.append(start + offset)
+                    target.append(token)
+                    fact.append(first_fact + r.fact)
+                    raw.append(r.raw)
+                    share.append(1.0 / (len(r.targets) * n_rows))
+                number += 1
+
+        def ints(values: list[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.long, device=device)
+
+        return Picks(
+            row=ints(row + kl_row),
+            column=ints(column + [0] * len(kl_row)),
+            target=ints(target),
+            fact=ints(fact),
+            raw=torch.tensor(raw, dtype=torch.bool, device=device),
+            share=torch.tensor(share, dtype=torch.float32, device=device),
+            group_of_fact=ints(group_of_fact),
+            group_of_row=ints(group_of_row),
+        )
+
+
+def pad(rows: Sequence[Sequence[int]], *, left: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token rows as int64 [rows, widest] with their mask (1 real, 0 padding), padded on the given side."""
+    width = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for number, row in enumerate(rows):
+        if row:
+            place = slice(width - len(row), width) if left else slice(0, len(row))
+            ids[number, place] = torch.tensor(row)
+            mask[number, place] = 1
+    return ids.to(device), mask.to(device)

@@ -1,0 +1,47 @@
+"""Every error a user can cause. The command line prints the message as one line and exits with 1."""
+
+from __future__ import annotations
+
+
+class NeuralDBError(Exception):
+    """Base of all errors that name their cause and their cure."""
+
+
+class FactError(NeuralDBError):
+    """A fact, or a file of facts, breaks a rule."""
+
+
+class ConflictError(FactError):
+    """Two targets for one subject and prompt, where only one can be meant."""
+
+
+class ModelError(NeuralDBError):
+    """A model cannot be loaded, or has no FFN where one was looked for."""
+
+
+class FingerprintError(ModelError):
+    """A database meets another model, layer or revision than it was built with."""
+
+
+class BuildError(NeuralDBError):
+    """Keys or residuals could not be computed."""
+
+
+class StoreError(NeuralDBError):
+    """A database folder is missing, cannot be written, or cannot be used as asked."""
+
+
+class FormatError(StoreError):
+    """The folder is no database, or was written by a newer format."""
+
+
+class CorruptError(StoreError):
+    """Stored bytes are not the bytes that were written."""
+
+
+class LockedError(StoreError):
+    """Another process is writing."""
+
+
+class SearchError(NeuralDBError):
+    """The index cannot be made or searched (FAISS missing, unknown kind, bad settings)."""

@@ -1,0 +1,171 @@
+"""One record of a known format becomes one Fact. Fields without a place in Fact stay in its metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from ..errors import FactError
+from .fact import Fact
+
+Record = Mapping[str, Any]
+
+
+def convert(record: object, format: str, source: str) -> Fact:
+    """The fact that a record holds; `source` where it names none. Raises FactError naming the rule."""
+    known = _known(record)
+    return Fact.from_dict({"source": source, **_CONVERTERS[format](known)})
+
+
+def detect(record: object) -> str:
+    """The format of a record, told by a field that only this format has. Raises FactError if none has."""
+    known = _known(record)
+    if "target" in known:
+        return "jsonl"
+    for mark, format in _MARKS:
+        if mark in known:
+            return format
+    raise FactError(f"no known format has the fields {sorted(known)}; choose one of {', '.join(FORMATS)}")
+
+
+def _known(record: object) -> dict[str, Any]:
+    if not isinstance(record, Mapping):
+        raise FactError(f"the record is of type {type(record).__name__}; it must be a JSON object")
+    # null is the same as absent: `datasets` fills absent fields with null
+    return {name: value for name, value in record.items() if value is not None}
+
+
+def _jsonl(record: Record) -> Record:
+    return record
+
+
+def _counterfact(record: Record) -> Record:
+    return _nested(record) if "requested_rewrite" in record else _flat(record)
+
+
+def _nested(record: Record) -> Record:
+    rewrite = record["requested_rewrite"]
+    if not isinstance(rewrite, Mapping):
+        raise FactError(f"requested_rewrite is of type {type(rewrite).__name__}; it must be one object")
+    fact: dict[str, Any] = {
+        "subject": _need(rewrite, "subject"),
+        "prompt": _need(rewrite, "prompt"),
+        "target": _label(_need(rewrite, "target_new")),
+        "target_true": _label(rewrite.get("target_true")),
+        "relation": rewrite.get("relation_id"),
+    }
+    metadata = _rest(record, {"requested_rewrite"})
+    for name, key in (("target_new", "target_id"), ("target_true", "target_true_id")):
+        value = rewrite.get(name)
+        if isinstance(value, Mapping) and value.get("id"):
+            metadata[key] = value["id"]
+    return {**fact, "metadata": metadata}
+
+
+def _flat(record: Record) -> Record:
+    truth = _strings(record, "ground_truth")
+    used = {"prompt", "subject", "target_new", "ground_truth", "relation_id", *_FLAT_PROBES}
+    metadata = _rest(record, used)
+    _probes(metadata, "target_true_aliases", truth[1:])
+    for name, key in _FLAT_PROBES.items():
+        _probes(metadata, key, _strings(record, name))
+    return {
+        "subject": _need(record, "subject"),
+        "prompt": _need(record, "prompt"),
+        "target": _label(_need(record, "target_new")),
+        "target_true": truth[0] if truth else None,
+        "relation": record.get("relation_id"),
+        "metadata": metadata,
+    }
+
+
+def _zsre(record: Record) -> Record:
+    answers = _strings(record, "answers")
+    alt = record.get("alt")
+    # a null or blank alt says that the source found no counterfactual: the answer itself is the target
+    edited = alt is not None and not (isinstance(alt, str) and not alt.strip())
+    if not edited and not answers:
+        raise FactError("neither alt nor answers gives a target; one of them must")
+    metadata = _rest(record, {"src", "subject", "answers", "alt", "relation", *_ZSRE_PROBES})
+    _probes(metadata, "target_true_aliases" if edited else "aliases", answers[1:])
+    for name, key in _ZSRE_PROBES.items():
+        _probes(metadata, key, _strings(record, name))
+    return {
+        "subject": _need(record, "subject"),
+        "prompt": _need(record, "src"),
+        "target": alt if edited else answers[0],
+        "target_true": answers[0] if edited and answers else None,
+        "relation": record.get("relation"),
+        "metadata": metadata,
+    }
+
+
+def _questions(record: Record) -> Record:
+    answers = _strings(record, "answers")
+    if not answers:
+        raise FactError("answers gives no target; it must hold at least one")
+    metadata = _rest(record, {"subject", "question", "answers", "relation"})
+    _probes(metadata, "aliases", answers[1:])
+    return {
+        "subject": _need(record, "subject"),
+        "prompt": _need(record, "question"),
+        "target": answers[0],
+        "relation": record.get("relation"),
+        "metadata": metadata,
+    }
+
+
+_CONVERTERS: dict[str, Callable[[Record], Record]] = {
+    "jsonl": _jsonl,
+    "counterfact": _counterfact,
+    "zsre": _zsre,
+    "questions": _questions,
+}
+FORMATS = ("auto", *_CONVERTERS)
+_MARKS = (
+    ("requested_rewrite", "counterfact"),
+    ("target_new", "counterfact"),
+    ("src", "zsre"),
+    ("question", "questions"),
+    ("prompt", "jsonl"),
+)
+# the names of the source -> the one name every format has here; the values become lists
+_FLAT_PROBES = {
+    "rephrase_prompt": "paraphrase_prompts",
+    "locality_prompt": "neighborhood_prompts",
+    "locality_ground_truth": "neighborhood_truth",
+}
+_ZSRE_PROBES = {
+    "rephrase": "paraphrase_prompts",
+    "loc": "neighborhood_prompts",
+    "loc_ans": "neighborhood_truth",
+}
+
+
+def _need(record: Record, name: str) -> Any:
+    if record.get(name) is None:
+        raise FactError(f"field {name!r} is missing")
+    return record[name]
+
+
+def _rest(record: Record, used: Iterable[str]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in used}
+
+
+def _label(value: Any) -> Any:
+    """The text of a Wikidata item given as {"str": text, "id": Q-id} or as the text alone."""
+    return value.get("str") if isinstance(value, Mapping) else value
+
+
+def _strings(record: Record, name: str) -> list[str]:
+    """A field that holds one string, a list of them, or nothing."""
+    value = record.get(name)
+    values = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not all(isinstance(item, str) for item in values):
+        raise FactError(f"field {name!r} must be a string or a list of strings")
+    return values
+
+
+def _probes(metadata: dict[str, Any], key: str, values: list[str]) -> None:
+    if values:
+        metadata[key] = values

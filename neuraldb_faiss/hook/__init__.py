@@ -1,0 +1,8 @@
+"""The database inside a model: a forward hook on one layer that looks every token up."""
+
+from __future__ import annotations
+
+from .attach import Handle, Site, attach
+from .lookup import Fire
+
+__all__ = ["Fire", "Handle", "Site", "attach"]

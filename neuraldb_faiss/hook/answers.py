@@ -1,0 +1,117 @@
+"""What a model answers with a database attached, what without, and which facts made the difference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from neuraldb_faiss.errors import FactError, ModelError
+
+if TYPE_CHECKING:
+    from neuraldb_faiss.database import NeuralDB
+    from neuraldb_faiss.hook import Handle
+    from neuraldb_faiss.store import StoredFact
+
+
+@dataclass(frozen=True, slots=True)
+class Fired:
+    """An entry that fired: at which tokens of prompt and answer, its best cosine, the facts it serves."""
+
+    entry: int
+    positions: tuple[int, ...]
+    score: float
+    facts: tuple[StoredFact, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A prompt continued greedily.
+
+    Attributes:
+        prompt: as given. edited: the continuation with the database attached. base: the one without, None
+            where it was not asked for.
+        fired: what fired, the strongest first.
+        tokens: of prompt and edited continuation, as texts; positions of `fired` count them.
+    """
+
+    prompt: str
+    edited: str
+    base: str | None
+    fired: tuple[Fired, ...]
+    tokens: tuple[str, ...]
+
+
+def ask(
+    db: NeuralDB,
+    handle: Handle,
+    model: Any,
+    tokenizer: Any,
+    prompt: str,
+    *,
+    compare: bool = False,
+    chat: bool = False,
+    max_new_tokens: int = 20,
+) -> Answer:
+    """Continue `prompt` greedily under `handle`, an attachment of `db` to `model`; clears the handle's trace.
+
+    Args:
+        compare: also without the database.
+        chat: wrap the prompt in the tokenizer's chat template, as one message of the user.
+
+    Raises:
+        FactError: the prompt is empty. ModelError: `chat` where the tokenizer has no template.
+    """
+    ids = _encode(tokenizer, prompt, chat)
+    base = None
+    if compare:
+        with handle.disabled():
+            base = tokenizer.decode(
+                _continue(model, tokenizer, ids, max_new_tokens), skip_special_tokens=True
+            )
+    handle.clear_trace()
+    new = _continue(model, tokenizer, ids, max_new_tokens)
+    fired = _fired(db, handle.trace())
+    tokens = tuple(tokenizer.decode([token]) for token in (*ids, *new))
+    return Answer(prompt, tokenizer.decode(new, skip_special_tokens=True), base, fired, tokens)
+
+
+def _encode(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
+    if not prompt.strip():
+        raise FactError("the prompt is empty: give a text to continue")
+    if not chat:
+        return list(tokenizer(prompt)["input_ids"])
+    if not getattr(tokenizer, "chat_template", None):
+        raise ModelError("the model's tokenizer has no chat template: leave --chat out")
+    messages = [{"role": "user", "content": prompt}]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _continue(model: Any, tokenizer: Any, ids: list[int], max_new_tokens: int) -> list[int]:
+    rows = torch.tensor([ids], device=model.get_input_embeddings().weight.device)
+    with torch.no_grad():
+        out = model.generate(
+            input_ids=rows,
+            attention_mask=torch.ones_like(rows),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    return [int(token) for token in out[0, len(ids) :]]
+
+
+def _fired(db: NeuralDB, trace: Iterable[Any]) -> tuple[Fired, ...]:
+    best: dict[int, tuple[float, list[int]]] = {}
+    for fire in trace:
+        score, positions = best.setdefault(fire.entry_id, (fire.score, []))
+        positions.append(fire.position)
+        best[fire.entry_id] = max(score, fire.score), positions
+    found = [
+        Fired(entry, tuple(sorted(set(positions))), float(score), tuple(db.facts(entry=entry)))
+        for entry, (score, positions) in best.items()
+    ]
+    return tuple(sorted(found, key=lambda one: (-one.score, one.entry)))

@@ -1,0 +1,133 @@
+"""Attach a database to a model, and the handle that takes it off again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from neuraldb_faiss.errors import FingerprintError, ModelError, NeuralDBError
+from neuraldb_faiss.search.matcher import Matcher
+from neuraldb_faiss.search.searcher import EntrySource
+
+from .compiled import mark, unmark
+from .context import Context
+from .lookup import Fire, Lookup
+
+
+class Site(Protocol):
+    """Where to hook: `models.find_site` makes these."""
+
+    @property
+    def d1(self) -> int: ...
+    @property
+    def d2(self) -> int: ...
+    @property
+    def module_name(self) -> str: ...
+    @property
+    def module(self) -> nn.Module: ...
+
+
+class Handle:
+    """A database in a model, until `remove()` or the end of a `with`.
+
+    Attributes: calls (forwards seen) and hits (tokens that fired), both over all threads.
+    """
+
+    def __init__(
+        self, matcher: Matcher, model: nn.Module, site: Site, newest: Callable[[], EntrySource] | None,
+        trace_size: int,
+    ) -> None:  # fmt: skip
+        self._newest = newest
+        self._context = Context(model, site.module_name)
+        self._lookup = Lookup(matcher, self._context, trace_size)
+        self._hook = site.module.register_forward_hook(torch.compiler.disable(self._lookup.__call__))
+        self._module = site.module
+        mark(self._module)
+
+    @property
+    def calls(self) -> int:
+        return self._lookup.calls
+
+    @property
+    def hits(self) -> int:
+        return self._lookup.hits
+
+    def trace(self) -> list[Fire]:
+        """What fired since attaching or `clear_trace()`, oldest first; of many, the last `trace_size`."""
+        return self._lookup.trace()
+
+    def clear_trace(self) -> None:
+        self._lookup.clear_trace()
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """`with handle.disabled():` the model answers as if nothing were attached, in this thread only."""
+        return self._lookup.disabled()
+
+    def refresh(self, source: EntrySource | None = None) -> None:
+        """Answer from another generation: `source`, or the newest. Only what is new is loaded.
+
+        Raises NeuralDBError where no `source` is given and attaching named no way to the newest, and
+        FingerprintError where the shapes are another model's.
+        """
+        if source is None:
+            if self._newest is None:
+                raise NeuralDBError("refresh() has no way to the newest generation here: pass it a snapshot")
+            source = self._newest()
+        old = self._lookup.matcher.source
+        if (source.d1, source.d2) != (old.d1, old.d2):
+            raise FingerprintError(
+                f"cannot refresh: keys of {source.d1} and residuals of {source.d2}, "
+                f"where {old.d1} and {old.d2} are attached"
+            )
+        self._lookup.trace()  # names the facts while the old generation is at hand
+        self._lookup.matcher.refresh(source)
+
+    def remove(self) -> None:
+        """Take all hooks off: the model gives the very bits it gave before. Doing it twice is harmless."""
+        if not self._lookup.removed:
+            self._lookup.removed = True
+            self._hook.remove()
+            self._context.remove()
+            unmark(self._module)
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+def attach(
+    matcher: Matcher, model: nn.Module, *, site: Site, newest: Callable[[], EntrySource] | None = None,
+    trace_size: int = 10_000,
+) -> Handle:  # fmt: skip
+    """Hook a database into one layer of a model.
+
+    matcher: finds the entries, with the snapshot and the gate it was made with. model: the model whose
+    forward is called, as it is or from `torch.compile`. site: the layer. newest: gives the snapshot that
+    `refresh()` moves to. trace_size: how many firings `trace()` remembers.
+
+    Code that torch.compile made before is made anew; lookups run outside of its graph, so that
+    `fullgraph=True` fails, with torch's own message.
+
+    Raises FingerprintError where the shapes differ, ModelError where the site is another model's.
+    """
+    model = getattr(model, "_orig_mod", model)
+    source = matcher.source
+    if (source.d1, source.d2) != (site.d1, site.d2):
+        raise FingerprintError(
+            f"the database holds keys of {source.d1} and residuals of {source.d2}, but {site.module_name} "
+            f"takes {site.d1} and gives {site.d2}: it was built with another model or layer"
+        )
+    try:
+        inside = model.get_submodule(site.module_name) is site.module
+    except AttributeError:
+        inside = False
+    if not inside:
+        raise ModelError(f"{site.module_name} is another model's: find the site in the model you attach to")
+    return Handle(matcher, model, site, newest, trace_size)
+

@@ -1,0 +1,189 @@
+"""Which model a database belongs to: architecture, shapes, layer, and samples of the weights that make the
+keys.
+
+A key depends on every weight at and below its layer, and on none above. So a model whose upper layers differ
+may use the database (its keys are the same), and one whose lower layers differ may not. Samples are rounded
+to bfloat16: the same model in float32, float16 or bfloat16, on any device, has (nearly) the same samples,
+while another revision differs in most of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from neuraldb_faiss.errors import FingerprintError
+from neuraldb_faiss.models.sites import FFNSite, model_type, text_config, unwrap
+
+_PER_TENSOR = 32
+_PER_MAIN_TENSOR = 256  # the embedding and the down-projection itself
+_EQUAL_SHARE = 0.9  # float32 to float16 to bfloat16 rounds twice and so moves up to 6 % of the samples
+_EQUAL_SHARE_TENSOR = (
+    0.6  # one replaced tensor among hundreds must not drown; 32 samples spread more than all
+)
+_SHAPE_FIELDS = ("model_type", "n_layers", "d1", "d2", "vocab_size", "layer", "module_name")
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What a database keeps of its model.
+
+    ``samples``: (parameter name, bfloat16 bit patterns as uint16 numbers) a sampled weight, at and below
+    ``layer``. Offloaded and quantised weights are left out, so only weights that both models show are
+    compared.
+    """
+
+    model_type: str
+    n_layers: int
+    d1: int
+    d2: int
+    vocab_size: int
+    layer: int
+    module_name: str
+    samples: tuple[tuple[str, tuple[int, ...]], ...]
+
+    def to_json(self) -> str:
+        """One line of JSON; samples as hexadecimal, four digits each."""
+        fields = asdict(self)
+        fields["samples"] = {
+            name: "".join(f"{value:04x}" for value in values) for name, values in self.samples
+        }
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Fingerprint:
+        """Read ``to_json``'s form. Raises FingerprintError for anything else."""
+        try:
+            fields = json.loads(text)
+            samples = tuple(
+                (str(name), _unhex(digits)) for name, digits in sorted(fields.pop("samples").items())
+            )
+            made = cls(samples=samples, **fields)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise FingerprintError(
+                f"the stored model fingerprint cannot be read ({error}): run verify"
+            ) from error
+        for name in _SHAPE_FIELDS:
+            kind: type = str if name in ("model_type", "module_name") else int
+            if type(getattr(made, name)) is not kind:
+                raise FingerprintError(f"the stored model fingerprint has a wrong {name}: run verify")
+        return made
+
+    def matches(self, other: Fingerprint) -> bool:
+        """Whether keys made with one model are keys of the other: equal shapes, and the share of equal
+        samples is at least 0.9 over all and 0.6 in every weight that both show."""
+        if any(getattr(self, name) != getattr(other, name) for name in _SHAPE_FIELDS):
+            return False
+        theirs = dict(other.samples)
+        equal = total = 0
+        for name, mine in self.samples:
+            values = theirs.get(name)
+            if values is None:
+                continue
+            if len(values) != len(mine):
+                return False
+            same = sum(a == b for a, b in zip(mine, values, strict=True))
+            if same < _EQUAL_SHARE_TENSOR * len(mine):
+                return False
+            equal, total = equal + same, total + len(mine)
+        return total > 0 and equal >= _EQUAL_SHARE * total
+
+    def describe(self) -> str:
+        """A short line for people, as in "llama, 30 layers, 576/1536, vocabulary 49152, layer 3,
+        1a2b3c4d"."""
+        digest = hashlib.sha256(self.to_json().encode()).hexdigest()[:8]
+        return (
+            f"{self.model_type}, {self.n_layers} layers, {self.d2}/{self.d1}, vocabulary {self.vocab_size}, "
+            f"layer {self.layer}, {digest}"
+        )
+
+
+def fingerprint(model: nn.Module, site: FFNSite) -> Fingerprint:
+    """The fingerprint of ``model`` for a database at ``site``. Reads a few numbers of each weight
+    (milliseconds)."""
+    model = unwrap(model)
+    samples = []
+    for name, weight, count in _sampled(model, site):
+        values = _sample(weight, count)
+        if values is not None:
+            samples.append((name, values))
+    vocab_size = getattr(text_config(model), "vocab_size", None)
+    return Fingerprint(
+        model_type=model_type(model),
+        n_layers=site.n_layers,
+        d1=site.d1,
+        d2=site.d2,
+        vocab_size=int(vocab_size) if vocab_size is not None else 0,
+        layer=site.layer,
+        module_name=site.module_name,
+        samples=tuple(sorted(samples)),
+    )
+
+
+def _sampled(model: nn.Module, site: FFNSite) -> Iterator[tuple[str, torch.Tensor, int]]:
+    """(name, weight, samples to take) for the embeddings and for the blocks up to the site's."""
+    blocks = _block_names(model, site)
+    for module_name, module in model.named_modules():
+        in_block = any(module_name == block or module_name.startswith(f"{block}.") for block in blocks)
+        is_embedding = isinstance(module, nn.Embedding) and not _beside(module_name, site)
+        if not in_block and not is_embedding:
+            continue
+        main = is_embedding or module_name == site.module_name
+        for name, weight in module.named_parameters(recurse=False):
+            shown = _offloaded(module, name) if weight.is_meta else weight
+            if shown is not None:
+                yield f"{module_name}.{name}", shown, _PER_MAIN_TENSOR if main else _PER_TENSOR
+
+
+def _block_names(model: nn.Module, site: FFNSite) -> list[str]:
+    stem = _stem(site)
+    numbered = [f"{stem}{layer}" for layer in range(site.layer + 1)]
+    names = {name for name, _ in model.named_modules()}
+    return [name for name in numbered if name in names]
+
+
+def _stem(site: FFNSite) -> str:
+    """The block's name without the layer's number: "model.layers."."""
+    return site.block_name.removesuffix(str(site.layer))
+
+
+def _beside(module_name: str, site: FFNSite) -> bool:
+    """Whether a module is in the stack of blocks (where only those up to the site's count)."""
+    return module_name.startswith(_stem(site))
+
+
+def _offloaded(module: nn.Module, name: str) -> torch.Tensor | None:
+    """The weight that accelerate keeps elsewhere (``device_map`` with offloading), or None."""
+    weights: Any = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
+    try:
+        found = weights[name] if weights is not None else None
+    except (KeyError, OSError):
+        return None
+    return found if isinstance(found, torch.Tensor) and not found.is_meta else None
+
+
+def _sample(weight: torch.Tensor, count: int) -> tuple[int, ...] | None:
+    """``count`` elements at places fixed by the shape, as bfloat16 bit patterns; None for quantised
+    weights."""
+    if not weight.is_floating_point() or weight.element_size() < 2 or weight.numel() == 0:
+        return None
+    # Fibonacci hashing spreads the places evenly and over all columns, in integers: the same on every
+    # machine.
+    size = weight.numel()
+    places = [((i + 1) * 0x9E3779B97F4A7C15 % 2**64) * size >> 64 for i in range(count)]
+    index = tuple(torch.from_numpy(axis).to(weight.device) for axis in np.unravel_index(places, weight.shape))
+    rounded = weight.detach()[index].to("cpu", torch.float32).to(torch.bfloat16)
+    return tuple(int(bits) & 0xFFFF for bits in rounded.view(torch.int16).tolist())
+
+
+def _unhex(digits: str) -> tuple[int, ...]:
+    if len(digits) % 4:
+        raise ValueError("a sample is cut short")
+    return tuple(int(digits[i : i + 4], 16) for i in range(0, len(digits), 4))

@@ -1,0 +1,163 @@
+"""Token ids of a prompt, and the place of the subject's last token in them.
+
+A fact's key is taken at the LAST token of its subject (eq. 20 of the NeuralDB paper, arXiv 2507.18028). That
+token is found by the tokenizer's character offsets, so it does not matter whether a BOS token is added,
+whether a leading space belongs to a token, or how many tokens one character takes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from neuraldb_faiss.errors import FactError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from neuraldb_faiss.facts.fact import Fact
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Token ids of a text; ``ids[last]`` holds the subject's last character."""
+
+    ids: tuple[int, ...]
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedTarget:
+    """Token ids of a prompt and its target; ``ids[target_start:]`` are the target's, leading space
+    included."""
+
+    ids: tuple[int, ...]
+    last: int
+    target_start: int
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, span: Span) -> Encoded:
+    """Tokenize ``text`` as the model expects it: with the special tokens that the tokenizer puts before it
+    (BOS), none behind it (EOS), never truncated.
+
+    ``span`` is the subject's (start, end) in characters of ``text``. Raises FactError where the subject has
+    no token of its own, ModelError where the tokenizer gives no offsets.
+    """
+    return encode_all(tokenizer, [text], [span])[0]
+
+
+def encode_all(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], spans: Sequence[Span]
+) -> list[Encoded]:
+    """``encode`` for many texts in one call of the tokenizer, which then uses all processor cores."""
+    rows = _tokenize(tokenizer, texts)
+    return [
+        Encoded(ids, _last_token(offsets, text, span))
+        for (ids, offsets), text, span in zip(rows, texts, spans, strict=True)
+    ]
+
+
+def encode_target(tokenizer: PreTrainedTokenizerBase, text: str, span: Span, target: str) -> EncodedTarget:
+    """Tokenize ``text``, one space, and ``target``, as one text.
+
+    White space at the end of ``text`` and around ``target`` gives way to the one space. Raises FactError for
+    an empty target, and as ``encode`` does.
+    """
+    return encode_targets(tokenizer, [text], [span], [target])[0]
+
+
+def encode_targets(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], spans: Sequence[Span], targets: Sequence[str]
+) -> list[EncodedTarget]:
+    """``encode_target`` for many texts in one call of the tokenizer."""
+    prompts = [text.rstrip() for text in texts]
+    answers = [target.strip() for target in targets]
+    if not all(answers):
+        raise FactError("the target is empty: give the words that the prompt should be continued with")
+    joined = [f"{prompt} {answer}" for prompt, answer in zip(prompts, answers, strict=True)]
+    encoded = []
+    for (ids, offsets), text, prompt, span in zip(
+        _tokenize(tokenizer, joined), joined, prompts, spans, strict=True
+    ):
+        # The space itself counts as the target's, whether it is a token, part of one, or trimmed from
+        # offsets.
+        start = next((i for i, (_, end) in enumerate(offsets) if end > len(prompt)), len(ids))
+        if start == len(ids):
+            raise FactError(f"the tokenizer leaves no token for the target of {prompt!r}: use another target")
+        encoded.append(EncodedTarget(ids, _last_token(offsets, text, span), start))
+    return encoded
+
+
+def key_id(tokenizer: PreTrainedTokenizerBase, fact: Fact) -> str:
+    """20 hex digits over the token ids up to and including the subject's last token.
+
+    In a causal model these tokens alone decide the key: facts with equal ``key_id`` have equal keys.
+    """
+    return key_ids(tokenizer, [fact])[0]
+
+
+def key_ids(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> list[str]:
+    """``key_id`` of many facts in one call of the tokenizer."""
+    encoded = encode_all(tokenizer, [fact.text for fact in facts], [fact.subject_span for fact in facts])
+    return [_digest(row.ids[: row.last + 1]) for row in encoded]
+
+
+def _digest(ids: tuple[int, ...]) -> str:
+    return hashlib.sha256(struct.pack(f"<{len(ids)}q", *ids)).hexdigest()[:20]
+
+
+def _tokenize(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> list[tuple[tuple[int, ...], list[Span]]]:
+    """(ids, offsets) a text, without the special tokens that the tokenizer puts behind it."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            f"{type(tokenizer).__name__} gives no character offsets: "
+            "load a fast tokenizer (one with a tokenizer.json)"
+        )
+    if not texts:
+        return []
+    batch = tokenizer(
+        list(texts),
+        add_special_tokens=True,
+        padding=False,
+        truncation=False,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+        return_attention_mask=False,
+        verbose=False,
+    )
+    rows = []
+    for ids, offsets, special in zip(
+        batch["input_ids"], batch["offset_mapping"], batch["special_tokens_mask"], strict=True
+    ):
+        end = len(ids)
+        while end and special[end - 1] and offsets[end - 1][0] == offsets[end - 1][1]:
+            end -= 1
+        rows.append((tuple(ids[:end]), [(int(a), int(b)) for a, b in offsets[:end]]))
+    return rows
+
+
+def _last_token(offsets: Sequence[Span], text: str, span: Span) -> int:
+    start, end = span
+    if not 0 <= start < end <= len(text):
+        raise FactError(f"the subject's span {span} is not inside the prompt {text!r}")
+    subject = text[start:end]
+    # Offsets may leave white space out, so the last character that is sure to have a token is looked for.
+    final = start + len(subject.rstrip()) - 1
+    # A character of several bytes can be several tokens with the same offsets: the last of them ends it.
+    holding = [i for i, (left, right) in enumerate(offsets) if left <= final < right]
+    if not holding:
+        # A normaliser dropped that character (an accent, a joiner): the nearest token before it, in the
+        # subject.
+        holding = [i for i, (left, right) in enumerate(offsets) if left < right and start < right <= final]
+    if final < start or not holding:
+        raise FactError(
+            f"the tokenizer leaves no token for the subject {subject!r} of {text!r}: use another subject"
+        )
+    return holding[-1]

@@ -1,0 +1,100 @@
+"""What a backend must do, what it reads, and which kinds there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ..errors import SearchError
+
+KINDS = ("auto", "flat", "ivf")
+
+
+class KeySource(Protocol):
+    """The part of a store's snapshot that searching reads; positions number the keys from 0."""
+
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def d1(self) -> int: ...
+    @property
+    def n_keys(self) -> int: ...
+    @property
+    def key_entries(self) -> np.ndarray: ...
+    @property
+    def key_tokens(self) -> np.ndarray: ...
+    @property
+    def live(self) -> np.ndarray: ...
+    def key_blocks(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]: ...
+    def keys(self, positions: np.ndarray) -> np.ndarray: ...
+
+
+class EntrySource(KeySource, Protocol):
+    """A snapshot of the store: keys to match, and what the entries they name add and serve."""
+
+    @property
+    def d2(self) -> int: ...
+    def residuals(self, entry_ids: np.ndarray) -> np.ndarray: ...
+    def fact_ids(self, entry_id: int) -> tuple[str, ...]: ...
+
+
+class Searcher(Protocol):
+    """Proposes the nearest keys; the matcher decides. Positions are the order of adding.
+
+    Searching may go on in several threads at once; adding excludes everything else (the matcher's lock).
+    """
+
+    kind: str
+    tolerance: float  # no score is further than this from the cosine of the stored key
+
+    @property
+    def ntotal(self) -> int: ...
+
+    def add(self, keys: np.ndarray) -> None:
+        """Append float32 rows of unit length, [n, d1]."""
+
+    def search(
+        self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k nearest keys of every query by inner product, best first.
+
+        queries: float32 [n, d1] of unit length. allowed: bool [ntotal], or None for all keys.
+        Returns float32 scores [n, k] and int64 positions [n, k], -1 where there are fewer than k.
+        """
+
+
+def check_kind(kind: str) -> str:
+    """The kind itself; `auto` is `flat`, the exact one. Raises SearchError for an unknown one."""
+    if kind not in KINDS:
+        raise SearchError(f"unknown index kind {kind!r}: choose one of {', '.join(KINDS)}")
+    return "flat" if kind == "auto" else kind
+
+
+def make_searcher(
+    source: KeySource,
+    kind: str = "auto",
+    *,
+    nlist: int | None = None,
+    nprobe: int | None = None,
+    directory: Path | None = None,
+) -> Searcher:
+    """A searcher that holds all keys of the source, live or not.
+
+    `directory` is the database's `search/` folder: `ivf` keeps its clustering there. Raises SearchError for
+    an unknown kind, a setting the kind does not have, or where FAISS is missing.
+    """
+    from .flat import FlatSearcher
+    from .ivf import IvfSearcher
+    from .vectors import unit_blocks
+
+    if check_kind(kind) == "ivf":
+        return IvfSearcher.open(source, nlist=nlist, nprobe=nprobe, directory=directory)
+    if nlist is not None or nprobe is not None:
+        raise SearchError("nlist and nprobe belong to the index kind 'ivf': ask for it, or leave them out")
+    searcher = FlatSearcher(source.d1)
+    for block in unit_blocks(source):
+        searcher.add(block)
+    return searcher

@@ -1,0 +1,17 @@
+"""A database on disk: a catalog (SQLite), segments (memory-mapped arrays), one writer, many readers."""
+
+from neuraldb_faiss.store.catalog import FIRING, WAITING, Catalog
+from neuraldb_faiss.store.history import compact, rollback
+from neuraldb_faiss.store.merge import Merged, merge_into
+from neuraldb_faiss.store.records import Generation, StoredFact
+from neuraldb_faiss.store.schema import FORMAT
+from neuraldb_faiss.store.segments import Rows, Segment, SegmentRecord
+from neuraldb_faiss.store.snapshot import Snapshot
+from neuraldb_faiss.store.store import Store
+from neuraldb_faiss.store.transaction import Transaction
+from neuraldb_faiss.store.verify import Problem, verify
+
+__all__ = [
+    "FIRING", "FORMAT", "WAITING", "Catalog", "Generation", "Merged", "Problem", "Rows", "Segment", "SegmentRecord", "Snapshot",
+    "Store", "StoredFact", "Transaction", "compact", "merge_into", "rollback", "verify",
+]  # fmt: skip

@@ -1,0 +1,278 @@
+"""The catalog: the only source of truth about what a database holds, at every generation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from neuraldb_faiss.errors import StoreError
+from neuraldb_faiss.store import schema
+from neuraldb_faiss.store.records import FACT_COLUMNS, Generation, StoredFact, canonical, from_row, subject_key, to_row
+from neuraldb_faiss.store.segments import SegmentRecord
+
+VISIBLE = "made <= :g AND (ended IS NULL OR ended > :g)"
+FIRING = ("live", "contested")
+WAITING = ("suspended", "contested")
+
+
+class Catalog:
+    """Reads and writes rows; knows no arrays. Threads may share one (its calls are serialised).
+
+    Raises:
+        StoreError, FormatError, CorruptError: as `schema.connect`, and wherever SQLite fails.
+    """
+
+    def __init__(self, root: Path, *, write: bool = False, create: bool = False) -> None:
+        self.root = root
+        self.path = root / schema.NAME
+        self._lock = threading.RLock()
+        self._connection = schema.connect(root, write=write, create=create)
+        self._connection.row_factory = sqlite3.Row
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    # ---- running statements
+
+    def all(self, sql: str, values: Any = ()) -> list[sqlite3.Row]:
+        with self._lock:
+            try:
+                return self._connection.execute(sql, values).fetchall()
+            except sqlite3.Error as error:
+                raise schema.as_store_error(error, self.path) from error
+
+    def one(self, sql: str, values: Any = ()) -> Any:
+        """The first column of the first row, or None."""
+        rows = self.all(sql, values)
+        return rows[0][0] if rows else None
+
+    def run(self, sql: str, values: Any = ()) -> int:
+        """Execute inside a transaction; returns the number of rows changed."""
+        try:
+            return self._connection.execute(sql, values).rowcount
+        except sqlite3.Error as error:
+            raise schema.as_store_error(error, self.path) from error
+
+    def many(self, sql: str, rows: Iterable[Any]) -> None:
+        try:
+            self._connection.executemany(sql, rows)
+        except sqlite3.Error as error:
+            raise schema.as_store_error(error, self.path) from error
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing."""
+        with self._lock:
+            self.run("BEGIN IMMEDIATE")
+            try:
+                yield
+                self.run("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def attached(self, path: Path) -> Iterator[str]:
+        """Another catalog, already checked, readable in our statements under the name this yields."""
+        with self._lock:
+            self.all("ATTACH ? AS other", (f"{path.absolute().as_uri()}?mode=ro",))
+            try:
+                yield "other"
+            finally:
+                self.all("DETACH other")
+
+    # ---- generations and settings
+
+    @property
+    def generation(self) -> int:
+        """The last committed generation; 0 where nothing was published yet."""
+        return self.one("SELECT MAX(generation) FROM generations") or 0
+
+    def generations(self) -> list[Generation]:
+        return [Generation(**dict(row)) for row in self.all("SELECT * FROM generations ORDER BY generation")]
+
+    def settings(self, generation: int) -> dict[str, Any]:
+        """Every setting as it was at `generation`."""
+        rows = self.all("SELECT name, value FROM settings WHERE made <= ? ORDER BY made", (generation,))
+        return {row["name"]: json.loads(row["value"]) for row in rows}
+
+    def put_setting(self, name: str, value: Any, generation: int) -> None:
+        self.run("INSERT OR REPLACE INTO settings VALUES (?, ?, ?)", (name, generation, canonical(value)))
+
+    def counter(self, name: str) -> int:
+        return self.one("SELECT value FROM counters WHERE name = ?", (name,)) or 0
+
+    def set_counter(self, name: str, value: int) -> None:
+        self.run("INSERT OR REPLACE INTO counters VALUES (?, ?)", (name, value))
+
+    # ---- segments
+
+    def segments(self, generation: int | None) -> list[SegmentRecord]:
+        """Those visible at `generation`, in order; the staged ones for None."""
+        where = "made IS NULL" if generation is None else "made <= :g"
+        rows = self.all(f"SELECT * FROM segments WHERE {where} ORDER BY segment", {"g": generation})
+        return [
+            SegmentRecord(
+                row["segment"], row["made"], row["entries"], row["keys"], tuple(json.loads(row["prefixes"])),
+                json.loads(row["files"]),
+            )  # fmt: skip
+            for row in rows
+        ]
+
+    def put_segment(self, record: SegmentRecord) -> None:
+        self.run(
+            "INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?)",
+            (record.segment, record.made, record.entries, record.keys, canonical(record.prefixes),
+             canonical(record.files)),
+        )
+
+    # ---- entries
+
+    def states(self, generation: int, entry: int | None = None) -> dict[int, str]:
+        """entry -> state, for every entry that is not simply live at `generation`."""
+        where = "" if entry is None else "AND entry = :e"
+        rows = self.all(
+            "SELECT entry, state, MAX(made) FROM entry_states"
+            f" WHERE made <= :g {where} GROUP BY entry HAVING state <> 'live'",
+            {"g": generation, "e": entry},
+        )
+        return {row["entry"]: row["state"] for row in rows}
+
+    def put_state(self, entry: int, state: str, generation: int) -> None:
+        self.run("INSERT OR REPLACE INTO entry_states VALUES (?, ?, ?)", (entry, generation, state))
+
+    # ---- facts
+
+    def put_facts(self, facts: Iterable[StoredFact], made: int | None) -> None:
+        marks = ", ".join("?" * len(FACT_COLUMNS))
+        self.many(
+            f"INSERT INTO facts ({', '.join(FACT_COLUMNS)}, made) VALUES ({marks}, ?)",
+            ((*to_row(stored), made) for stored in facts),
+        )
+
+    def facts(
+        self,
+        generation: int,
+        *,
+        ids: Sequence[str] | None = None,
+        identities: Sequence[str] | None = None,
+        key_ids: Sequence[str] | None = None,
+        subject: str | None = None,
+        contains: str | None = None,
+        source: str | None = None,
+        entry: int | None = None,
+        failed: bool = False,
+        waiting: bool = False,
+        every_row: bool = False,
+        limit: int | None = None,
+    ) -> Iterator[StoredFact]:
+        """Facts that live at `generation`, in the order they came, narrowed by what is given.
+
+        A fact that two databases both held can have a row for each entry; the first stands for it unless
+        `every_row`.
+        """
+        where, values = [VISIBLE], {"g": generation}
+        if subject is not None:
+            where.append("subject_key = :subject")
+            values["subject"] = subject_key(subject)
+        if contains is not None:
+            escaped = contains.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+            values["like"] = f"%{escaped}%"
+            where.append("(" + " OR ".join(f"{c} LIKE :like ESCAPE '\\'" for c in ("subject", "prompt", "target")) + ")")
+        if source is not None:
+            where.append("EXISTS (SELECT 1 FROM json_each(sources) WHERE value = :source)")
+            values["source"] = source
+        if entry is not None:
+            where.append("entry = :entry")
+            values["entry"] = entry
+        if failed:
+            where.append("took = 0")
+        if not every_row and entry is None:
+            where.append(
+                "row = (SELECT MIN(row) FROM facts AS other WHERE other.identity = facts.identity"
+                " AND other.made <= :g AND (other.ended IS NULL OR other.ended > :g))"
+            )
+        states = self.states(generation, entry)
+        if waiting:
+            where.append("entry IN (SELECT value FROM json_each(:waiting))")
+            values["waiting"] = json.dumps([e for e, state in states.items() if state in WAITING])
+        names = {"id": ids, "identity": identities, "key_id": key_ids}
+        for column, wanted in names.items():
+            if wanted is not None:
+                where.append(f"{column} IN (SELECT value FROM json_each(:{column}))")
+                values[column] = json.dumps(list(wanted))
+        sql = f"SELECT * FROM facts WHERE {' AND '.join(where)} AND row > :after ORDER BY row LIMIT :limit"
+        # In pages, so that a slow reader never holds a writer's commit back.
+        values["after"], left = -1, limit if limit is not None else 1 << 62
+        while left > 0:
+            rows = self.all(sql, {**values, "limit": min(left, 10_000)})
+            yield from (from_row(row, states) for row in rows)
+            if len(rows) < min(left, 10_000):
+                return
+            left -= len(rows)
+            values["after"] = rows[-1]["row"]
+
+    def count_facts(self, generation: int) -> int:
+        """Distinct facts that live at `generation` (counted; `generations` keeps the figure)."""
+        return self.one(f"SELECT COUNT(DISTINCT identity) FROM facts WHERE {VISIBLE}", {"g": generation})
+
+    def end_facts(self, rows: Iterable[int], generation: int) -> None:
+        self.many("UPDATE facts SET ended = ? WHERE row = ?", ((generation, row) for row in rows))
+
+    def forget(self, generation: int) -> None:
+        """Delete what lived only before `generation`: ended facts, states and settings since replaced."""
+        g = {"g": generation}
+        self.run("DELETE FROM facts WHERE ended <= :g", g)
+        self.run("DELETE FROM entry_states WHERE made < (SELECT MAX(made) FROM entry_states AS s"
+                 " WHERE s.entry = entry_states.entry)")
+        self.run("DELETE FROM entry_states WHERE state IN ('live', 'dead')")
+        self.run("DELETE FROM settings WHERE made < (SELECT MAX(made) FROM settings AS s"
+                 " WHERE s.name = settings.name)")
+
+    # ---- digests
+
+    def digest(self, generation: int) -> str:
+        """SHA-256 over everything `generation` made or ended, chained to the generation before it.
+
+        SQLite's own check misses most flipped bits; this one does not.
+        """
+        digest = hashlib.sha256()
+
+        def feed(sql: str) -> None:
+            with self._lock:
+                try:
+                    for row in self._connection.execute(sql, {"g": generation}):
+                        digest.update(canonical(list(row)).encode())
+                except (sqlite3.Error, UnicodeError) as error:
+                    raise StoreError(f"{self.path}: cannot be read ({error})") from error
+
+        # The first generation of the kept history also answers for the rows that compaction kept.
+        start = self.settings(generation).get("history_start", 1)
+        made = "made = :g" if generation != start else "made <= :g"
+        if generation != start:
+            feed("SELECT digest FROM generations WHERE generation = :g - 1")
+        feed("SELECT generation, time, command, added, updated, removed, facts, entries FROM generations"
+             " WHERE generation = :g")
+        feed(f"SELECT * FROM settings WHERE {made} ORDER BY name, made")
+        feed(f"SELECT * FROM segments WHERE {made} ORDER BY segment")
+        feed(f"SELECT * FROM entry_states WHERE {made} ORDER BY entry, made")
+        feed(f"SELECT row, {', '.join(FACT_COLUMNS)}, made FROM facts WHERE {made} ORDER BY row")
+        feed("SELECT row FROM facts WHERE ended = :g ORDER BY row")
+        return digest.hexdigest()
+
+    def put_generation(self, generation: Generation) -> None:
+        """Insert it and set its digest; its rows must be in place."""
+        values = tuple(generation.to_dict().values())
+        self.run("INSERT INTO generations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+        self.run(
+            "UPDATE generations SET digest = ? WHERE generation = ?",
+            (self.digest(generation.generation), generation.generation),
+        )

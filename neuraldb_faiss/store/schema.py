@@ -1,0 +1,118 @@
+"""The catalog's tables, and how a connection to it is opened.
+
+A catalog may come from a stranger: a connection trusts no schema but this one, to the letter.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from neuraldb_faiss.errors import CorruptError, FormatError, StoreError
+from neuraldb_faiss.store import files
+
+FORMAT = 1
+APPLICATION = 0x4E444246  # "NDBF"
+NAME = "catalog.sqlite"
+
+# `made` is the generation that made a row (NULL: staged, invisible), `ended` the one that ended it.
+TABLES = {
+    "generations": """CREATE TABLE generations (
+    generation INTEGER PRIMARY KEY, time TEXT NOT NULL, command TEXT NOT NULL,
+    added INTEGER NOT NULL, updated INTEGER NOT NULL, removed INTEGER NOT NULL,
+    facts INTEGER NOT NULL, entries INTEGER NOT NULL, digest TEXT NOT NULL) STRICT""",
+    "settings": """CREATE TABLE settings (
+    name TEXT NOT NULL, made INTEGER NOT NULL, value TEXT NOT NULL, PRIMARY KEY (name, made)) STRICT""",
+    "segments": """CREATE TABLE segments (
+    segment INTEGER PRIMARY KEY, made INTEGER, entries INTEGER NOT NULL, keys INTEGER NOT NULL,
+    prefixes TEXT NOT NULL, files TEXT NOT NULL) STRICT""",
+    "facts": """CREATE TABLE facts (
+    row INTEGER PRIMARY KEY, id TEXT NOT NULL, identity TEXT NOT NULL, subject TEXT NOT NULL,
+    subject_key TEXT NOT NULL, prompt TEXT NOT NULL, target TEXT NOT NULL, target_true TEXT, relation TEXT,
+    sources TEXT NOT NULL, metadata TEXT NOT NULL, entry INTEGER NOT NULL, key_id TEXT NOT NULL,
+    time TEXT NOT NULL, residual TEXT NOT NULL, loss REAL, nll REAL, probability REAL, took INTEGER,
+    made INTEGER, ended INTEGER) STRICT""",
+    "entry_states": """CREATE TABLE entry_states (
+    entry INTEGER NOT NULL, made INTEGER NOT NULL, state TEXT NOT NULL,
+    PRIMARY KEY (entry, made)) STRICT, WITHOUT ROWID""",
+    "counters": "CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT",
+    "staging": "CREATE TABLE staging (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT",
+    "facts_id": "CREATE INDEX facts_id ON facts (id)",
+    "facts_identity": "CREATE INDEX facts_identity ON facts (identity)",
+    "facts_subject": "CREATE INDEX facts_subject ON facts (subject_key)",
+    "facts_entry": "CREATE INDEX facts_entry ON facts (entry)",
+    "facts_key": "CREATE INDEX facts_key ON facts (key_id)",
+    "facts_made": "CREATE INDEX facts_made ON facts (made)",
+    "facts_ended": "CREATE INDEX facts_ended ON facts (ended) WHERE ended IS NOT NULL",
+}
+
+
+def connect(root: Path, *, write: bool, create: bool = False, busy_seconds: float = 30.0) -> sqlite3.Connection:
+    """Open the catalog of the database folder `root`.
+
+    Raises:
+        StoreError: there is no database at `root`, or it cannot be opened.
+        FormatError: it is no catalog, or one of a newer format.
+        CorruptError: it holds anything but our tables.
+    """
+    path = root / NAME
+    if not create:
+        if not path.exists():
+            hint = "the folder is no database, or a half-copied one" if root.exists() else "there is no such folder"
+            raise StoreError(f"no database at {root}: {hint}")
+        files.within(root, path)
+    mode = "rwc" if create else "rw" if write else "ro"
+    try:
+        # The catalog object serialises its use, so threads may share the connection.
+        connection = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=busy_seconds,
+            isolation_level=None, check_same_thread=False,
+        )
+        if create and not connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+            _create(connection)
+        _check(connection, path)
+    except sqlite3.Error as error:
+        raise as_store_error(error, path) from error
+    return connection
+
+
+def _create(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA journal_mode = DELETE")
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute(f"PRAGMA application_id = {APPLICATION}")
+    connection.execute(f"PRAGMA user_version = {FORMAT}")
+    for statement in TABLES.values():
+        connection.execute(statement)
+    connection.execute("COMMIT")
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA cell_size_check = ON")
+    connection.execute("PRAGMA synchronous = EXTRA")  # the journal's removal is durable too
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if application != APPLICATION:
+        raise FormatError(f"{path} is not a catalog of this program")
+    if version != FORMAT:
+        raise FormatError(
+            f"{path} has format {version}, this version reads format {FORMAT}: install a newer neuraldb-faiss"
+        )
+    found = dict(connection.execute("SELECT name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_auto%'"))
+    if found != TABLES:
+        odd = sorted(set(found) ^ set(TABLES)) or sorted(n for n in TABLES if found[n] != TABLES[n])
+        raise CorruptError(f"{path} does not hold the tables of format {FORMAT} (look at {', '.join(odd)})")
+
+
+def as_store_error(error: sqlite3.Error, path: Path) -> StoreError:
+    """The error of ours that says what SQLite's means."""
+    name = getattr(error, "sqlite_errorname", "") or ""
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        return CorruptError(f"{path} is damaged ({error}): restore it from a copy")
+    if name.startswith(("SQLITE_READONLY", "SQLITE_PERM")):
+        return StoreError(f"{path} cannot be written ({error}): give yourself write access, or work on a copy")
+    if name.startswith("SQLITE_FULL"):
+        return StoreError(f"{path}: the disk is full; free some space and run the same command again")
+    if name.startswith("SQLITE_BUSY"):
+        return StoreError(f"{path} is locked by another program; try again when it has ended")
+    return StoreError(f"{path}: {error}")

@@ -1,0 +1,117 @@
+"""What a reader sees: one generation of a database, its arrays memory-mapped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from neuraldb_faiss.store.catalog import FIRING, VISIBLE, Catalog
+from neuraldb_faiss.store.segments import Segment, SegmentRecord
+
+
+class Snapshot:
+    """One generation, unchanging while it is open, also while a writer works or compacts.
+
+    Key positions number the rows of all visible segments in order; within one `epoch` (between two
+    compactions) a later generation only appends to them.
+    """
+
+    def __init__(
+        self, root: Path, catalog: Catalog, generation: int, *, epoch: int, d1: int, d2: int,
+        segments: dict[int, Segment] | None = None,
+    ) -> None:  # fmt: skip
+        self.generation = generation
+        self.epoch = epoch
+        self.d1, self.d2 = d1, d2
+        self._catalog = catalog
+        known = segments or {}
+        self.segments = [
+            known.get(record.segment) or self._open(root, record) for record in catalog.segments(generation)
+        ]
+        self._states = catalog.states(generation)
+        self.n_keys = sum(segment.record.keys for segment in self.segments)
+        self.n_entries = sum(segment.record.entries for segment in self.segments)
+        self._first_key = np.cumsum([0] + [segment.record.keys for segment in self.segments])
+
+    def _open(self, root: Path, record: SegmentRecord) -> Segment:
+        return Segment(root, record, self.d1, self.d2)
+
+    def _concatenate(self, name: str, dtype: type) -> np.ndarray:
+        parts = [getattr(segment, name) for segment in self.segments]
+        return np.concatenate(parts) if parts else np.empty(0, dtype)
+
+    @cached_property
+    def key_entries(self) -> np.ndarray:
+        """int64 [n_keys]: the entry of every key."""
+        return self._concatenate("key_entries", np.int64)
+
+    @cached_property
+    def key_tokens(self) -> np.ndarray:
+        """int32 [n_keys]: the token id of a key taken at position 0 of its text, else -1."""
+        return self._concatenate("key_tokens", np.int32)
+
+    @cached_property
+    def key_norms(self) -> np.ndarray:
+        """float32 [n_keys]: the length each key had before it was normalised."""
+        return self._concatenate("key_norms", np.float32)
+
+    @cached_property
+    def live(self) -> np.ndarray:
+        """bool [n_keys]: False where the key's entry does not fire in this generation."""
+        silent = [entry for entry, state in self._states.items() if state not in FIRING]
+        if not silent:
+            return np.ones(self.n_keys, bool)
+        return ~np.isin(self.key_entries, np.array(silent, np.int64))
+
+    @cached_property
+    def _entries(self) -> tuple[np.ndarray, np.ndarray]:
+        """All entry ids, ascending, and the row of each over all segments."""
+        entries = self._concatenate("entries", np.int64)
+        order = np.argsort(entries, kind="stable")
+        return entries[order], order
+
+    def key_blocks(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+        """(position of its first row, float16 [n, d1] mapped) over all keys from position `start` on."""
+        for first, segment in zip(self._first_key, self.segments, strict=False):
+            skip = max(0, start - int(first))
+            if skip < segment.record.keys:
+                yield int(first) + skip, segment.keys[skip:]
+
+    def keys(self, positions: np.ndarray) -> np.ndarray:
+        """float16 [n, d1], unit length up to rounding: the stored keys at these positions."""
+        out = np.empty((len(positions), self.d1), np.float16)
+        which = np.searchsorted(self._first_key, positions, side="right") - 1
+        for number in np.unique(which):
+            at = np.flatnonzero(which == number)
+            out[at] = self.segments[number].keys[positions[at] - self._first_key[number]]
+        return out
+
+    def residuals(self, entry_ids: np.ndarray) -> np.ndarray:
+        """float32 [n, d2], gathered from the memory maps. Raises KeyError for an unknown entry."""
+        ids, order = self._entries
+        at = np.searchsorted(ids, entry_ids)
+        if len(entry_ids) and (len(ids) == 0 or (ids[np.minimum(at, len(ids) - 1)] != entry_ids).any()):
+            raise KeyError(f"no such entry in generation {self.generation}: {list(entry_ids)}")
+        rows = order[at] if len(entry_ids) else np.empty(0, np.int64)
+        first = np.cumsum([0] + [segment.record.entries for segment in self.segments])
+        which = np.searchsorted(first, rows, side="right") - 1
+        out = np.empty((len(rows), self.d2), np.float32)
+        for number in np.unique(which):
+            mine = np.flatnonzero(which == number)
+            out[mine] = self.segments[number].residuals(rows[mine] - first[number])
+        return out
+
+    def fact_ids(self, entry_id: int) -> tuple[str, ...]:
+        """Ids of the facts the entry serves, in the order they came."""
+        rows = self._catalog.all(
+            f"SELECT id FROM facts WHERE entry = :e AND {VISIBLE} ORDER BY row",
+            {"e": int(entry_id), "g": self.generation},
+        )
+        return tuple(dict.fromkeys(row["id"] for row in rows))
+
+    def state(self, entry_id: int) -> str:
+        """"live", "suspended", "contested" or "dead"."""
+        return self._states.get(int(entry_id), "live")

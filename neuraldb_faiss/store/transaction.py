@@ -1,0 +1,289 @@
+"""A writer's transaction: staged pieces become visible, and rows end, in one SQLite commit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neuraldb_faiss.errors import FactError, StoreError
+from neuraldb_faiss.store import files
+from neuraldb_faiss.store.catalog import VISIBLE, Catalog
+from neuraldb_faiss.store.records import Generation, StoredFact
+from neuraldb_faiss.store.segments import Rows, Segment, SegmentRecord, write_segment
+
+Chunks = Callable[[], Iterable[Rows]]
+
+SEGMENT_ENTRIES = 65_536  # staged pieces are joined up to this size when they are published
+
+
+def now() -> str:
+    """UTC, to the second, ISO 8601."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+class Transaction:
+    """Made by `Store.write`, which holds the lock. Nothing is visible before `commit`."""
+
+    def __init__(self, root: Path, catalog: Catalog, command: str) -> None:
+        self.root = root
+        self.catalog = catalog
+        self.command = command
+        self.base = catalog.generation
+        self.generation = self.base + 1
+        settings = catalog.settings(self.generation)
+        self.d1: int = settings["d1"]
+        self.d2: int = settings["d2"]
+        self.prefixes: tuple[str, ...] = tuple(settings["prefixes"])
+        self._ended: set[int] = set()
+        self._inserted: list[StoredFact] = []
+        self._states: dict[int, str] = {}
+        self._settings: dict[str, Any] = {}
+        self._segments: list[SegmentRecord] = []
+        self._dropped: list[int] | None = None
+        self._publish = False
+        self._replace = True
+        self.sweep()
+
+    # ---- staging: durable at once, invisible until the commit
+
+    @property
+    def states(self) -> dict[int, str]:
+        """What the commit will set so far."""
+        return self._states
+
+    @property
+    def ended(self) -> set[int]:
+        """The fact rows that the commit will end so far."""
+        return self._ended
+
+    def resume(self, plan: str) -> int:
+        """How many pieces of exactly this plan are staged already; pieces of another plan are dropped.
+
+        The commit publishes them (small ones joined into large segments), and staged facts take the place of live
+        ones with the same subject and prompt. A transaction that never asks leaves staged pieces alone.
+        """
+        self._publish = True
+        if self.catalog.one("SELECT value FROM staging WHERE name = 'plan'") != plan:
+            self.drop()
+            with self.catalog.transaction():
+                self.catalog.run("INSERT INTO staging VALUES ('plan', ?)", (plan,))
+        return len(self.catalog.segments(None))
+
+    def restart(self) -> None:
+        """Stage afresh, and publish just as staged: nothing is joined, and no live fact is replaced."""
+        self.drop()
+        self._publish, self._replace = True, False
+
+    def drop(self) -> None:
+        """Forget every staged piece."""
+        with self.catalog.transaction():
+            self.catalog.run("DELETE FROM facts WHERE made IS NULL")
+            self.catalog.run("DELETE FROM segments WHERE made IS NULL")
+            self.catalog.run("DELETE FROM staging")
+        self.sweep()
+
+    def stage(
+        self,
+        keys: np.ndarray,
+        key_rows: np.ndarray,
+        key_tokens: np.ndarray,
+        residuals: np.ndarray,
+        facts: Sequence[StoredFact],
+    ) -> None:
+        """Write one piece: m new entries with their keys, and the facts they serve.
+
+        Args:
+            keys: float32 [n, d1], any length, in the order of their entries.
+            key_rows: [n], which of the m entries each belongs to.
+            key_tokens: [n], see `Rows`.
+            residuals: float32 [m, d2].
+            facts: `entry` counts within the piece, 0 to m-1.
+        """
+        first = self.catalog.counter("entries")
+        entries = np.arange(first, first + len(residuals), dtype=np.int64)
+        rows = Rows.encode(keys, key_rows, key_tokens, residuals, entries)
+        record = self.new_segment(len(residuals), len(keys), lambda: [rows])
+        with self.catalog.transaction():
+            self.catalog.put_segment(record)
+            self.catalog.put_facts((replace(fact, entry=first + fact.entry) for fact in facts), made=None)
+            self.catalog.set_counter("entries", first + len(residuals))
+            self.catalog.set_counter("segments", record.segment)
+
+    def new_segment(
+        self, entries: int, keys: int, chunks: Chunks, offset: int = 1, prefixes: tuple[str, ...] = ()
+    ) -> SegmentRecord:
+        """Write arrays under the next segment number (`offset` past the last one named in the catalog).
+
+        `prefixes` are those of its keys; the database's own by default.
+        """
+        number = self.catalog.counter("segments") + offset
+        record = SegmentRecord(number, None, entries, keys, prefixes or self.prefixes, {})
+        folder = self.root / "segments" / record.name
+        folder.parent.mkdir(exist_ok=True)
+        return replace(record, files=write_segment(folder, entries, keys, self.d1, self.d2, chunks))
+
+    # ---- what else the commit will do
+
+    def end(self, rows: Iterable[int]) -> None:
+        """End these fact rows."""
+        self._ended.update(rows)
+
+    def insert(self, facts: Iterable[StoredFact]) -> None:
+        """Make these rows (their entries exist or are added by this transaction)."""
+        self._inserted.extend(facts)
+
+    def set_state(self, entry: int, state: str) -> None:
+        self._states[entry] = state
+
+    def set_setting(self, name: str, value: Any) -> None:
+        self._settings[name] = value
+
+    def add_segment(self, record: SegmentRecord) -> None:
+        """A segment whose files are in place (`new_segment`, or copied by a merge)."""
+        self._segments.append(record)
+
+    def replace_segments(self, old: Iterable[int]) -> None:
+        """Drop these segments: compaction. The added ones take their place."""
+        self._dropped = list(old)
+
+    # ---- commit
+
+    def commit(self) -> Generation:
+        """Publish, as one new generation. Raises FactError where two facts would have one id."""
+        g, catalog = self.generation, self.catalog
+        pieces = catalog.segments(None) if self._publish else []
+        joined = self._join(pieces) if self._replace else pieces
+        with catalog.transaction():
+            catalog.many("DELETE FROM segments WHERE segment = ?", ((p.segment,) for p in pieces))
+            for segment in (*joined, *self._segments):
+                catalog.put_segment(replace(segment, made=g))
+                catalog.set_counter("segments", max(segment.segment, catalog.counter("segments")))
+            if self._dropped is not None:
+                catalog.many("DELETE FROM segments WHERE segment = ?", ((s,) for s in self._dropped))
+                catalog.forget(self.base)
+            if self._publish:
+                if self._replace:
+                    catalog.run(
+                        f"UPDATE facts SET ended = :g WHERE {VISIBLE} AND identity IN"
+                        " (SELECT identity FROM facts WHERE made IS NULL)",
+                        {"g": g},
+                    )
+                catalog.run("UPDATE facts SET made = ? WHERE made IS NULL", (g,))
+                catalog.run("DELETE FROM staging")
+            catalog.end_facts(sorted(self._ended), g)
+            catalog.put_facts(self._inserted, made=g)
+            for name, value in self._settings.items():
+                catalog.put_setting(name, value, g)
+            self._check_ids()
+            new_entries = sum(s.entries for s in (*joined, *self._segments)) if self._dropped is None else 0
+            delta = new_entries + self._apply_states()
+            generation = self._count(delta)
+            catalog.put_generation(generation)
+        self.sweep()
+        return catalog.generations()[-1]
+
+    def _join(self, pieces: list[SegmentRecord]) -> list[SegmentRecord]:
+        """Join staged pieces into segments of up to SEGMENT_ENTRIES, keeping entry ids and order."""
+        groups: list[list[SegmentRecord]] = []
+        for piece in pieces:
+            room = bool(groups) and sum(p.entries for p in groups[-1]) + piece.entries <= SEGMENT_ENTRIES
+            if room and groups[-1][0].prefixes == piece.prefixes:
+                groups[-1].append(piece)
+            else:
+                groups.append([piece])
+        joined = []
+        offset = 1
+        newest = max((s.segment for s in self.catalog.segments(self.base)), default=0)
+        for group in groups:
+            if len(group) == 1 and group[0].segment > newest:  # later segments must have higher numbers
+                joined.append(group[0])
+                continue
+            opened = [Segment(self.root, piece, self.d1, self.d2) for piece in group]
+
+            def chunks(opened: list[Segment] = opened) -> Iterable[Rows]:
+                for segment in opened:
+                    yield from segment.chunks()
+
+            sizes = sum(p.entries for p in group), sum(p.keys for p in group)
+            joined.append(self.new_segment(*sizes, chunks, offset, group[0].prefixes))
+            offset += 1
+        return joined
+
+    def _check_ids(self) -> None:
+        twice = self.catalog.all(
+            f"SELECT id FROM facts WHERE {VISIBLE} AND id IN (SELECT id FROM facts WHERE made = :g)"
+            " GROUP BY id HAVING COUNT(DISTINCT identity) > 1 LIMIT 1",
+            {"g": self.generation},
+        )
+        if twice:
+            raise FactError(f"two different facts have the id {twice[0]['id']!r}: give one of them another id")
+
+    def _apply_states(self) -> int:
+        """Entries whose facts ended fall silent (all ended: dead, some: suspended); the change in their number."""
+        g, catalog = self.generation, self.catalog
+        touched = catalog.all(
+            "SELECT entry, key_id, COUNT(DISTINCT CASE WHEN ended IS NULL OR ended > :g THEN identity END) AS alive,"
+            " COUNT(DISTINCT identity) AS served FROM facts WHERE made IS NOT NULL AND (ended IS NULL OR ended >= :g)"
+            " AND entry IN (SELECT entry FROM facts WHERE ended = :g) GROUP BY entry",
+            {"g": g},
+        )
+        before = catalog.states(self.base)
+        states = dict(self._states)
+        for row in touched:
+            if row["alive"] < row["served"]:
+                states[row["entry"]] = "suspended" if row["alive"] else "dead"
+        if "contested" in before.values():
+            self._settle_contests({row["key_id"] for row in touched}, before, states)
+        delta = 0
+        for entry, state in states.items():
+            old = before.get(entry, "live")
+            if state != old:
+                catalog.put_state(entry, state, g)
+                delta += (old == "dead") - (state == "dead")
+        return delta
+
+    def _settle_contests(self, key_ids: set[str], before: dict[int, str], states: dict[int, str]) -> None:
+        """An entry that was contested and is now the only one with its key is live again."""
+        for key_id in sorted(key_ids):
+            rows = self.catalog.all(
+                f"SELECT DISTINCT entry FROM facts WHERE key_id = :k AND {VISIBLE}", {"k": key_id, "g": self.generation}
+            )
+            left = [row["entry"] for row in rows]
+            if len(left) == 1 and states.get(left[0], before.get(left[0])) == "contested":
+                states[left[0]] = "live"
+
+    def _count(self, delta_entries: int) -> Generation:
+        g, base, catalog = self.generation, self.base, self.catalog
+        was = "made <= :b AND (ended IS NULL OR ended > :b)"
+
+        def count(where: str) -> int:
+            return catalog.one(f"SELECT COUNT(DISTINCT identity) FROM facts AS f WHERE {where}", {"g": g, "b": base})
+
+        # Inside a subquery a bare column name is the inner table's.
+        old = f"SELECT 1 FROM facts AS o WHERE o.identity = f.identity AND {was}"
+        added = count(f"made = :g AND NOT EXISTS ({old})")
+        updated = count(f"made = :g AND EXISTS ({old} AND o.target <> f.target)")
+        new = f"SELECT 1 FROM facts AS n WHERE n.identity = f.identity AND {VISIBLE}"
+        removed = count(f"ended = :g AND NOT EXISTS ({new})")
+        last = catalog.all("SELECT facts, entries FROM generations WHERE generation = ?", (base,))
+        facts, entries = (last[0]["facts"], last[0]["entries"]) if last else (0, 0)
+        return Generation(
+            g, now(), self.command, added, updated, removed, facts + added - removed, entries + delta_entries, ""
+        )
+
+    def sweep(self) -> None:
+        """Remove segment folders that the catalog does not name: left by a killed writer, or replaced."""
+        folder = self.root / "segments"
+        if not folder.exists():
+            return
+        named = {f"{row['segment']:08d}" for row in self.catalog.all("SELECT segment FROM segments")}
+        for path in folder.iterdir():
+            if path.name not in named:
+                if path.is_symlink() or not path.is_dir():
+                    raise StoreError(f"{path} does not belong there: remove it")
+                files.remove_tree(path)

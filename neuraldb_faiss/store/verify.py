@@ -1,0 +1,116 @@
+"""Is every stored byte what was written, and does the catalog make sense?"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from neuraldb_faiss.errors import StoreError
+from neuraldb_faiss.store import files
+from neuraldb_faiss.store.catalog import VISIBLE
+from neuraldb_faiss.store.segments import Segment, SegmentRecord
+from neuraldb_faiss.store.store import Store
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: where, what, and which segment it spoils (None: the catalog)."""
+
+    file: str
+    what: str
+    segment: int | None = None
+
+
+def verify(store: Store, *, deep: bool = False) -> list[Problem]:
+    """Check the folder; an empty list means all is well.
+
+    Shallow: the catalog's structure, and that every array is there with the right type, shape and length.
+    Deep: also the checksum of every array, the digest of every generation, and that rows refer to each other.
+    """
+    newest = store.generation
+    return list(_verify(store, newest, deep))
+
+
+def _verify(store: Store, newest: int, deep: bool) -> Iterator[Problem]:
+    catalog = store.catalog
+    settings = catalog.settings(newest)
+    try:
+        result = catalog.one("PRAGMA integrity_check" if deep else "PRAGMA quick_check")
+        if result != "ok":
+            yield Problem(catalog.path.name, f"SQLite: {result}")
+    except StoreError as error:
+        yield Problem(catalog.path.name, str(error))
+        return
+    try:
+        records = catalog.segments(newest)
+    except (ValueError, KeyError) as error:
+        yield Problem(catalog.path.name, f"table segments cannot be read ({error})")
+        return
+    entries: list[Segment] = []
+    for record in records:
+        try:
+            entries.append(Segment(store.root, record, settings["d1"], settings["d2"]))
+        except StoreError as error:
+            yield Problem(f"segments/{record.name}", str(error), record.segment)
+    if not deep:
+        return
+    for record in records:
+        yield from _checksums(store, record)
+    yield from _digests(store, settings.get("history_start", 1))
+    yield from _references(store, newest, entries, whole=len(entries) == len(records))
+
+
+def _checksums(store: Store, record: SegmentRecord) -> Iterator[Problem]:
+    for name, expected in record.files.items():
+        path = store.root / "segments" / record.name / name
+        try:
+            found = files.sha256(files.within(store.root, path))
+        except (OSError, StoreError) as error:
+            yield Problem(f"segments/{record.name}/{name}", f"cannot be read ({error})", record.segment)
+            continue
+        if found != expected["sha256"]:
+            yield Problem(
+                f"segments/{record.name}/{name}", "its bytes changed since it was written (checksum differs)",
+                record.segment,
+            )  # fmt: skip
+
+
+def _digests(store: Store, first: int) -> Iterator[Problem]:
+    for generation in store.catalog.generations():
+        if generation.generation < first:
+            continue
+        try:
+            found = store.catalog.digest(generation.generation)
+        except (StoreError, sqlite3.Error, json.JSONDecodeError) as error:
+            yield Problem(store.catalog.path.name, f"generation {generation.generation}: {error}")
+            continue
+        if found != generation.digest:
+            yield Problem(
+                store.catalog.path.name,
+                f"rows of generation {generation.generation} changed since they were written (digest differs)",
+            )
+
+
+def _references(store: Store, newest: int, segments: list[Segment], *, whole: bool) -> Iterator[Problem]:
+    catalog = store.catalog
+    last = catalog.generations()[-1]
+    counted = catalog.count_facts(newest)
+    if counted != last.facts:
+        yield Problem(catalog.path.name, f"{counted} facts live, the generation says {last.facts}")
+    if not whole:
+        return
+    try:
+        known = {int(entry) for segment in segments for entry in segment.entries}
+        for segment in segments:
+            _ = segment.key_rows
+    except StoreError as error:
+        yield Problem("segments", str(error))
+        return
+    used = {row["entry"] for row in catalog.all(f"SELECT DISTINCT entry FROM facts WHERE {VISIBLE}", {"g": newest})}
+    if lost := used - known:
+        yield Problem(catalog.path.name, f"{len(lost)} entries with facts but without vectors, first {min(lost)}")
+    dead = {entry for entry, state in catalog.states(newest).items() if state == "dead"}
+    if odd := (known - dead) ^ used:
+        yield Problem(catalog.path.name, f"{len(odd)} entries whose state does not fit their facts, first {min(odd)}")

@@ -1,0 +1,83 @@
+"""Every command has help, is documented, and says so fast."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+
+from helpers.commands import Run
+from neuraldb_faiss.cli.app import COMMANDS, cli
+from neuraldb_faiss.cli.docs import markdown
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = {"torch", "transformers", "faiss", "datasets", "numpy"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_option_has_help(run: Run, name: str) -> None:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None and command.name == name
+    assert command.help and command.help.strip().endswith(".")
+    for param in command.params:
+        if isinstance(param, click.Option):
+            assert param.help, f"{name} {param.opts[0]} has no help"
+    done = run(name, "--help")
+    assert done.exit_code == 0 and "Usage:" in done.stdout
+
+
+def test_shared_options_mean_the_same(run: Run) -> None:
+    """An option of one name is of one type everywhere (its help may say what it means for the command)."""
+    seen: dict[str, str] = {}
+    for name in COMMANDS:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        for param in command.params:
+            if isinstance(param, click.Option) and param.opts[0] in (
+                "--model",
+                "--gamma",
+                "--index",
+                "--wait",
+            ):
+                assert seen.setdefault(param.opts[0], repr(param.type)) == repr(param.type)
+
+
+def test_docs_are_up_to_date() -> None:
+    page = ROOT / "docs" / "cli.md"
+    assert page.read_text(encoding="utf-8") == markdown(), "stale: run scripts/gen_cli_docs.py"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)])
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    code = f"""
+import sys
+from neuraldb_faiss.cli.app import cli
+try:
+    cli({arguments!r}, prog_name="neuraldb")
+finally:
+    sys.stderr.write(" ".join(set({sorted(HEAVY)!r}) & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout and done.stderr == ""
+
+
+def test_help_is_fast() -> None:
+    def seconds() -> float:
+        started = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "neuraldb_faiss.cli", "--help"], capture_output=True, cwd=ROOT, check=True
+        )
+        return time.perf_counter() - started
+
+    # The best of a few: other work on the machine must not fail the test.
+    assert min(seconds() for _ in range(5)) < 0.5
+
+
+def test_version_names_what_matters(run: Run) -> None:
+    lines = run("--version").stdout.splitlines()
+    assert [line.split()[0].rstrip(":") for line in lines][:3] == ["neuraldb-faiss", "torch", "transformers"]
+    assert lines[3].startswith("faiss")

@@ -1,0 +1,278 @@
+"""The fast solver equals equation 21 written down plainly, and does what it promises around it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.reference_residual import Reference, reference_residual
+from helpers.tiny import tiny
+from neuraldb_faiss.editing import ResidualConfig, Solved, residuals, solve_residuals
+from neuraldb_faiss.editing.objective import Adam, project
+from neuraldb_faiss.errors import BuildError
+from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.models.sites import FFNSite, find_site
+
+PREFIXES = (
+    "The city of",
+    "Therefore I think that Paris",
+    "Because",
+    "I was born in Spain",
+    "You know Rome is",
+)
+CONFIG = ResidualConfig(steps=8, lr=0.5, weight_decay=0.5, clamp=0.75, kl_factor=0.0625)
+
+INSIDE = Fact("Eiffel Tower", "The {} is located in the city of", "Rome")
+START = Fact("LeBron James", "{} plays the sport of", "football and tennis")
+ONE_TOKEN = Fact("The", "{} language is", "French")  # a single token at position 0, without BOS
+TWINS = (
+    Fact("Marie Curie", "The city {} was born in is", "Berlin"),
+    Fact("Marie Curie", "The city {} knows as the capital is", "Madrid"),
+)
+GROUPS = [[INSIDE], [START], [ONE_TOKEN], list(TWINS)]
+
+
+def by_reference(
+    model: Any, tokenizer: Any, site: FFNSite, group: list[Fact], config: ResidualConfig
+) -> Reference:
+    facts = [(fact.subject, fact.text, fact.target) for fact in group]
+    settings = dataclasses.asdict(config)
+    return reference_residual(model, tokenizer, site.module, site.block, facts, PREFIXES, **settings)
+
+
+def assert_equal(solved: Solved, wanted: Reference) -> None:
+    got = torch.from_numpy(solved.residual)
+    assert solved.residual.dtype == np.float32
+    if wanted.steps == 1:  # stopped where it began
+        assert not got.any() and not wanted.residual.any()
+    else:
+        assert torch.cosine_similarity(got, wanted.residual, dim=0) >= 0.999
+        assert float(got.norm()) == pytest.approx(float(wanted.residual.norm()), rel=1e-2)
+    assert abs(solved.loss - wanted.loss) <= 1e-3 * max(1.0, abs(wanted.loss))
+    assert solved.steps == wanted.steps
+    assert [fact.nll for fact in solved.facts] == pytest.approx(wanted.nll, abs=2e-3)
+
+
+@pytest.mark.parametrize("tokenizer_kind", ["bytelevel", "metaspace"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gptj"])
+def test_batched_solver_equals_the_plain_one(kind: str, tokenizer_kind: str) -> None:
+    model, tokenizer = tiny(kind, tokenizer_kind)
+    site = find_site(model, 1)
+    # Some groups leave the batch early, some stay to the end.
+    first = by_reference(model, tokenizer, site, GROUPS[0], dataclasses.replace(CONFIG, steps=5))
+    config = dataclasses.replace(CONFIG, stop_loss=first.loss * 1.01)
+    wanted = [by_reference(model, tokenizer, site, group, config) for group in GROUPS]
+    assert len({reference.steps for reference in wanted}) > 1
+    solved = solve_residuals(model, tokenizer, site, GROUPS, PREFIXES, config, max_tokens=4096)
+    for got, reference in zip(solved, wanted, strict=True):
+        assert_equal(got, reference)
+
+
+@pytest.mark.parametrize("layer", [0, 3])
+def test_first_and_last_layer(layer: int) -> None:
+    model, tokenizer = tiny("llama")
+    site = find_site(model, layer)
+    # Above the last layer nothing carries a residual on to later tokens: the target must follow the subject.
+    fact = Fact("Marie Curie", "I think that {}", "speaks French")
+    (solved,) = solve_residuals(model, tokenizer, site, [[fact]], PREFIXES, CONFIG)
+    assert_equal(solved, by_reference(model, tokenizer, site, [fact], CONFIG))
+
+
+@pytest.mark.parametrize(
+    "kind", ["gemma2", "olmo2", "gpt_neox", "qwen3", "opt", "bloom", "mpt", "falcon", "phi"]
+)
+def test_other_architectures_are_right(kind: str) -> None:
+    model, tokenizer = tiny(kind)
+    site = find_site(model, 1)
+    groups = [[INSIDE], list(TWINS)]
+    config = dataclasses.replace(CONFIG, steps=4)
+    solved = solve_residuals(model, tokenizer, site, groups, PREFIXES, config)
+    for got, group in zip(solved, groups, strict=True):
+        assert_equal(got, by_reference(model, tokenizer, site, group, config))
+
+
+@pytest.mark.parametrize("mode", ["block", "ffn", "full"])
+def test_every_way_to_run_the_model_gives_the_same(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny("gptj")
+    site = find_site(model, 1)
+    monkeypatch.setattr(residuals, "_proved_mode", lambda *_: mode)
+    solved = solve_residuals(model, tokenizer, site, GROUPS, PREFIXES, CONFIG)
+    for got, group in zip(solved, GROUPS, strict=True):
+        assert_equal(got, by_reference(model, tokenizer, site, group, CONFIG))
+
+
+def proved_mode(kind: str) -> str:
+    model, tokenizer = tiny(kind)
+    batch = residuals.Batch((tuple(residuals.group_rows(tokenizer, 0, [INSIDE], PREFIXES)),))
+    with residuals.frozen(model):
+        return residuals._proved_mode(model, find_site(model, 1), batch, CONFIG)
+
+
+def test_the_proof_tells_architectures_apart() -> None:
+    assert {kind: proved_mode(kind) for kind in ("llama", "gpt2", "gptj", "gemma2", "olmo2")} == {
+        "llama": "block",
+        "gpt2": "block",
+        "gptj": "block",
+        "gemma2": "ffn",  # both normalise what the FFN gives
+        "olmo2": "ffn",
+    }
+
+
+def test_a_model_the_fast_pass_breaks_on_is_solved_anyway(caplog: pytest.LogCaptureFixture) -> None:
+    model, tokenizer = tiny("llama")
+    site = find_site(model, 1)
+    wanted = by_reference(model, tokenizer, site, [START], CONFIG)
+    forward = model.model.forward
+
+    def without_cache(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("use_cache"):
+            raise NotImplementedError("no cache here")
+        return forward(*args, **kwargs)
+
+    model.model.forward = without_cache
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            (solved,) = solve_residuals(model, tokenizer, site, [[START]], PREFIXES, CONFIG)
+    assert_equal(solved, wanted)
+    assert [record.getMessage() for record in caplog.records if "no cache here" in record.getMessage()] != []
+    assert len(caplog.records) == 1
+
+
+def test_batching_does_not_change_the_result() -> None:
+    model, tokenizer = tiny("llama")
+    site = find_site(model, 1)
+    together = solve_residuals(model, tokenizer, site, GROUPS, PREFIXES, CONFIG, max_tokens=4096)
+    alone = solve_residuals(model, tokenizer, site, GROUPS, PREFIXES, CONFIG, max_tokens=1)
+    for a, b in zip(together, alone, strict=True):
+        assert a.steps == b.steps
+        np.testing.assert_allclose(a.residual, b.residual, atol=2e-3 * np.linalg.norm(b.residual))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_rows_of_padding_alone_give_no_nan(attention: str) -> None:
+    model, tokenizer = tiny("llama")
+    model.set_attn_implementation(attention)
+    site = find_site(model, 1)
+    (solved,) = solve_residuals(model, tokenizer, site, [[ONE_TOKEN]], PREFIXES, CONFIG)
+    assert np.isfinite(solved.residual).all() and np.linalg.norm(solved.residual) > 0
+    assert_equal(solved, by_reference(model, tokenizer, site, [ONE_TOKEN], CONFIG))
+
+
+def test_outcomes_agree_with_the_edited_model() -> None:
+    model, tokenizer = tiny("llama")
+    site = find_site(model, 1)
+    fact = Fact("Marie Curie", "I think that {}", "was")
+    config = dataclasses.replace(CONFIG, steps=40, clamp=20.0)
+    (solved,) = solve_residuals(model, tokenizer, site, [[fact]], PREFIXES, config)
+    text = f"{fact.text} {fact.target}"
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    offsets = encoded["offset_mapping"]
+    last = max(i for i, (a, b) in enumerate(offsets) if a < fact.subject_span[1] <= b)
+    first = next(i for i, (_, b) in enumerate(offsets) if b > len(fact.text))
+
+    def add(_: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+        output = output.clone()
+        output[0, last] += torch.from_numpy(solved.residual)
+        return output
+
+    handle = site.module.register_forward_hook(add)
+    ids = torch.tensor(encoded["input_ids"])
+    with torch.no_grad():
+        logits = model(input_ids=ids[None]).logits[0, first - 1 : -1]
+    handle.remove()
+    target = ids[first:]
+    nll = float(torch.nn.functional.cross_entropy(logits, target))
+    (outcome,) = solved.facts
+    assert outcome.nll == pytest.approx(nll, abs=1e-3)
+    assert outcome.probability == pytest.approx(np.exp(-nll), abs=1e-3)
+    assert outcome.took == bool((logits.argmax(1) == target).all())
+    assert outcome.took
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model, tokenizer = tiny("gpt2")
+    model.train()
+    weights = {name: p.clone() for name, p in model.named_parameters()}
+    next(model.parameters()).requires_grad_(False)
+    wanted = {name: p.requires_grad for name, p in model.named_parameters()}
+    solve_residuals(model, tokenizer, find_site(model, 1), [[START]], PREFIXES, CONFIG)
+    assert model.training and all(module.training for module in model.modules())
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == wanted
+    assert all(torch.equal(p, weights[name]) and p.grad is None for name, p in model.named_parameters())
+    for module in model.modules():
+        assert (
+            not module._forward_hooks and not module._forward_pre_hooks and "forward" not in module.__dict__
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models_get_float32_residuals(dtype: torch.dtype) -> None:
+    model, tokenizer = tiny("llama")
+    site = find_site(model, 1)
+    (wanted,) = solve_residuals(model, tokenizer, site, [[START]], PREFIXES, CONFIG)
+    model = model.to(dtype)
+    (solved,) = solve_residuals(model, tokenizer, find_site(model, 1), [[START]], PREFIXES, CONFIG)
+    assert solved.residual.dtype == np.float32
+    assert solved.loss == pytest.approx(wanted.loss, abs=0.25)
+    a, b = torch.from_numpy(solved.residual), torch.from_numpy(wanted.residual)
+    assert torch.cosine_similarity(a, b, dim=0) > 0.8
+
+
+def test_a_nan_names_the_fact() -> None:
+    model, tokenizer = tiny("llama")
+    with torch.no_grad():
+        model.model.layers[3].mlp.down_proj.weight.fill_(float("nan"))
+    with pytest.raises(BuildError, match="LeBron James.*not finite"):
+        solve_residuals(model, tokenizer, find_site(model, 1), [[START]], PREFIXES, CONFIG)
+
+
+def test_nonsense_is_refused() -> None:
+    model, tokenizer = tiny("llama")
+    site = find_site(model, 1)
+    with pytest.raises(BuildError, match="without facts"):
+        solve_residuals(model, tokenizer, site, [[START], []], PREFIXES, CONFIG)
+    with pytest.raises(BuildError, match="steps must be at least 1"):
+        solve_residuals(model, tokenizer, site, [[START]], PREFIXES, dataclasses.replace(CONFIG, steps=0))
+    assert solve_residuals(model, tokenizer, site, [], PREFIXES, CONFIG) == []
+
+
+def test_adam_is_torchs_and_rows_can_leave() -> None:
+    torch.manual_seed(0)
+    start, grads = torch.randn(3, 5), torch.randn(6, 3, 5)
+    theirs = [torch.nn.Parameter(row.clone()) for row in start]
+    optimizers = [torch.optim.Adam([row], lr=0.5) for row in theirs]
+    ours, adam, rows = start.clone(), Adam(start, lr=0.5), [0, 1, 2]
+    for step, grad in enumerate(grads):
+        if step == 3:
+            rows = [2, 0]
+            ours = ours[rows]
+            adam.keep(torch.tensor(rows))
+        ours = adam.update(ours, grad[rows])
+        for row in rows:
+            theirs[row].grad = grad[row].clone()
+            optimizers[row].step()
+        torch.testing.assert_close(
+            ours, torch.stack([theirs[row].detach() for row in rows]), rtol=1e-6, atol=1e-7
+        )
+
+
+def test_project_only_shortens() -> None:
+    r = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
+    torch.testing.assert_close(
+        project(r, torch.tensor([1.0, 1.0, 1.0])), torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]])
+    )
+
+
+@pytest.mark.slow
+def test_the_demo_model_takes_a_real_fact(demo_model: Any) -> None:
+    model, tokenizer = demo_model
+    site = find_site(model, 3)
+    config = dataclasses.replace(CONFIG, steps=20)
+    (solved,) = solve_residuals(model, tokenizer, site, [[INSIDE]], PREFIXES, config)
+    assert_equal(solved, by_reference(model, tokenizer, site, [INSIDE], config))
+    assert solved.facts[0].took

@@ -1,0 +1,117 @@
+"""Equation 21 written down plainly, one fact (or one group of facts) at a time: what the fast solver must
+equal.
+
+Whole prompts, one row at a time, all layers, all steps, full logits; torch's own Adam; a hook adds r at the
+down-projection's output at the subject's last token. Tokens are found here anew, from the tokenizer's
+offsets. It shares no code with the package and is meant to be read beside the formula.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass
+class Reference:
+    """The residual float32 [d2], last loss, number of loss evaluations, each fact's NLL on its raw prompt."""
+
+    residual: Tensor
+    loss: float
+    steps: int
+    nll: list[float]
+
+
+def _ids(tokenizer: Any, text: str, subject_end: int) -> tuple[list[int], int, list[tuple[int, int]]]:
+    """Token ids, the index of the token with the subject's last character, and all offsets."""
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    offsets = encoded["offset_mapping"]
+    last = max(i for i, (a, b) in enumerate(offsets) if a < subject_end <= b)
+    return encoded["input_ids"], last, offsets
+
+
+def reference_residual(
+    model: Any,
+    tokenizer: Any,
+    module: nn.Module,
+    block: nn.Module,
+    facts: Sequence[tuple[str, str, str]],
+    prefixes: Sequence[str],
+    *,
+    steps: int,
+    lr: float,
+    weight_decay: float,
+    clamp: float,
+    kl_factor: float,
+    stop_loss: float = 0.05,
+) -> Reference:
+    """Solve for `facts`, given as (subject, text with the subject in it, target); `block` holds `module`."""
+    subject = facts[0][0]
+    rows = []  # (fact, ids without the target's last token, subject's last token, target ids)
+    for number, (_, text, target) in enumerate(facts):
+        for prefix in ["", *(f"{x}. " for x in prefixes)]:
+            whole = f"{prefix}{text} {target}"
+            start = len(prefix) + text.index(subject)
+            ids, last, offsets = _ids(tokenizer, whole, start + len(subject))
+            first = next(i for i, (_, end) in enumerate(offsets) if end > len(prefix) + len(text))
+            rows.append((number, ids[:-1], last, ids[first:]))
+    about, about_last, _ = _ids(tokenizer, f"{subject} is a", len(subject))
+
+    state: dict[str, Any] = {"r": None, "at": 0, "hidden": None}
+
+    def add(_: nn.Module, args: Any, output: Tensor) -> Tensor:
+        extra = torch.zeros_like(output)
+        extra.view(-1, extra.shape[-1])[state["at"]] = 1.0  # OPT's FFN works on [tokens, width]
+        return output + extra * state["r"].to(output.dtype)
+
+    def look(_: nn.Module, args: Any, output: Any) -> None:
+        hidden = output if isinstance(output, Tensor) else output[0]
+        state["hidden"] = hidden[0, state["at"]].detach().float()
+
+    def logits(ids: list[int], at: int, r: Tensor) -> Tensor:
+        state["at"], state["r"] = at, r
+        tokens = torch.tensor([ids], device=r.device)
+        return model(input_ids=tokens, use_cache=False).logits[0].float()
+
+    handles = [module.register_forward_hook(add), block.register_forward_hook(look)]
+    try:
+        r = torch.zeros(model.config.hidden_size, device=model.device, requires_grad=True)
+        with torch.no_grad():
+            hidden = []
+            for _, tokens, last, _ in rows[: 1 + len(prefixes)]:
+                logits(tokens, last, r)
+                hidden.append(state["hidden"])
+            h_init = hidden[0] if rows[0][2] > 0 else torch.stack(hidden[1:]).mean(0)
+            base = logits(about, about_last, r)[about_last].log_softmax(0)
+        optimizer = torch.optim.Adam([r], lr=lr)
+        for step in range(1, steps + 1):
+            row_nll: list[Tensor] = []
+            for _, ids, last, target in rows:
+                out = logits(ids, last, r)[-len(target) :]
+                row_nll.append(F.cross_entropy(out, torch.tensor(target, device=r.device)))
+            edited = logits(about, about_last, r)[about_last].log_softmax(0)
+            kl = (edited.exp() * (edited - base)).sum()
+            rest = kl_factor * kl + weight_decay * r.norm() / h_init.norm() ** 2
+            loss = torch.stack(row_nll).mean() + rest
+            of_fact = [
+                torch.stack([n for n, row in zip(row_nll, rows, strict=True) if row[0] == f]).mean()
+                for f in range(len(facts))
+            ]
+            if step == steps or float((max(of_fact) + rest).detach()) < stop_loss:
+                break
+            (r.grad,) = torch.autograd.grad(loss, r)
+            optimizer.step()
+            with torch.no_grad():
+                limit = clamp * h_init.norm()
+                if r.norm() > limit:
+                    r.mul_(limit / r.norm())
+        raw = [float(n.detach()) for i, n in enumerate(row_nll) if i % (1 + len(prefixes)) == 0]
+        return Reference(r.detach().cpu(), float(loss.detach()), step, raw)
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import pytest
+from helpers.fake_editor import FakeEditor
+
+from neuraldb_faiss.editing import merging
+
+
+class FakeFingerprint:
+    """Stands for a model's fingerprint where there is no model: equal names match."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @classmethod
+    def from_json(cls, text: str) -> FakeFingerprint:
+        return cls(text)
+
+    def matches(self, other: FakeFingerprint) -> bool:
+        return self.name == other.name
+
+    def describe(self) -> str:
+        return self.name
+
+
+@pytest.fixture(autouse=True)
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(merging, "Fingerprint", FakeFingerprint)
+    monkeypatch.setattr(merging.Editor, "of", lambda settings, model, tokenizer: FakeEditor(settings["fingerprint"]))
