@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # torch, transformers and faiss load only when they are used
 
     from neuraldb_faiss.editing.pipeline import Report
     from neuraldb_faiss.hook import Handle
-    from neuraldb_faiss.search import Matches, Matcher
+    from neuraldb_faiss.search import Matcher, Matches
 
 
 class NeuralDB:
@@ -352,7 +352,9 @@ def build(
         model, tokenizer, layer=layer, residual=residual, keys=keys, gamma=gamma, ffn_module=ffn_module, seed=seed,
         **overrides,
     )  # fmt: skip
-    store = changes.build(folded.facts, editor, path, drop_failed=drop_failed, report=report, command=command, index=index)
+    store = changes.build(
+        folded.facts, editor, path, drop_failed=drop_failed, report=report, command=command, index=index
+    )
     return NeuralDB(store)
 
 

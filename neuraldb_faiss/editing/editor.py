@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -139,7 +139,7 @@ class Editor:
 
     def make_keys(self, facts: Sequence[Fact]) -> KeyRows:
         """Keys of these facts (eq. 20), one or two rows each."""
-        mode = "paper" if self.keys == "paper" else "two"
+        mode: Literal["two", "paper"] = "paper" if self.keys == "paper" else "two"
         return compute_keys(self.model, self.tokenizer, self.site, facts, self.prefixes, mode)
 
     def make_residuals(self, groups: Sequence[Sequence[Fact]]) -> list[Edited]:

@@ -50,7 +50,8 @@ def merge(
         _check_alike(stores[0], settings[0], store, other)
     gates = {one["gamma"] for one in settings}
     if gamma is None and len(gates) > 1:
-        raise StoreError(f"the databases have different gates ({', '.join(map(str, sorted(gates)))}): give one (--gamma)")
+        named = ", ".join(map(str, sorted(gates)))
+        raise StoreError(f"the databases have different gates ({named}): give one (--gamma)")
     gate = check_gamma(gamma) if gamma is not None else settings[0]["gamma"]
     editor = None if model is None else Editor.of(settings[0], model, tokenizer)
 

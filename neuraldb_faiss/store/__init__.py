@@ -12,6 +12,6 @@ from neuraldb_faiss.store.transaction import Transaction
 from neuraldb_faiss.store.verify import Problem, verify
 
 __all__ = [
-    "FIRING", "FORMAT", "WAITING", "Catalog", "Generation", "Merged", "Problem", "Rows", "Segment", "SegmentRecord", "Snapshot",
-    "Store", "StoredFact", "Transaction", "compact", "merge_into", "rollback", "verify",
+    "FIRING", "FORMAT", "WAITING", "Catalog", "Generation", "Merged", "Problem", "Rows", "Segment", "SegmentRecord",
+    "Snapshot", "Store", "StoredFact", "Transaction", "compact", "merge_into", "rollback", "verify",
 ]  # fmt: skip

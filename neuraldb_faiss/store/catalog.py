@@ -179,14 +179,16 @@ class Catalog:
         A fact that two databases both held can have a row for each entry; the first stands for it unless
         `every_row`.
         """
-        where, values = [VISIBLE], {"g": generation}
+        where = [VISIBLE]
+        values: dict[str, Any] = {"g": generation}
         if subject is not None:
             where.append("subject_key = :subject")
             values["subject"] = subject_key(subject)
         if contains is not None:
             escaped = contains.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
             values["like"] = f"%{escaped}%"
-            where.append("(" + " OR ".join(f"{c} LIKE :like ESCAPE '\\'" for c in ("subject", "prompt", "target")) + ")")
+            like = " OR ".join(f"{column} LIKE :like ESCAPE '\\'" for column in ("subject", "prompt", "target"))
+            where.append(f"({like})")
         if source is not None:
             where.append("EXISTS (SELECT 1 FROM json_each(sources) WHERE value = :source)")
             values["source"] = source

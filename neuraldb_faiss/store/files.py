@@ -122,7 +122,7 @@ def write_array(path: Path, dtype: str, shape: tuple[int, ...], chunks: Iterable
             if data.shape[1:] != shape[1:]:
                 raise ValueError(f"rows of shape {data.shape[1:]} for {path.name}, want {shape[1:]}")
             rows += len(data)
-            view = memoryview(data).cast("B") if data.size else memoryview(b"")
+            view = data.data.cast("B") if data.size else memoryview(b"")
             digest.update(view)
             write(file, view)
         if rows != shape[0]:

@@ -149,7 +149,8 @@ def _settle_shared_keys(tx: Transaction, solve: SolveGroups | None) -> None:
     """Where several entries have one key: keep one that serves all their facts, or solve, or let them wait."""
     catalog, g = tx.catalog, {"g": tx.base}
     shared = catalog.all(
-        f"SELECT key_id FROM facts WHERE {PRESENT} GROUP BY key_id HAVING COUNT(DISTINCT entry) > 1 ORDER BY MIN(row)", g
+        f"SELECT key_id FROM facts WHERE {PRESENT} GROUP BY key_id HAVING COUNT(DISTINCT entry) > 1"
+        " ORDER BY MIN(row)", g,
     )
     states = {**catalog.states(tx.base), **tx.states}
     to_solve: list[list[StoredFact]] = []

@@ -114,8 +114,8 @@ def from_row(row: sqlite3.Row, states: Mapping[int, str]) -> StoredFact:
     return StoredFact(
         subject=row["subject"], prompt=row["prompt"], target=row["target"], id=row["id"],
         target_true=row["target_true"], relation=row["relation"], source=", ".join(sources) or None,
-        metadata=json.loads(row["metadata"]), entry=row["entry"], key_id=row["key_id"], time=row["time"], residual=row["residual"],
-        loss=row["loss"], nll=row["nll"], probability=row["probability"],
+        metadata=json.loads(row["metadata"]), entry=row["entry"], key_id=row["key_id"], time=row["time"],
+        residual=row["residual"], loss=row["loss"], nll=row["nll"], probability=row["probability"],
         took=None if row["took"] is None else bool(row["took"]), sources=sources, made=row["made"],
         ended=row["ended"], state=states.get(row["entry"], "live"), row=row["row"],
     )

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from helpers.fake_editor import FakeEditor
 
+from helpers.fake_editor import FakeEditor
 from neuraldb_faiss.editing import merging
 
 

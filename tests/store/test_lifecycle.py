@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.fake_editor import FakeEditor, left, vector
 
+from helpers.fake_editor import FakeEditor, left, vector
 from neuraldb_faiss.editing import changes
 from neuraldb_faiss.errors import FactError, LockedError, StoreError
 from neuraldb_faiss.facts import Fact

@@ -7,11 +7,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from helpers.fake_editor import FakeEditor, left, vector
 from hypothesis import settings
 from hypothesis import strategies as some
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
+from helpers.fake_editor import FakeEditor, left, vector
 from neuraldb_faiss.editing import changes, merging
 from neuraldb_faiss.errors import ConflictError
 from neuraldb_faiss.facts import Fact
@@ -80,7 +80,10 @@ class Histories(RuleBasedStateMachine):
             assert done.updated == len(fresh.keys() & old.keys())
             self.put(name, {**old, **fresh})
 
-    @rule(name=databases, subject=some.sampled_from(SUBJECTS), relation=some.sampled_from(RELATIONS), solved=some.booleans())
+    @rule(
+        name=databases, subject=some.sampled_from(SUBJECTS), relation=some.sampled_from(RELATIONS),
+        solved=some.booleans(),
+    )  # fmt: skip
     def remove(self, name: str, subject: str, relation: str, solved: bool) -> None:
         old = self.now(name)
         identity = Fact(subject, relation, "x").identity
