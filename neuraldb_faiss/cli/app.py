@@ -20,6 +20,7 @@ COMMANDS = {
     "remove": "changing:remove",
     "solve": "changing:solve",
     "compact": "changing:compact",
+    "merge": "merging:merge",
     "rollback": "changing:rollback",
     "reindex": "changing:reindex",
     "info": "looking:info",

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +20,17 @@ from numpy.lib import format as npy
 from neuraldb_faiss.errors import CorruptError, StoreError
 
 _MAX_HEADER = 512  # bytes; ours take 128, and a longer one in a received folder is not ours
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the disk inside name the file; writing and syncing leave that out by themselves."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def open_new(path: Path) -> BinaryIO:
@@ -42,7 +54,8 @@ def sync_folder(path: Path) -> None:
     """Make renames inside `path` durable."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with naming(path):
+            os.fsync(handle)
     finally:
         os.close(handle)
 
@@ -65,7 +78,7 @@ def copy_file(source: Path, target: Path, *, link: bool = False) -> None:
     if link:
         os.link(source, target)
         return
-    with open(source, "rb") as old, open_new(target) as new:
+    with naming(target), open(source, "rb") as old, open_new(target) as new:
         left = os.fstat(old.fileno()).st_size
         while left:
             try:
@@ -108,7 +121,7 @@ def write_array(path: Path, dtype: str, shape: tuple[int, ...], chunks: Iterable
     """
     digest = hashlib.sha256()
     rows = 0
-    with open_new(path) as file:
+    with naming(path), open_new(path) as file:
 
         class Tee:
             def write(self, data: bytes) -> None:

@@ -61,13 +61,17 @@ def connect(root: Path, *, write: bool, create: bool = False, busy_seconds: floa
             hint = "the folder is no database, or a half-copied one" if root.exists() else "there is no such folder"
             raise StoreError(f"no database at {root}: {hint}")
         files.within(root, path)
-    mode = "rwc" if create else "rw" if write else "ro"
+    # A reader too asks for "rw" (SQLite falls back where it may not write): only so can it roll back the journal that a
+    # killed writer left. It changes nothing else, for it is made `query_only` below.
+    mode = "rwc" if create else "rw"
     try:
         # The catalog object serialises its use, so threads may share the connection.
         connection = sqlite3.connect(
             f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=busy_seconds,
             isolation_level=None, check_same_thread=False,
         )
+        if not (write or create):
+            connection.execute("PRAGMA query_only = ON")
         if create and not connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
             _create(connection)
         _check(connection, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -286,4 +287,5 @@ class Transaction:
             if path.name not in named:
                 if path.is_symlink() or not path.is_dir():
                     raise StoreError(f"{path} does not belong there: remove it")
-                files.remove_tree(path)
+                with suppress(OSError):  # what cannot go now is in nobody's way; a commit that is done stays done
+                    files.remove_tree(path)

@@ -1,0 +1,262 @@
+"""Real processes killed with SIGKILL at random moments. scripts/crash_test.sh runs this module for long.
+
+A child is forked, so it need not import torch again; it opens its own stores and dies in the middle of a command.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from helpers.fake_editor import FakeEditor
+from neuraldb_faiss.editing import changes, merging
+from neuraldb_faiss.editing.pipeline import PIECE
+from neuraldb_faiss.errors import StoreError
+from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.store import Store, compact, rollback, verify
+from neuraldb_faiss.store.segments import ARRAYS
+
+CRASHES = int(os.environ.get("NEURALDB_CRASHES", "20"))
+EDITOR = FakeEditor()
+
+
+class SlowEditor(FakeEditor):
+    def make_residuals(self, groups):  # type: ignore[no-untyped-def]
+        time.sleep(0.01)
+        return super().make_residuals(groups)
+
+
+def fact(subject: str, target: str = "Rome", relation: str = "{} is in") -> Fact:
+    return Fact(subject=subject, prompt=relation, target=target, source="test")
+
+
+BUILT = [fact(f"City {n % 30}", relation=("{} is in", "{} was founded by")[n // 30]) for n in range(40)]
+
+
+def run_and_kill(command: Callable[[], Any], after: float | None = None) -> bool:
+    """Run `command` in a forked child, killed after so many seconds (None: never); did it end by itself?"""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            command()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    if after is not None:
+        time.sleep(after)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        return False
+    assert os.WEXITSTATUS(status) == 0, "the command failed by itself"
+    return True
+
+
+def timed(command: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    assert run_and_kill(command)
+    return time.perf_counter() - start
+
+
+def rows(store: Store) -> list[tuple[Any, ...]]:
+    return [tuple(dict(row, time="").values()) for row in store.catalog.all("SELECT * FROM facts ORDER BY row")]
+
+
+def arrays(store: Store) -> dict[str, bytes]:
+    """Every array over all key positions (or entries), whichever segments hold them; key_rows as entry ids."""
+    opened = store.snapshot().segments
+    found = {
+        name: b"".join(np.asarray(getattr(segment, f"_{name}")).tobytes() for segment in opened)
+        for name in ARRAYS
+        if name != "key_rows"
+    }
+    return {**found, "key_entries": b"".join(segment.key_entries.tobytes() for segment in opened)}
+
+
+def shown(root: Path) -> dict[str, str] | None:
+    """What lives; None where nothing was published. Opened both ways, the reader first: it meets the journal."""
+    try:
+        reader = Store(root)
+    except StoreError:
+        return None
+    try:
+        facts = {f.text: f.target for f in reader.catalog.facts(reader.generation)}
+        assert verify(reader, deep=True) == []
+    finally:
+        reader.close()
+    writer = Store(root, "rw")
+    assert verify(writer, deep=True) == []
+    writer.close()
+    return facts
+
+
+@pytest.mark.timeout(0 if CRASHES > 20 else 300)
+def test_a_killed_build_resumes_to_the_same_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PIECE, "memit", 3)
+
+    def build(path: Path) -> None:
+        changes.build(BUILT, SlowEditor(), path)
+
+    took = timed(lambda: build(tmp_path / "calm"))
+    calm = Store(tmp_path / "calm")
+    expected_rows, expected_arrays, expected = rows(calm), arrays(calm), shown(calm.root)
+    calm.close()
+    chance, killed, published, staged = random.Random(), 0, 0, Counter[int]()
+    for number in range(CRASHES):
+        path = tmp_path / f"db{number}"
+        killed += not run_and_kill(lambda path=path: build(path), chance.uniform(0, took * 1.05))
+        found = shown(path)
+        assert found in (None, expected)
+        if found is None:
+            staged[len(list((path / "segments").glob("*"))) if path.exists() else -1] += 1
+            assert run_and_kill(lambda path=path: build(path))
+        else:
+            published += 1
+        store = Store(path)
+        assert rows(store) == expected_rows
+        assert arrays(store) == expected_arrays
+        assert verify(store, deep=True) == []
+        store.close()
+        shutil.rmtree(path)
+    print(f"build: {killed} of {CRASHES} killed ({took:.2f} s undisturbed), {published} had published;"
+          f" segment folders found: {dict(sorted(staged.items()))}")  # fmt: skip
+
+
+def prepare(path: Path) -> None:
+    """path/db, of five generations, and path/other to merge."""
+    store = changes.build(BUILT[:12], EDITOR, path / "db")
+    changes.add(store, EDITOR, [fact("Oslo"), fact("City 1", "Kyiv"), fact("Oslo", "Ibsen", "{} was founded by")])
+    changes.remove(store, [f for f in store.catalog.facts(2) if f.subject in ("City 3", "City 4")])
+    changes.add(store, EDITOR, [fact(f"Town {n}") for n in range(5)])
+    rollback(store, 2)
+    store.close()
+    changes.build([fact("Bonn"), fact("Ulm"), fact("City 1", "Lima"), fact("City 2")], EDITOR, path / "other").close()
+
+
+def opened(work: Path) -> Store:
+    return Store(work / "db", "rw")
+
+
+def add(work: Path) -> None:
+    changes.add(opened(work), EDITOR, [*(fact(f"New {n}") for n in range(9)), fact("City 5", "Kyiv")])
+
+
+def remove(work: Path) -> None:
+    store = opened(work)
+    gone = ("City 7", "Oslo")
+    changes.remove(store, [f for f in store.catalog.facts(store.generation) if f.subject in gone and f.target == "Rome"])
+
+
+def roll_back(work: Path) -> None:
+    rollback(opened(work), 4)
+
+
+def compact_it(work: Path) -> None:
+    compact(opened(work))
+
+
+def merge_into_it(work: Path) -> None:
+    merging.merge([Store(work / "other")], into=opened(work), on_conflict="last")
+
+
+def merge_anew(work: Path) -> None:
+    merging.merge([Store(work / "db"), Store(work / "other")], out=work / "out", on_conflict="first", link=True)
+
+
+def merge_and_solve(work: Path) -> None:
+    merging.merge([Store(work / "other")], into=opened(work), on_conflict="first", model=object())
+
+
+COMMANDS = (add, remove, roll_back, compact_it, merge_into_it, merge_anew, merge_and_solve)
+
+
+@pytest.mark.timeout(0 if CRASHES > 20 else 300)
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__)
+def test_a_killed_command_leaves_before_or_after(
+    command: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PIECE, "memit", 3)
+    prepare(tmp_path / "start")
+    start, calm, work = tmp_path / "start", tmp_path / "calm", tmp_path / "work"
+    result = "out" if command is merge_anew else "db"
+    before = shown(start / result)
+    shutil.copytree(start, calm)
+    took = timed(lambda: command(calm))
+    after = shown(calm / result)
+    newest = Store(calm / result).generation
+    chance, seen, killed = random.Random(), Counter[str](), 0
+    for number in range(max(10, CRASHES // 2)):
+        shutil.copytree(start, work)
+        killed += not run_and_kill(lambda: command(work), chance.uniform(0, took * 1.05))
+        assert shown(work / "db") is not None and shown(work / "other") is not None
+        found = shown(work / result)
+        if result == "db":
+            done = Store(work / "db").generation == newest
+        else:
+            done = found is not None
+        seen["after" if done else "before"] += 1
+        assert found == (after if done else before)
+        # Every second time another command comes next, and the killed one is given again behind it.
+        if number % 2 and found is not None:
+            store = Store(work / result, "rw")
+            if command is not roll_back:
+                changes.add(store, EDITOR, [fact("Cairo")])
+                assert verify(store, deep=True) == []
+            else:
+                compact_then = {f.text: f.target for f in store.catalog.facts(store.generation)}
+                compact(store)
+                assert {f.text: f.target for f in store.catalog.facts(store.generation)} == compact_then
+            expected = {**found, "Cairo is in": "Rome"} if command is not roll_back else found
+            store.close()
+            assert shown(work / result) == expected
+        if not done and not (number % 2 and command is roll_back):
+            command(work)
+            extra = {"Cairo is in": "Rome"} if number % 2 and found is not None else {}
+            assert shown(work / result) == {**(after or {}), **extra}
+        left = {path.name for path in (work / result / "segments").iterdir()}
+        store = Store(work / result, "rw")
+        with store.write("sweep"):
+            pass
+        named = {f"{row['segment']:08d}" for row in store.catalog.all("SELECT segment FROM segments")}
+        assert {path.name for path in (work / result / "segments").iterdir()} == named <= left
+        store.close()
+        shutil.rmtree(work)
+    print(f"{command.__name__}: {killed} killed ({took * 1000:.0f} ms undisturbed), found {dict(seen)}")
+
+
+def test_a_reader_rolls_a_killed_commit_back(tmp_path: Path) -> None:
+    """The journal of a commit that was killed while it wrote is met by a reader first, an open one too."""
+    store = changes.build(BUILT, EDITOR, tmp_path / "db")
+    reader = Store(store.root)
+    before = shown(store.root)
+    store.close()
+
+    def die() -> None:
+        writer = Store(tmp_path / "db", "rw")
+        writer.catalog.all("PRAGMA cache_size = 1")  # pages go to the file before the commit
+        with writer.catalog.transaction():
+            writer.catalog.run("UPDATE facts SET target = 'Nowhere'")
+            for number in range(500):
+                writer.catalog.run("INSERT INTO staging VALUES (?, ?)", (str(number), "x" * 500))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert not run_and_kill(die)
+    assert (tmp_path / "db" / "catalog.sqlite-journal").stat().st_size > 0
+    assert {f.text: f.target for f in reader.catalog.facts(reader.generation)} == before
+    reader.close()
+    assert shown(tmp_path / "db") == before
