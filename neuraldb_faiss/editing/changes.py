@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from neuraldb_faiss.editing.editor import Editor
-from neuraldb_faiss.editing.pipeline import Report, edit_into, group_by_key
+from neuraldb_faiss.editing.pipeline import HEAD, Report, edit_into, group_by_key
 from neuraldb_faiss.errors import FactError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.store import Generation, Store, StoredFact, Transaction
@@ -72,7 +72,7 @@ def add(
         if not fresh:
             return None
         keyed = list(zip(editor.key_ids(fresh), fresh, strict=True))
-        neighbours = store.catalog.facts(base, key_ids=sorted({key for key, _ in keyed}))
+        neighbours = _facts_of_keys(store, base, {key for key, _ in keyed})
         replaced = {fact.identity for fact in fresh}
         kept = [(old.key_id, old) for old in neighbours if old.identity not in replaced]
         edit_into(transaction, editor, group_by_key([*kept, *keyed]), drop_failed=drop_failed, report=report)
@@ -131,7 +131,13 @@ def _solve_keys(
     without: set[str],
     report: Report | None,
 ) -> None:
-    left = store.catalog.facts(base, key_ids=sorted(key_ids))
+    left = _facts_of_keys(store, base, key_ids)
     groups = group_by_key((fact.key_id, fact) for fact in left if fact.identity not in without)
     if groups:
         edit_into(transaction, editor, groups, report=report)
+
+
+def _facts_of_keys(store: Store, base: int, key_ids: set[str]) -> Iterator[StoredFact]:
+    """Facts with one of these keys, each once, whichever of a group's entries the key_id names."""
+    plain = {key_id.removesuffix(HEAD) for key_id in key_ids}
+    return store.catalog.facts(base, key_ids=sorted(plain | {key_id + HEAD for key_id in plain}))

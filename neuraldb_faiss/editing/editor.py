@@ -142,12 +142,13 @@ class Editor:
         mode: Literal["two", "paper"] = "paper" if self.keys == "paper" else "two"
         return compute_keys(self.model, self.tokenizer, self.site, facts, self.prefixes, mode)
 
-    def make_residuals(self, groups: Sequence[Sequence[Fact]]) -> list[Edited]:
-        """One residual a group (eq. 21); zeros where the kind is "none"."""
+    def make_residuals(self, groups: Sequence[Sequence[Fact]], *, prefixed: bool = True) -> list[Edited]:
+        """One residual a group (eq. 21), or zeros for the kind "none"; for raw prompts alone without `prefixed`."""
         if self.residual == "none":
             zero = np.zeros(self.site.d2, np.float32)
             return [Edited(zero, None, (None,) * len(group)) for group in groups]
-        solved = solve_residuals(self.model, self.tokenizer, self.site, groups, self.prefixes, self.config)
+        prefixes = self.prefixes if prefixed else ()
+        solved = solve_residuals(self.model, self.tokenizer, self.site, groups, prefixes, self.config)
         return [Edited(one.residual, one.loss, one.facts) for one in solved]
 
     def digest(self) -> str:

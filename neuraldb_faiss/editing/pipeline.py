@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from neuraldb_faiss.editing.editor import Editor
+from neuraldb_faiss.editing.editor import Edited, Editor
 from neuraldb_faiss.errors import BuildError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.store import StoredFact, Transaction
@@ -17,6 +17,9 @@ from neuraldb_faiss.store.transaction import now
 
 # Facts a staged piece holds, by residual: what a kill can cost is one piece.
 PIECE = {"none": 512, "memit": 16}
+
+# Ends the key_id of a group's second entry, which serves its raw prompts at position 0.
+HEAD = "@0"
 
 
 @dataclass(frozen=True)
@@ -34,18 +37,18 @@ Report = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class Group:
-    """Facts that share a key, and so an entry."""
+    """Facts that share a key, and so an entry (or both: see `_stage`)."""
 
     key_id: str
     facts: tuple[Fact, ...]
 
 
 def group_by_key(keyed: Iterable[tuple[str, Fact]]) -> list[Group]:
-    """Groups in the order of their first facts."""
-    groups: dict[str, list[Fact]] = {}
+    """Groups in the order of their first facts; the key_id may be that of either entry, and a fact may come twice."""
+    groups: dict[str, dict[str, Fact]] = {}
     for key_id, fact in keyed:
-        groups.setdefault(key_id, []).append(fact)
-    return [Group(key_id, tuple(facts)) for key_id, facts in groups.items()]
+        groups.setdefault(key_id.removesuffix(HEAD), {}).setdefault(fact.identity, fact)
+    return [Group(key_id, tuple(facts.values())) for key_id, facts in groups.items()]
 
 
 def edit_into(
@@ -104,30 +107,46 @@ def _plain(fact: Fact) -> Fact:
 
 
 def _stage(transaction: Transaction, editor: Editor, piece: list[Group], drop_failed: bool) -> list[float]:
-    """Solve one piece and stage it; its losses."""
-    edited = editor.make_residuals([group.facts for group in piece])
-    kept = [
-        number
-        for number, one in enumerate(edited)
-        if not (drop_failed and any(fact is not None and not fact.took for fact in one.facts))
-    ]
+    """Solve one piece and stage it; its losses.
+
+    A text's first token is unlike all others (its hidden state is some nine times longer), so no one residual serves
+    a subject there and behind a prefix: a group whose raw key was taken at position 0 has a second entry for it.
+    """
     # Facts of a group have the same key: the first one's rows stand for all.
-    rows = editor.make_keys([piece[number].facts[0] for number in kept])
+    rows = editor.make_keys([group.facts[0] for group in piece])
+    edited = editor.make_residuals([group.facts for group in piece])
+    heads = [int(number) for number in rows.fact[rows.token >= 0]]
+    alone = editor.make_residuals([piece[number].facts for number in heads], prefixed=False)
+    at_head = dict(zip(heads, alone, strict=True))
     time = now()
-    facts = []
-    for entry, number in enumerate(kept):
-        one, group = edited[number], piece[number]
-        for fact, outcome in zip(group.facts, one.facts, strict=True):
-            known: Mapping[str, object] = {} if outcome is None else {
-                "nll": outcome.nll, "probability": outcome.probability, "took": outcome.took
-            }  # fmt: skip
-            record = {"time": time, "entry": entry, "key_id": group.key_id, "residual": editor.residual,
-                      "loss": one.loss, **known}  # fmt: skip
-            facts.append(StoredFact.of(fact, **record))
-    residuals = (
-        np.stack([edited[n].residual for n in kept]) if kept else np.empty((0, editor.site.d2), np.float32)
-    )
+    facts: list[StoredFact] = []
+    kept: list[Edited] = []
+    key_at: list[int] = []
+    key_rows: list[int] = []
+    for number, (group, one) in enumerate(zip(piece, edited, strict=True)):
+        head = at_head.get(number)
+        outcomes = (head or one).facts  # on the raw prompt
+        if drop_failed and any(outcome is not None and not outcome.took for outcome in outcomes):
+            continue
+        mine = rows.fact == number
+        entries = [(group.key_id, one, mine & (rows.token < 0))]
+        if head is not None:
+            entries.append((group.key_id + HEAD, head, mine & (rows.token >= 0)))
+        for key_id, solved, keys in entries:
+            for fact, outcome in zip(group.facts, outcomes, strict=True):
+                known: Mapping[str, object] = {} if outcome is None else {
+                    "nll": outcome.nll, "probability": outcome.probability, "took": outcome.took
+                }  # fmt: skip
+                record = {"time": time, "entry": len(kept), "key_id": key_id, "residual": editor.residual,
+                          "loss": solved.loss, **known}  # fmt: skip
+                facts.append(StoredFact.of(fact, **record))
+            at = np.flatnonzero(keys).tolist()
+            key_at += at
+            key_rows += [len(kept)] * len(at)
+            kept.append(solved)
+    residuals = np.stack([one.residual for one in kept]) if kept else np.empty((0, editor.site.d2), np.float32)
     if not np.isfinite(residuals).all():
         raise BuildError("a residual is not finite: lower --lr, or use --dtype float32")
-    transaction.stage(rows.keys, rows.fact, rows.token, residuals, facts)
-    return [one.loss for one in edited if one.loss is not None]
+    order = np.array(key_at, np.int64)
+    transaction.stage(rows.keys[order], np.array(key_rows, np.int64), rows.token[order], residuals, facts)
+    return [one.loss for one in (*edited, *alone) if one.loss is not None]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import FactError
+from neuraldb_faiss.errors import FactError
 
 MARK = "{}"
 _FIELDS = ("id", "subject", "prompt", "target", "target_true", "relation", "source", "metadata")

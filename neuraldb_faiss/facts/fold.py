@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..errors import ConflictError, FactError
-from .fact import Fact, clip, fold_space
+from neuraldb_faiss.errors import ConflictError, FactError
+from neuraldb_faiss.facts.fact import Fact, clip, fold_space
 
 ON_CONFLICT = ("error", "first", "last")
 _SHOWN = 10

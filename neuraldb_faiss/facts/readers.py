@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from ..errors import FactError
-from .fact import Fact, clip
-from .records import FORMATS, convert, detect
+from neuraldb_faiss.errors import FactError
+from neuraldb_faiss.facts.fact import Fact, clip
+from neuraldb_faiss.facts.records import FORMATS, convert, detect
 
 _DATASETS = "datasets:"
 _DECODER = json.JSONDecoder()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ..errors import FactError
-from .fact import Fact
+from neuraldb_faiss.errors import FactError
+from neuraldb_faiss.facts.fact import Fact
 
 Record = Mapping[str, Any]
 

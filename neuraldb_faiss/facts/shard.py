@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 
-from ..errors import FactError
-from .fact import Fact, fold_space
+from neuraldb_faiss.errors import FactError
+from neuraldb_faiss.facts.fact import Fact, fold_space
 
 
 def shard(facts: Iterable[Fact], i: int, n: int) -> Iterator[Fact]:

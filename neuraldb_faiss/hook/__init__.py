@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .attach import Handle, Site, attach
-from .lookup import Fire
+from neuraldb_faiss.hook.attach import Handle, Site, attach
+from neuraldb_faiss.hook.lookup import Fire
 
 __all__ = ["Fire", "Handle", "Site", "attach"]

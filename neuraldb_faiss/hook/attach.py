@@ -10,12 +10,11 @@ import torch
 from torch import nn
 
 from neuraldb_faiss.errors import FingerprintError, ModelError, NeuralDBError
+from neuraldb_faiss.hook.compiled import mark, unmark
+from neuraldb_faiss.hook.context import Context
+from neuraldb_faiss.hook.lookup import Fire, Lookup
 from neuraldb_faiss.search.matcher import Matcher
 from neuraldb_faiss.search.searcher import EntrySource
-
-from .compiled import mark, unmark
-from .context import Context
-from .lookup import Fire, Lookup
 
 
 class Site(Protocol):

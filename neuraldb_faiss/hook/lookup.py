@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from neuraldb_faiss.hook.context import Context
 from neuraldb_faiss.search.matcher import Matcher
 from neuraldb_faiss.search.searcher import EntrySource
-
-from .context import Context
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .defaults import EditDefaults, edit_defaults
-    from .demo import get_demo_model
-    from .fingerprint import Fingerprint
-    from .loading import load_model
-    from .prompts import (
+    from neuraldb_faiss.models.defaults import EditDefaults, edit_defaults
+    from neuraldb_faiss.models.demo import get_demo_model
+    from neuraldb_faiss.models.fingerprint import Fingerprint
+    from neuraldb_faiss.models.loading import load_model
+    from neuraldb_faiss.models.prompts import (
         Encoded,
         EncodedTarget,
         encode,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         key_id,
         key_ids,
     )
-    from .sites import FFNSite, find_site, layer_count
+    from neuraldb_faiss.models.sites import FFNSite, find_site, layer_count
 
 __all__ = [
     "EditDefaults",

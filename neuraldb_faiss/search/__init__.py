@@ -6,9 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .faiss_module import FaissMissing
-    from .matcher import Matcher, Matches, check_gamma
-    from .searcher import KINDS, EntrySource, KeySource, Searcher, make_searcher
+    from neuraldb_faiss.search.faiss_module import FaissMissing
+    from neuraldb_faiss.search.matcher import Matcher, Matches, check_gamma
+    from neuraldb_faiss.search.searcher import KINDS, EntrySource, KeySource, Searcher, make_searcher
 
 __all__ = [
     "KINDS",

@@ -27,8 +27,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .faiss_module import load_faiss
-from .searcher import KeySource
+from neuraldb_faiss.search.faiss_module import load_faiss
+from neuraldb_faiss.search.searcher import KeySource
 
 MANIFEST = "ivf.json"
 CENTROIDS = "ivf.centroids.npy"

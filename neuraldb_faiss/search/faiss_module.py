@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import SearchError
+from neuraldb_faiss.errors import SearchError
 
 
 class FaissMissing(SearchError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .faiss_module import load_faiss, selector, small_batches
+from neuraldb_faiss.search.faiss_module import load_faiss, selector, small_batches
 
 
 class FlatSearcher:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import SearchError
-from .clustering import Clustering, load_clustering, save_clustering
-from .faiss_module import load_faiss, selector, small_batches
-from .searcher import KeySource
-from .vectors import unit_blocks, unit_rows
+from neuraldb_faiss.errors import SearchError
+from neuraldb_faiss.search.clustering import Clustering, load_clustering, save_clustering
+from neuraldb_faiss.search.faiss_module import load_faiss, selector, small_batches
+from neuraldb_faiss.search.searcher import KeySource
+from neuraldb_faiss.search.vectors import unit_blocks, unit_rows
 
 TRAINING_ROWS_PER_LIST = 64  # FAISS asks for 39 at least and gains little from more
 SAVE_AGAIN = 1.05  # a saved clustering is written anew once it misses 5 % of the keys

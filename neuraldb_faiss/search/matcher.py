@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import SearchError
-from .locks import ReadWriteLock
-from .searcher import EntrySource, Searcher, make_searcher
-from .vectors import exact_cosines, unit_blocks, unit_rows
+from neuraldb_faiss.errors import SearchError
+from neuraldb_faiss.search.locks import ReadWriteLock
+from neuraldb_faiss.search.searcher import EntrySource, Searcher, make_searcher
+from neuraldb_faiss.search.vectors import exact_cosines, unit_blocks, unit_rows
 
 FIRST_K = 8  # as cheap as the single nearest (measured: 140 and 143 ms), and nearly always enough
 GROWTH = 16

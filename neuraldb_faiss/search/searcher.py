@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..errors import SearchError
+from neuraldb_faiss.errors import SearchError
 
 KINDS = ("auto", "flat", "ivf")
 
@@ -86,9 +86,9 @@ def make_searcher(
     `directory` is the database's `search/` folder: `ivf` keeps its clustering there. Raises SearchError for
     an unknown kind, a setting the kind does not have, or where FAISS is missing.
     """
-    from .flat import FlatSearcher
-    from .ivf import IvfSearcher
-    from .vectors import unit_blocks
+    from neuraldb_faiss.search.flat import FlatSearcher
+    from neuraldb_faiss.search.ivf import IvfSearcher
+    from neuraldb_faiss.search.vectors import unit_blocks
 
     if check_kind(kind) == "ivf":
         return IvfSearcher.open(source, nlist=nlist, nprobe=nprobe, directory=directory)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .searcher import KeySource
+from neuraldb_faiss.search.searcher import KeySource
 
 BLOCK_BYTES = 64 << 20  # working memory of one block: large enough for full speed, small beside an index
 

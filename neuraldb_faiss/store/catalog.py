@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from neuraldb_faiss.errors import StoreError
+from neuraldb_faiss.errors import CorruptError, StoreError
 from neuraldb_faiss.store import schema
 from neuraldb_faiss.store.records import FACT_COLUMNS, Generation, StoredFact, canonical, from_row, subject_key, to_row
-from neuraldb_faiss.store.segments import SegmentRecord
+from neuraldb_faiss.store.segments import ARRAYS, SegmentRecord
 
 VISIBLE = "made <= :g AND (ended IS NULL OR ended > :g)"
 FIRING = ("live", "contested")
@@ -102,7 +102,14 @@ class Catalog:
     def settings(self, generation: int) -> dict[str, Any]:
         """Every setting as it was at `generation`."""
         rows = self.all("SELECT name, value FROM settings WHERE made <= ? ORDER BY made", (generation,))
-        return {row["name"]: json.loads(row["value"]) for row in rows}
+        try:
+            settings = {row["name"]: json.loads(row["value"]) for row in rows}
+        except ValueError as error:
+            raise CorruptError(f"{self.path}: a setting cannot be read ({error})") from None
+        for name in ("d1", "d2", "epoch", "history_start"):
+            if rows and (type(settings.get(name)) is not int or settings[name] < 0):
+                raise CorruptError(f"{self.path}: the setting {name} is missing or no number")
+        return settings
 
     def put_setting(self, name: str, value: Any, generation: int) -> None:
         self.run("INSERT OR REPLACE INTO settings VALUES (?, ?, ?)", (name, generation, canonical(value)))
@@ -119,13 +126,16 @@ class Catalog:
         """Those visible at `generation`, in order; the staged ones for None."""
         where = "made IS NULL" if generation is None else "made <= :g"
         rows = self.all(f"SELECT * FROM segments WHERE {where} ORDER BY segment", {"g": generation})
-        return [
-            SegmentRecord(
-                row["segment"], row["made"], row["entries"], row["keys"], tuple(json.loads(row["prefixes"])),
-                json.loads(row["files"]),
-            )  # fmt: skip
-            for row in rows
-        ]
+        try:
+            return [
+                SegmentRecord(
+                    row["segment"], row["made"], row["entries"], row["keys"], tuple(json.loads(row["prefixes"])),
+                    {f"{name}.npy": dict(json.loads(row["files"])[f"{name}.npy"]) for name in ARRAYS},
+                )  # fmt: skip
+                for row in rows
+            ]
+        except (ValueError, TypeError, KeyError) as error:
+            raise CorruptError(f"{self.path}: table segments cannot be read ({error!r})") from None
 
     def put_segment(self, record: SegmentRecord) -> None:
         self.run(
@@ -176,8 +186,8 @@ class Catalog:
     ) -> Iterator[StoredFact]:
         """Facts that live at `generation`, in the order they came, narrowed by what is given.
 
-        A fact that two databases both held can have a row for each entry; the first stands for it unless
-        `every_row`.
+        A fact can have a row for each of several entries (one subject at position 0 and elsewhere; two databases that
+        both held it); the first stands for it unless `every_row`.
         """
         where = [VISIBLE]
         values: dict[str, Any] = {"g": generation}

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from neuraldb_faiss.errors import StoreError
+from neuraldb_faiss.errors import CorruptError, StoreError
 from neuraldb_faiss.store import files, schema
 from neuraldb_faiss.store.catalog import Catalog
 from neuraldb_faiss.store.lock import writer_lock
@@ -113,7 +113,9 @@ class Store:
     def check_generation(self, generation: int) -> dict[str, Any]:
         """The settings at `generation`. Raises StoreError where it does not exist or was compacted away."""
         newest = self.catalog.generation
-        first = self.catalog.settings(newest).get("history_start", 1)
+        first = self.catalog.settings(newest).get("history_start")
+        if first is None:
+            raise CorruptError(f"{self.catalog.path}: its settings are missing")
         if not first <= generation <= newest:
             why = "was compacted away" if 0 < generation < first else "does not exist"
             raise StoreError(f"{self.root}: generation {generation} {why}; there are {first} to {newest}")

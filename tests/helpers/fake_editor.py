@@ -54,7 +54,7 @@ class FakeEditor:
             np.full(2 * len(facts), -1, np.int32),
         )
 
-    def make_residuals(self, groups: Sequence[Sequence[Fact]]) -> list[Edited]:
+    def make_residuals(self, groups: Sequence[Sequence[Fact]], *, prefixed: bool = True) -> list[Edited]:
         return [Edited(self.residual_of(group), 0.04, (None,) * len(group)) for group in groups]
 
     def residual_of(self, group: Sequence[Fact]) -> np.ndarray:

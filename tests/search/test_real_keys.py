@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.fake_snapshot import FakeSnapshot
 
+from helpers.fake_snapshot import FakeSnapshot
 from neuraldb_faiss.editing import compute_keys, generate_prefixes
 from neuraldb_faiss.facts import fold, read_facts
 from neuraldb_faiss.models import find_site

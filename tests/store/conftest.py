@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from helpers.fake_editor import FakeEditor
@@ -27,3 +32,10 @@ class FakeFingerprint:
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(merging, "Fingerprint", FakeFingerprint)
     monkeypatch.setattr(merging.Editor, "of", lambda settings, model, tokenizer: FakeEditor(settings["fingerprint"]))
+
+
+@pytest.fixture
+def quick_path() -> Iterator[Path]:
+    """A folder in memory where there is one: these tests sync thousands of files, and pull no plug."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as name:
+        yield Path(name)

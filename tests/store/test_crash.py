@@ -21,6 +21,7 @@ import pytest
 
 from helpers.fake_editor import FakeEditor
 from neuraldb_faiss.editing import changes, merging
+from neuraldb_faiss.editing.editor import Edited
 from neuraldb_faiss.editing.pipeline import PIECE
 from neuraldb_faiss.errors import StoreError
 from neuraldb_faiss.facts import Fact
@@ -32,9 +33,9 @@ EDITOR = FakeEditor()
 
 
 class SlowEditor(FakeEditor):
-    def make_residuals(self, groups):  # type: ignore[no-untyped-def]
-        time.sleep(0.01)
-        return super().make_residuals(groups)
+    def make_residuals(self, *groups: Any, **how: Any) -> list[Edited]:
+        time.sleep(0.03)
+        return super().make_residuals(*groups, **how)
 
 
 def fact(subject: str, target: str = "Rome", relation: str = "{} is in") -> Fact:
@@ -106,19 +107,19 @@ def shown(root: Path) -> dict[str, str] | None:
 
 
 @pytest.mark.timeout(0 if CRASHES > 20 else 300)
-def test_a_killed_build_resumes_to_the_same_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_build_resumes_to_the_same_database(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PIECE, "memit", 3)
 
     def build(path: Path) -> None:
         changes.build(BUILT, SlowEditor(), path)
 
-    took = timed(lambda: build(tmp_path / "calm"))
-    calm = Store(tmp_path / "calm")
+    took = timed(lambda: build(quick_path / "calm"))
+    calm = Store(quick_path / "calm")
     expected_rows, expected_arrays, expected = rows(calm), arrays(calm), shown(calm.root)
     calm.close()
     chance, killed, published, staged = random.Random(), 0, 0, Counter[int]()
     for number in range(CRASHES):
-        path = tmp_path / f"db{number}"
+        path = quick_path / f"db{number}"
         killed += not run_and_kill(lambda path=path: build(path), chance.uniform(0, took * 1.05))
         found = shown(path)
         assert found in (None, expected)
@@ -159,7 +160,8 @@ def add(work: Path) -> None:
 def remove(work: Path) -> None:
     store = opened(work)
     gone = ("City 7", "Oslo")
-    changes.remove(store, [f for f in store.catalog.facts(store.generation) if f.subject in gone and f.target == "Rome"])
+    live = store.catalog.facts(store.generation)
+    changes.remove(store, [f for f in live if f.subject in gone and f.target == "Rome"])
 
 
 def roll_back(work: Path) -> None:
@@ -188,15 +190,18 @@ COMMANDS = (add, remove, roll_back, compact_it, merge_into_it, merge_anew, merge
 @pytest.mark.timeout(0 if CRASHES > 20 else 300)
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__)
 def test_a_killed_command_leaves_before_or_after(
-    command: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Callable[[Path], None], quick_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(PIECE, "memit", 3)
-    prepare(tmp_path / "start")
-    start, calm, work = tmp_path / "start", tmp_path / "calm", tmp_path / "work"
+    prepare(quick_path / "start")
+    start, calm, work = quick_path / "start", quick_path / "calm", quick_path / "work"
     result = "out" if command is merge_anew else "db"
     before = shown(start / result)
     shutil.copytree(start, calm)
     took = timed(lambda: command(calm))
+    for again in ("second", "third"):  # the first run is slower than those to come
+        shutil.copytree(start, quick_path / again)
+        took = min(took, timed(lambda again=again: command(quick_path / again)))
     after = shown(calm / result)
     newest = Store(calm / result).generation
     chance, seen, killed = random.Random(), Counter[str](), 0
@@ -239,15 +244,15 @@ def test_a_killed_command_leaves_before_or_after(
     print(f"{command.__name__}: {killed} killed ({took * 1000:.0f} ms undisturbed), found {dict(seen)}")
 
 
-def test_a_reader_rolls_a_killed_commit_back(tmp_path: Path) -> None:
+def test_a_reader_rolls_a_killed_commit_back(quick_path: Path) -> None:
     """The journal of a commit that was killed while it wrote is met by a reader first, an open one too."""
-    store = changes.build(BUILT, EDITOR, tmp_path / "db")
+    store = changes.build(BUILT, EDITOR, quick_path / "db")
     reader = Store(store.root)
     before = shown(store.root)
     store.close()
 
     def die() -> None:
-        writer = Store(tmp_path / "db", "rw")
+        writer = Store(quick_path / "db", "rw")
         writer.catalog.all("PRAGMA cache_size = 1")  # pages go to the file before the commit
         with writer.catalog.transaction():
             writer.catalog.run("UPDATE facts SET target = 'Nowhere'")
@@ -256,7 +261,7 @@ def test_a_reader_rolls_a_killed_commit_back(tmp_path: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     assert not run_and_kill(die)
-    assert (tmp_path / "db" / "catalog.sqlite-journal").stat().st_size > 0
+    assert (quick_path / "db" / "catalog.sqlite-journal").stat().st_size > 0
     assert {f.text: f.target for f in reader.catalog.facts(reader.generation)} == before
     reader.close()
-    assert shown(tmp_path / "db") == before
+    assert shown(quick_path / "db") == before

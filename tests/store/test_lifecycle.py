@@ -148,11 +148,11 @@ def test_an_unpublished_add_stays_invisible_and_resumes(store: Store, monkeypatc
     calls = {"n": 0}
 
     class Killed(FakeEditor):
-        def make_residuals(self, groups):  # type: ignore[no-untyped-def]
+        def make_residuals(self, groups, **how):  # type: ignore[no-untyped-def]
             calls["n"] += 1
             if calls["n"] == 3:
                 raise KeyboardInterrupt
-            return super().make_residuals(groups)
+            return super().make_residuals(groups, **how)
 
     many = [fact(f"City {n}") for n in range(9)]
     with pytest.raises(KeyboardInterrupt):
