@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The crash tests in their long form: NEURALDB_CRASHES (1000) kills of a build and half as many of every
-# other command. Takes about half an hour. Arguments go to pytest.
+# other command. Arguments go to pytest.
 set -euo pipefail
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
