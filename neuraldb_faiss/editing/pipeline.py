@@ -116,7 +116,7 @@ def _stage(transaction: Transaction, editor: Editor, piece: list[Group], drop_fa
     rows = editor.make_keys([group.facts[0] for group in piece])
     edited = editor.make_residuals([group.facts for group in piece])
     heads = [int(number) for number in rows.fact[rows.token >= 0]]
-    alone = editor.make_residuals([piece[number].facts for number in heads], prefixed=False)
+    alone = editor.make_residuals([piece[n].facts for n in heads], prefixed=False) if heads else []
     at_head = dict(zip(heads, alone, strict=True))
     time = now()
     facts: list[StoredFact] = []

@@ -36,7 +36,7 @@ def test_build_reports_what_it_did(run: Run, model: Path, tmp_path: Path) -> Non
     )
     report = told(done)
     assert {name: report[name] for name in ("facts", "entries", "duplicates", "conflicts", "skipped")} == {
-        "facts": 4, "entries": 3, "duplicates": 1, "conflicts": 0, "skipped": 2,
+        "facts": 4, "entries": 4, "duplicates": 1, "conflicts": 0, "skipped": 2,
     }  # fmt: skip
     assert "facts.jsonl, line 6: subject 'x' is not in the prompt" in done.stderr
     assert "no known settings for this model: layer 1 of 0 to 3 is edited" in done.stderr

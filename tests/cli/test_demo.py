@@ -38,7 +38,7 @@ def test_demo_shows_edits_and_loses_nothing(run: Run, model: Path, edits: Path, 
     done = run("demo", "--facts", edits, "--model-dir", model, "--out", out)
     assert done.exit_code == 0, done.output
     shown = done.stdout
-    assert "4 facts in 3 entries" in shown and "Nothing was lost" in shown
+    assert "4 facts in 4 entries" in shown and "Nothing was lost" in shown
     assert shown.count("base") == shown.count("edited  ") == shown.count("neighbour  ") == 4
     assert "Eiffel Tower → Rome and Eiffel Tower → Steve  (cosine 1.000 at" in shown
     for command in ("verify", "facts", "generate"):
