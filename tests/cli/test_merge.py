@@ -26,7 +26,8 @@ def test_facts_of_both_live_and_those_that_share_a_key_are_solved(run: Run, mode
     done = run("merge", a, b, "--out", tmp_path / "waits", "--json")
     assert done.exit_code == 0, done.output
     info = json.loads(done.stdout)
-    assert (info["facts"], info["entries"], info["waiting"], info["generation"]) == (4, 5, 2, 1)  # Paris, at position 0, has two
+    # Paris, at position 0, has two entries.
+    assert (info["facts"], info["entries"], info["waiting"], info["generation"]) == (4, 5, 2, 1)
     assert run("solve", tmp_path / "waits", "--model", model).exit_code == 0
     solved = json.loads(run("info", tmp_path / "waits", "--json").stdout)
     assert (solved["facts"], solved["entries"], solved["waiting"]) == (4, 4, 0)
