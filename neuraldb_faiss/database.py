@@ -276,8 +276,27 @@ class NeuralDB:
         return done
 
     def verify(self, *, deep: bool = False) -> list[Problem]:
-        """What is wrong with the folder; empty where nothing is. `deep` reads every byte."""
-        return st.verify(self._store, deep=deep)
+        """What is wrong with the folder; empty where nothing is. `deep` reads every byte.
+
+        `health.repair` mends a folder, also one that can no longer be opened.
+        """
+        from neuraldb_faiss import health
+
+        return health.check(self._store, deep=deep)
+
+    def rebuild(
+        self, path: str | Path, model: Any, tokenizer: Any, *, layer: int | None = None, residual: str | None = None,
+        keys: str | None = None, gamma: float | None = None, **how: Any,
+    ) -> NeuralDB:  # fmt: skip
+        """The same facts for another model or layer, in the new folder `path`; killed, the same call resumes.
+
+        Only texts are taken from this database; keys and residuals are made anew. When each fact came, and where from,
+        stays with it. Arguments as for `build`; `residual` and `keys` are this database's unless given.
+        """
+        return build(
+            self.facts(), model, tokenizer, path, layer=layer, residual=residual or self._settings["residual"],
+            keys=keys or self._settings["keys"], gamma=gamma, **how,
+        )  # fmt: skip
 
     def refresh(self) -> int:
         """Show the newest generation; arrays that did not change stay open. Returns its number."""

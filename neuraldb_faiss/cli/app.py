@@ -16,6 +16,7 @@ from neuraldb_faiss.errors import NeuralDBError
 COMMANDS = {
     "demo": "demo:demo",
     "build": "building:build",
+    "rebuild": "building:rebuild",
     "add": "building:add",
     "remove": "changing:remove",
     "solve": "changing:solve",

@@ -1,56 +1,65 @@
-"""Commands that solve facts into a database: build, add."""
+"""Commands that solve facts into a database: build, rebuild, add."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from neuraldb_faiss.cli import options as opt
 from neuraldb_faiss.cli.loading import Input, load_facts, load_model, model_of
 from neuraldb_faiss.cli.output import count, duration, emit_json, key_values, progress, say, warn
+from neuraldb_faiss.errors import FactError
+
+if TYPE_CHECKING:
+    from neuraldb_faiss.facts import Fact
+
+
+_making = opt.both(
+    opt.layer,
+    click.option(
+        "--residual",
+        type=click.Choice(["memit", "none"]),
+        help="How residuals are solved; none makes keys only, to measure gates and lookups. [default: memit]",
+    ),
+    opt.keys,
+    opt.preset,
+    opt.gamma,
+    click.option(
+        "--ffn-module",
+        metavar="PATTERN",
+        help='The FFN\'s down-projection, as in "model.layers.{}.mlp.down_proj", where it is not found.',
+    ),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of the context prefixes."),
+    click.option("--steps", type=click.IntRange(1), help="Steps of the optimiser a fact. [default: the model's]"),
+    click.option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate. [default: the model's]"),
+    click.option("--weight-decay", type=click.FloatRange(0), help="Factor on the residual's length."),
+    click.option(
+        "--clamp", type=click.FloatRange(0, min_open=True), help="Longest residual, in lengths of the output."
+    ),
+    click.option("--kl-factor", type=click.FloatRange(0), help="Factor on the change of what the subject is."),
+    click.option("--stop-loss", type=click.FloatRange(0), help="Loss at which a fact is done."),
+    opt.drop_failed,
+    opt.index,
+    opt.lists,
+    opt.where,
+    opt.as_json,
+)
+_new_database = click.option(
+    "--out", required=True, type=click.Path(path_type=Path), metavar="DB", help="Folder of the new database."
+)
 
 
 @click.command()
 @opt.fact_files
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), metavar="DB", help="Folder of the new database."
-)
+@_new_database
 @opt.model_required
 @opt.reading
 @click.option("--shard", type=opt.Shard(), metavar="I/N", help="Only slice I of N, by a hash of the subject.")
-@opt.layer
-@click.option(
-    "--residual",
-    type=click.Choice(["memit", "none"]),
-    default="memit",
-    show_default=True,
-    help="How residuals are solved; none makes keys only, to measure gates and lookups.",
-)
-@opt.keys
-@opt.preset
-@opt.gamma
-@click.option(
-    "--ffn-module",
-    metavar="PATTERN",
-    help='The FFN\'s down-projection, as in "model.layers.{}.mlp.down_proj", where it is not found.',
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the context prefixes.")
-@click.option("--steps", type=click.IntRange(1), help="Steps of the optimiser a fact. [default: the model's]")
-@click.option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate. [default: the model's]")
-@click.option("--weight-decay", type=click.FloatRange(0), help="Factor on the residual's length.")
-@click.option(
-    "--clamp", type=click.FloatRange(0, min_open=True), help="Longest residual, in lengths of the output."
-)
-@click.option("--kl-factor", type=click.FloatRange(0), help="Factor on the change of what the subject is.")
-@click.option("--stop-loss", type=click.FloatRange(0), help="Loss at which a fact is done.")
-@opt.drop_failed
-@opt.index
-@opt.lists
-@opt.where
-@opt.as_json
+@_making
 def build(
     sources: tuple[str, ...],
     out: Path,
@@ -60,89 +69,94 @@ def build(
     on_conflict: str,
     skip_bad: bool,
     shard: tuple[int, int] | None,
-    layer: int | None,
-    residual: str,
-    keys: str | None,
-    preset: str | None,
-    gamma: float | None,
-    ffn_module: str | None,
-    seed: int,
-    drop_failed: bool,
-    index: str,
-    nlist: int | None,
-    nprobe: int | None,
-    device: str | None,
-    dtype: str | None,
     as_json: bool,
-    **config: Any,
+    **making: Any,
 ) -> None:
     """Build a database of the facts in FACTS: JSON lines, CounterFact, zsRE or questions.
 
     FACTS are files (plain or gzipped), - for stdin, or datasets:NAME[:SPLIT]. Killed, the same command goes
     on where it was.
     """
-    keys, gamma = opt.with_preset(preset, keys, gamma)
-    search = opt.index_settings(index, nlist, nprobe)
-    from neuraldb_faiss.database import build as make
-    from neuraldb_faiss.editing.editor import check_gamma
-
-    if gamma is not None:
-        check_gamma(gamma)  # before anything slow
+    settings = _checked(making)
     given = load_facts(sources, format_, limit=limit, on_conflict=on_conflict, skip_bad=skip_bad, shard=shard)
-    started = time.monotonic()
-    loaded, tokenizer = load_model(model, device, dtype)
-    if layer is None:
-        _tell_guess(loaded, ffn_module)
-    with progress("building") as report:
-        db = make(
-            given.folded.facts,
-            loaded,
-            tokenizer,
-            out,
-            layer=layer,
-            residual=residual,
-            keys=keys,
-            gamma=gamma,
-            ffn_module=ffn_module,
-            seed=seed,
-            drop_failed=drop_failed,
-            report=report,
-            index=search,
-            command=_command("build", sources, limit, shard),
-            **config,
-        )
-    with db:
-        if search["kind"] != "flat":
-            db.matcher()  # the index is made now, not when the first question is asked
-        info = db.info()
-    seconds = time.monotonic() - started
-    failed = info["failed"]
+    made = _make(given.folded.facts, out, model, _command("build", sources, limit, shard), settings)
     if as_json:
-        emit_json(
-            {
-                "path": str(out),
-                "facts": info["facts"],
-                "entries": info["entries"],
-                **_counts(given),
-                "failed": failed,
-                "generation": info["generation"],
-                "seconds": round(seconds, 1),
-            }
-        )
+        emit_json({**made, **_counts(given)})
         return
     key_values(
         {
-            "database": out,
-            "facts": f"{info['facts']:,}",
-            "entries": f"{info['entries']:,}",
+            **_about(made),
             "folded duplicates": given.folded.duplicates,
             "conflicts": _conflicts(given, on_conflict),
             "skipped bad records": given.skipped,
-            "failed facts": _failed(failed, out),
-            "dropped facts": len(given.folded.facts) - info["facts"],
+            "failed facts": _failed(made["failed"], out),
+            "dropped facts": len(given.folded.facts) - made["facts"],
         }
     )
-    say(f"done in {duration(seconds)}")
+    say(f"done in {duration(made['seconds'])}")
+
+
+@click.command()
+@opt.db
+@_new_database
+@opt.model_required
+@_making
+def rebuild(db: Path, out: Path, model: str, as_json: bool, **making: Any) -> None:
+    """Build the facts of DB anew for another model or layer, from its catalog alone.
+
+    Residual and keys are of DB's kind unless named. Killed, the same command goes on where it was.
+    """
+    settings = _checked(making)
+    from neuraldb_faiss.database import NeuralDB
+
+    with NeuralDB.open(db) as database:
+        facts, old = database.facts(), database.settings
+    if not facts:
+        raise FactError(f"{db} holds no facts to build anew")
+    settings = {"residual": old["residual"], "keys": old["keys"], **settings}
+    made = _make(facts, out, model, f"rebuild {db.name}", settings)
+    if as_json:
+        emit_json(made)
+        return
+    key_values({**_about(made), "failed facts": _failed(made["failed"], out)})
+    say(f"done in {duration(made['seconds'])}")
+
+
+def _checked(making: dict[str, Any]) -> dict[str, Any]:
+    """The options as `database.build` takes them, without those left to their defaults.
+
+    Wrong ones are refused here, before anything slow.
+    """
+    from neuraldb_faiss.editing.editor import check_gamma
+
+    making["keys"], making["gamma"] = opt.with_preset(making.pop("preset"), making["keys"], making["gamma"])
+    making["index"] = opt.index_settings(making["index"], making.pop("nlist"), making.pop("nprobe"))
+    given = {name: value for name, value in making.items() if value is not None}
+    if "gamma" in given:
+        check_gamma(given["gamma"])
+    return given
+
+
+def _make(facts: Sequence[Fact], out: Path, model: str, command: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Build, and say what came of it, as JSON values."""
+    from neuraldb_faiss.database import build as make
+
+    started = time.monotonic()
+    loaded, tokenizer = load_model(model, settings.pop("device", None), settings.pop("dtype", None))
+    if "layer" not in settings:
+        _tell_guess(loaded, settings.get("ffn_module"))
+    with progress("building") as report:
+        db = make(facts, loaded, tokenizer, out, report=report, command=command, **settings)
+    with db:
+        if settings["index"]["kind"] != "flat":
+            db.matcher()  # the index is made now, not when the first question is asked
+        info = db.info()
+    shown = {name: info[name] for name in ("facts", "entries", "failed", "generation")}
+    return {"path": str(out), **shown, "seconds": round(time.monotonic() - started, 1)}
+
+
+def _about(made: dict[str, Any]) -> dict[str, Any]:
+    return {"database": made["path"], "facts": f"{made['facts']:,}", "entries": f"{made['entries']:,}"}
 
 
 @click.command()

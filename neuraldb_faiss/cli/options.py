@@ -123,10 +123,10 @@ drop_failed = click.option(
 )
 
 
-def with_preset(preset: str | None, keys: str | None, gamma: float | None) -> tuple[str, float | None]:
+def with_preset(preset: str | None, keys: str | None, gamma: float | None) -> tuple[str | None, float | None]:
     """(keys, gamma) as the preset and the single options say; a contradiction is wrong usage."""
     if preset is None:
-        return keys or "two", gamma
+        return keys, gamma
     for name, given in (("keys", keys), ("gamma", gamma)):
         if given is not None and given != PAPER[name]:
             raise click.UsageError(

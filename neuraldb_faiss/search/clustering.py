@@ -33,6 +33,7 @@ from neuraldb_faiss.search.searcher import KeySource
 MANIFEST = "ivf.json"
 CENTROIDS = "ivf.centroids.npy"
 LISTS = "ivf.lists.npy"
+ARRAYS = (CENTROIDS, LISTS)
 SAMPLE = 64
 
 
@@ -74,7 +75,7 @@ def load_clustering(directory: Path, source: KeySource) -> Clustering | None:
             return None
         if any(manifest.get(name) != value for name, value in _header(source, n_keys).items()):
             return None
-        if any(manifest["files"][name] != _describe(directory / name) for name in (CENTROIDS, LISTS)):
+        if any(manifest["files"][name] != _describe(directory / name) for name in ARRAYS):
             return None
         centroids = np.load(directory / CENTROIDS, allow_pickle=False)
         lists = np.load(directory / LISTS, allow_pickle=False)
@@ -86,6 +87,35 @@ def load_clustering(directory: Path, source: KeySource) -> Clustering | None:
         and bool(np.isfinite(centroids).all()) and 0 <= int(lists.min()) and int(lists.max()) < nlist
     )  # fmt: skip
     return Clustering(np.ascontiguousarray(centroids), lists) if sound else None
+
+
+def damaged_files(directory: Path) -> list[tuple[str, str]]:
+    """(file name, what is wrong) for files here whose bytes are not those that were written.
+
+    Files of an older state of the database are not damaged, only out of date: opening the index makes them anew.
+    """
+    if not (directory / MANIFEST).exists():
+        return []
+    try:
+        written = {name: json.loads((directory / MANIFEST).read_bytes())["files"][name]["sha256"] for name in ARRAYS}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return [(MANIFEST, f"cannot be read ({error!r})")]
+    found = []
+    for name, digest in written.items():
+        try:
+            whole = _describe(directory / name)["sha256"] == digest
+        except OSError as error:
+            found.append((name, f"cannot be read ({error.strerror or error})"))
+            continue
+        if not whole:
+            found.append((name, "its bytes changed since it was written (checksum differs)"))
+    return found
+
+
+def forget_clustering(directory: Path) -> None:
+    """Remove the files; the next opening makes them anew."""
+    for name in (MANIFEST, *ARRAYS):
+        (directory / name).unlink(missing_ok=True)
 
 
 def _header(source: KeySource, n_keys: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from neuraldb_faiss.store.catalog import FIRING, WAITING, Catalog
 from neuraldb_faiss.store.history import compact, rollback
 from neuraldb_faiss.store.merge import Merged, merge_into
 from neuraldb_faiss.store.records import Generation, StoredFact
+from neuraldb_faiss.store.repair import Repaired, repair
 from neuraldb_faiss.store.schema import FORMAT
 from neuraldb_faiss.store.segments import Rows, Segment, SegmentRecord
 from neuraldb_faiss.store.snapshot import Snapshot
@@ -12,6 +13,7 @@ from neuraldb_faiss.store.transaction import Transaction
 from neuraldb_faiss.store.verify import Problem, verify
 
 __all__ = [
-    "FIRING", "FORMAT", "WAITING", "Catalog", "Generation", "Merged", "Problem", "Rows", "Segment", "SegmentRecord",
-    "Snapshot", "Store", "StoredFact", "Transaction", "compact", "merge_into", "rollback", "verify",
+    "FIRING", "FORMAT", "WAITING", "Catalog", "Generation", "Merged", "Problem", "Repaired", "Rows", "Segment",
+    "SegmentRecord", "Snapshot", "Store", "StoredFact", "Transaction", "compact", "merge_into", "repair", "rollback",
+    "verify",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from neuraldb_faiss.store.catalog import VISIBLE
 from neuraldb_faiss.store.records import Generation, from_row
 from neuraldb_faiss.store.segments import Rows, Segment
 from neuraldb_faiss.store.store import Store
-from neuraldb_faiss.store.transaction import SEGMENT_ENTRIES
+from neuraldb_faiss.store.transaction import SEGMENT_ENTRIES, Transaction
 
 
 def rollback(store: Store, generation: int, *, wait: float = 10.0) -> Generation:
@@ -51,27 +51,33 @@ def compact(store: Store, *, wait: float = 10.0) -> Generation:
     Entry ids stay; key positions change, so the epoch does. Readers of older generations keep their arrays.
     """
     with store.write("compact", wait=wait) as tx:
-        catalog = store.catalog
-        records = catalog.segments(tx.base)
-        segments = [Segment(store.root, record, tx.d1, tx.d2) for record in records]
-        dead = np.array(sorted(e for e, s in catalog.states(tx.base).items() if s == "dead"), np.int64)
-        for offset, group in enumerate(_groups(segments, dead), start=1):
-
-            def chunks(group: list[tuple[Segment, np.ndarray]] = group) -> Iterable[Rows]:
-                for segment, keep in group:
-                    at = 0
-                    for rows in segment.chunks():
-                        yield rows.select(keep[at : at + len(rows.entries)])
-                        at += len(rows.entries)
-
-            entries = sum(int(keep.sum()) for _, keep in group)
-            keys = sum(int(keep[segment.key_rows].sum()) for segment, keep in group)
-            prefixes = group[0][0].record.prefixes
-            tx.add_segment(tx.new_segment(entries, keys, chunks, offset, prefixes))
-        tx.replace_segments(record.segment for record in records)
-        tx.set_setting("epoch", catalog.settings(tx.base)["epoch"] + 1)
-        tx.set_setting("history_start", tx.generation)
+        rewrite(tx)
         return tx.commit()
+
+
+def rewrite(tx: Transaction, without: Collection[int] = ()) -> None:
+    """Have the commit put fresh segments in the place of all old ones, leaving dead entries and the segments
+    `without` behind, and start the history there."""
+    catalog = tx.catalog
+    records = catalog.segments(tx.base)
+    segments = [Segment(tx.root, record, tx.d1, tx.d2) for record in records if record.segment not in without]
+    dead = np.array(sorted(e for e, s in catalog.states(tx.base).items() if s == "dead"), np.int64)
+    for offset, group in enumerate(_groups(segments, dead), start=1):
+
+        def chunks(group: list[tuple[Segment, np.ndarray]] = group) -> Iterable[Rows]:
+            for segment, keep in group:
+                at = 0
+                for rows in segment.chunks():
+                    yield rows.select(keep[at : at + len(rows.entries)])
+                    at += len(rows.entries)
+
+        entries = sum(int(keep.sum()) for _, keep in group)
+        keys = sum(int(keep[segment.key_rows].sum()) for segment, keep in group)
+        prefixes = group[0][0].record.prefixes
+        tx.add_segment(tx.new_segment(entries, keys, chunks, offset, prefixes))
+    tx.replace_segments(record.segment for record in records)
+    tx.set_setting("epoch", catalog.settings(tx.base)["epoch"] + 1)
+    tx.set_setting("history_start", tx.generation)
 
 
 def _groups(segments: list[Segment], dead: np.ndarray) -> list[list[tuple[Segment, np.ndarray]]]:

@@ -147,4 +147,4 @@ class Store:
 
 
 _NOTES = {"model_name"}  # settings that decide nothing: an unfinished build goes on without their being equal
-_OURS = {schema.NAME, f"{schema.NAME}-journal", "segments", "search", "writer.lock", "writer.json"}
+_OURS = {schema.NAME, f"{schema.NAME}-journal", "segments", "search", "quarantine", "writer.lock", "writer.json"}

@@ -49,19 +49,26 @@ def _verify(store: Store, deep: bool) -> Iterator[Problem]:
         yield Problem(catalog.path.name, str(error))
         return
     settings = store.check_generation(newest)
-    records = catalog.segments(newest)
-    entries: list[Segment] = []
-    for record in records:
-        try:
-            entries.append(Segment(store.root, record, settings["d1"], settings["d2"]))
-        except StoreError as error:
-            yield Problem(f"segments/{record.name}", str(error), record.segment)
+    whole = True
+    for problem in segment_problems(store, newest, deep=deep):
+        whole = False
+        yield problem
     if not deep:
         return
-    for record in records:
-        yield from _checksums(store, record)
     yield from _digests(store, settings["history_start"])
-    yield from _references(store, newest, entries, whole=len(entries) == len(records))
+    yield from _references(store, newest, whole=whole)
+
+
+def segment_problems(store: Store, generation: int, *, deep: bool) -> Iterator[Problem]:
+    """What is wrong with the arrays that `generation` names."""
+    settings = store.settings(generation)
+    for record in store.catalog.segments(generation):
+        try:
+            Segment(store.root, record, settings["d1"], settings["d2"])
+        except StoreError as error:
+            yield Problem(f"segments/{record.name}", str(error), record.segment)
+        if deep:
+            yield from _checksums(store, record)
 
 
 def _checksums(store: Store, record: SegmentRecord) -> Iterator[Problem]:
@@ -95,24 +102,30 @@ def _digests(store: Store, first: int) -> Iterator[Problem]:
             )
 
 
-def _references(store: Store, newest: int, segments: list[Segment], *, whole: bool) -> Iterator[Problem]:
+def _references(store: Store, newest: int, *, whole: bool) -> Iterator[Problem]:
     catalog = store.catalog
     last = catalog.generations()[-1]
     counted = catalog.count_facts(newest)
     if counted != last.facts:
         yield Problem(catalog.path.name, f"{counted} facts live, the generation says {last.facts}")
-    if not whole:
+    if not whole:  # what damaged arrays say about entries is nothing to compare with
         return
-    try:
-        known = {int(entry) for segment in segments for entry in segment.entries}
-        for segment in segments:
+    settings = store.settings(newest)
+    known: set[int] = set()
+    for record in catalog.segments(newest):
+        segment = Segment(store.root, record, settings["d1"], settings["d2"])
+        try:
+            known.update(map(int, segment.entries))
             _ = segment.key_rows
-    except StoreError as error:
-        yield Problem("segments", str(error))
-        return
+        except StoreError as error:
+            yield Problem(f"segments/{record.name}", str(error), record.segment)
+            return
     used = {row["entry"] for row in catalog.all(f"SELECT DISTINCT entry FROM facts WHERE {VISIBLE}", {"g": newest})}
-    if lost := used - known:
-        yield Problem(catalog.path.name, f"{len(lost)} entries with facts but without vectors, first {min(lost)}")
-    dead = {entry for entry, state in catalog.states(newest).items() if state == "dead"}
-    if odd := (known - dead) ^ used:
+    states = catalog.states(newest)
+    # An entry that lost its vectors to `repair` is suspended until it is solved anew.
+    lost = {entry for entry in used - known if states.get(entry) == "suspended"}
+    if gone := used - known - lost:
+        yield Problem(catalog.path.name, f"{len(gone)} entries with facts but without vectors, first {min(gone)}")
+    dead = {entry for entry, state in states.items() if state == "dead"}
+    if odd := (known - dead) ^ (used - lost):
         yield Problem(catalog.path.name, f"{len(odd)} entries whose state does not fit their facts, first {min(odd)}")
