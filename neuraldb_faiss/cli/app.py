@@ -28,6 +28,7 @@ COMMANDS = {
     "facts": "looking:facts",
     "history": "looking:history",
     "verify": "looking:verify",
+    "bench": "benching:bench",
     "generate": "asking:generate",
     "explain": "asking:explain",
 }
