@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neuraldb_faiss import store as st
-from neuraldb_faiss.errors import FactError
+from neuraldb_faiss.errors import BuildError, FactError
 from neuraldb_faiss.facts import Fact, fold
 from neuraldb_faiss.store import Generation, Problem, Snapshot, Store, StoredFact
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:  # torch, transformers and faiss load only when they are used
     import torch
 
     from neuraldb_faiss.editing.pipeline import Report
-    from neuraldb_faiss.hook import Handle
+    from neuraldb_faiss.evaluation.calibration import Calibration
+    from neuraldb_faiss.hook import Gate, Handle
     from neuraldb_faiss.search import Matcher, Matches
 
 
@@ -49,6 +51,40 @@ class NeuralDB:
         """
         return cls(Store(path, mode), generation)
 
+    # ---- Hugging Face's habits
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_repo: str | Path, *, revision: str | None = None, cache_dir: str | Path | None = None,
+        local_dir: str | Path | None = None, token: str | None = None,
+    ) -> NeuralDB:  # fmt: skip
+        """Open a folder, or a database on the model hub, for reading (see `exchange.hub.fetch`).
+
+        To change a downloaded one, give it a folder of its own (`local_dir`, or `save_pretrained`) and open that.
+        """
+        from neuraldb_faiss.exchange import hub
+
+        folder = hub.fetch(path_or_repo, revision=revision, cache_dir=cache_dir, local_dir=local_dir, token=token)
+        return cls.open(folder)
+
+    def save_pretrained(self, folder: str | Path, *, license: str | None = None) -> Path:
+        """A clean copy of the newest generation with its history, and a card (README.md), in a new folder."""
+        from neuraldb_faiss.exchange import hub
+
+        return hub.save(self._store, folder, license=license)
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, token: str | None = None, revision: str | None = None,
+        commit_message: str | None = None, license: str | None = None,
+    ) -> str:  # fmt: skip
+        """Put the newest generation with its history on the model hub, as one commit; the commit's URL."""
+        from neuraldb_faiss.exchange import hub
+
+        return hub.push(
+            self._store, repo_id, private=private, token=token, revision=revision, commit_message=commit_message,
+            license=license,
+        )  # fmt: skip
+
     # ---- what is in it
 
     @property
@@ -68,6 +104,11 @@ class NeuralDB:
     def gamma(self) -> float:
         """The gate: a residual fires where the cosine exceeds it (eq. 11)."""
         return float(self._settings["gamma"])
+
+    @property
+    def guard(self) -> str:
+        """What must hold before the gate is asked: "subject" (the text ends with the entry's subject) or "none"."""
+        return str(self._settings.get("guard") or "none")
 
     @property
     def snapshot(self) -> Snapshot:
@@ -125,6 +166,7 @@ class NeuralDB:
             "model_name": settings.get("model_name"),
             "layer": self.layer,
             "gamma": self.gamma,
+            "guard": self.guard,
             "residual": settings["residual"],
             "keys_per_fact": settings["keys"],
             "index": settings["index"],
@@ -168,28 +210,61 @@ class NeuralDB:
         tokenizer: Any = None,
         *,
         gamma: float | None = None,
+        guard: str | None = None,
         search: str = "auto",
         strict: bool = True,
     ) -> Handle:
         """Hook the database into a model; a context manager, or call `remove()` on what it returns.
 
         Args:
-            tokenizer: not needed; taken so that calls read like the others.
+            tokenizer: the model's; the guard "subject" reads the text with it. None: the one beside the model is
+                loaded, and where there is none a warning says that the plain gate is used.
+            gamma, guard: others than the database's. A guard that is not the database's brings its own default gamma.
+            search: how the plain gate searches: "flat", "ivf", or "auto" as `reindex` set it.
             strict: False attaches to a model that the fingerprint says is another one (shapes must fit).
 
         Raises:
             FingerprintError: the database was built with another model.
+            BuildError: gamma or guard is out of range.
         """
         from neuraldb_faiss.editing.editor import check_model
         from neuraldb_faiss.hook import attach
         from neuraldb_faiss.models.fingerprint import Fingerprint
+        from neuraldb_faiss.models.sites import unwrap
 
         stored = Fingerprint.from_json(self._settings["fingerprint"])
         site = check_model(stored, self._settings, model, strict=strict)
-        return attach(
-            self.matcher(search, gamma=gamma), model, site=site,
-            newest=lambda: self._store.snapshot(like=self._snapshot),
-        )  # fmt: skip
+        gate = self.gate(model, tokenizer, gamma=gamma, guard=guard, search=search)
+        return attach(gate, unwrap(model), site=site, newest=self._newest)
+
+    def gate(
+        self, model: Any, tokenizer: Any = None, *, gamma: float | None = None, guard: str | None = None,
+        search: str = "auto",
+    ) -> Gate:  # fmt: skip
+        """What decides which tokens fire, for `attach`; arguments as there."""
+        from neuraldb_faiss.editing.editor import check_gamma, check_guard
+        from neuraldb_faiss.hook import PlainGate, SubjectGate
+        from neuraldb_faiss.hook.texts import Texts
+        from neuraldb_faiss.models.defaults import GAMMAS
+        from neuraldb_faiss.models.loading import tokenizer_of
+        from neuraldb_faiss.search.subject_matcher import SubjectMatcher
+
+        wanted = self.guard if guard is None else check_guard(guard)
+        if gamma is None:
+            gamma = self.gamma if wanted == self.guard else GAMMAS[wanted]
+        if wanted == "subject":
+            tokenizer = tokenizer if tokenizer is not None else tokenizer_of(model)
+        if wanted == "none" or tokenizer is None:
+            if wanted == "subject":
+                warnings.warn(
+                    "no tokenizer was given and none lies beside the model: the plain cosine gate is used instead of"
+                    " the subject guard; pass attach(model, tokenizer)", stacklevel=3,
+                )  # fmt: skip
+                gamma = max(gamma, GAMMAS["none"])
+            return PlainGate(self.matcher(search, gamma=gamma))
+        matcher = SubjectMatcher(self._snapshot, gamma=check_gamma(gamma))
+        plain_gamma = max(gamma, GAMMAS["none"])
+        return SubjectGate(matcher, Texts.of(tokenizer), lambda: self.matcher(search, gamma=plain_gamma))
 
     def _newest(self) -> Snapshot:
         """The newest generation, for a live handle; this object itself keeps the one it shows."""
@@ -275,6 +350,40 @@ class NeuralDB:
         self.refresh()
         return done
 
+    def calibrate(
+        self, model: Any, tokenizer: Any, text: str | Path, *, target_rate: float = 1e-4, tokens: int = 200_000,
+        report: Callable[[int], None] | None = None, wait: float = 10.0,
+    ) -> Calibration:  # fmt: skip
+        """Measure on ordinary text which names fire where their subject is not meant, and ask for more from them.
+
+        Args:
+            text: JSON lines with a field `text`, plain or gzipped.
+            target_rate: false fires a token that may remain.
+            tokens: of text to look at.
+            report: called with the tokens looked at so far.
+
+        Raises:
+            BuildError: the database has no subject guard. FactError: the file cannot be read.
+        """
+        from neuraldb_faiss.editing.editor import check_model
+        from neuraldb_faiss.evaluation.calibration import calibrate
+        from neuraldb_faiss.facts.readers import read_texts
+        from neuraldb_faiss.models.fingerprint import Fingerprint
+
+        if self.guard != "subject":
+            raise BuildError(f"{self.path} has no subject guard: its gate is one gamma for all")
+        site = check_model(Fingerprint.from_json(self._settings["fingerprint"]), self._settings, model)
+        done = calibrate(
+            self._snapshot, model, tokenizer, site, self.gate(model, tokenizer), read_texts(text),
+            target_rate=target_rate, tokens=tokens, report=report,
+        )  # fmt: skip
+        if done.floors:
+            with self._store.write(f"calibrate --text {Path(text).name}", wait=wait) as transaction:
+                transaction.set_setting("floors", {**self._snapshot.floors, **done.floors})
+                transaction.commit()
+            self.refresh()
+        return done
+
     def verify(self, *, deep: bool = False) -> list[Problem]:
         """What is wrong with the folder; empty where nothing is. `deep` reads every byte.
 
@@ -286,16 +395,16 @@ class NeuralDB:
 
     def rebuild(
         self, path: str | Path, model: Any, tokenizer: Any, *, layer: int | None = None, residual: str | None = None,
-        keys: str | None = None, gamma: float | None = None, **how: Any,
+        keys: str | None = None, guard: str | None = None, gamma: float | None = None, **how: Any,
     ) -> NeuralDB:  # fmt: skip
         """The same facts for another model or layer, in the new folder `path`; killed, the same call resumes.
 
         Only texts are taken from this database; keys and residuals are made anew. When each fact came, and where from,
-        stays with it. Arguments as for `build`; `residual` and `keys` are this database's unless given.
+        stays with it. Arguments as for `build`; `residual`, `keys` and `guard` are this database's unless given.
         """
         return build(
             self.facts(), model, tokenizer, path, layer=layer, residual=residual or self._settings["residual"],
-            keys=keys or self._settings["keys"], gamma=gamma, **how,
+            keys=keys or self._settings["keys"], guard=guard or self.guard, gamma=gamma, **how,
         )  # fmt: skip
 
     def refresh(self) -> int:
@@ -334,6 +443,7 @@ def build(
     layer: int | None = None,
     residual: str = "memit",
     keys: str = "two",
+    guard: str = "subject",
     gamma: float | None = None,
     ffn_module: str | None = None,
     seed: int = 0,
@@ -348,9 +458,11 @@ def build(
 
     Args:
         layer: the FFN to edit; a known model's default else (`edit_defaults`).
-        residual: "memit" (eq. 21), or "none" (zeros: for measuring gates and lookups).
+        residual: "memit" (eq. 21), "pmet" (its objective has a second vector, at the attention, that is not
+            kept), or "none" (zeros: for measuring gates and lookups).
         keys: "two" a fact (raw, and mean behind prefixes), or the "paper"'s one average (eq. 20).
-        gamma: the gate, 0.65 by default.
+        guard: "subject" (a fact fires only where the text ends with its subject), or "none" (the paper's plain gate).
+        gamma: the gate; `GAMMAS` of the guard by default.
         ffn_module: the down-projection's name with {} for the layer, where it is not found by itself.
         seed: of the context prefixes.
         on_conflict: "error", "first" or "last" where two targets are given for one subject and prompt.
@@ -368,7 +480,8 @@ def build(
 
     folded = fold(facts, on_conflict)
     editor = Editor.new(
-        model, tokenizer, layer=layer, residual=residual, keys=keys, gamma=gamma, ffn_module=ffn_module, seed=seed,
+        model, tokenizer, layer=layer, residual=residual, keys=keys, guard=guard, gamma=gamma, ffn_module=ffn_module,
+        seed=seed,
         **overrides,
     )  # fmt: skip
     store = changes.build(

@@ -45,3 +45,7 @@ class LockedError(StoreError):
 
 class SearchError(NeuralDBError):
     """The index cannot be made or searched (FAISS missing, unknown kind, bad settings)."""
+
+
+class EvaluationError(NeuralDBError):
+    """An evaluation is asked for something it does not know, or meets a run or a data file that does not fit."""

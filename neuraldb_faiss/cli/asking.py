@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     help="Length of the answer, at most.",
 )
 @click.option("--explain", "mark", is_flag=True, help="Mark in the text where a fact fired.")
-@opt.gamma_now
+@opt.gate_now
 @opt.index
 @opt.where
 @opt.as_json
@@ -45,6 +45,7 @@ def generate(
     max_new_tokens: int,
     mark: bool,
     gamma: float | None,
+    guard: str | None,
     index: str,
     device: str | None,
     dtype: str | None,
@@ -57,7 +58,7 @@ def generate(
         loaded, tokenizer = model_of(database, model, device, dtype)
         from neuraldb_faiss.hook.answers import ask
 
-        with database.attach(loaded, tokenizer, gamma=gamma, search=index) as handle:
+        with database.attach(loaded, tokenizer, gamma=gamma, guard=guard, search=index) as handle:
             answer = ask(
                 database,
                 handle,
@@ -155,7 +156,7 @@ def _fired_line(one: Fired) -> str:
 @click.option(
     "--top", type=click.IntRange(1), metavar="N", help="Only the N tokens that come nearest to an entry."
 )
-@opt.gamma_now
+@opt.gate_now
 @opt.index
 @opt.where
 @opt.as_json
@@ -165,6 +166,7 @@ def explain(
     model: str | None,
     top: int | None,
     gamma: float | None,
+    guard: str | None,
     index: str,
     device: str | None,
     dtype: str | None,
@@ -177,8 +179,7 @@ def explain(
         loaded, tokenizer = model_of(database, model, device, dtype)
         from neuraldb_faiss.hook.explain import explain as look
 
-        found = look(database, loaded, tokenizer, prompt, gamma=gamma, search=index)
-        gate = database.gamma if gamma is None else gamma
+        found, gate = look(database, loaded, tokenizer, prompt, gamma=gamma, guard=guard, search=index)
     if top is not None:
         nearest = sorted(found, key=lambda one: (one.entry is None, -one.score))[:top]
         found = sorted(nearest, key=lambda one: one.position)
@@ -186,7 +187,8 @@ def explain(
         emit_json(
             {
                 "prompt": prompt,
-                "gamma": gate,
+                "gamma": gate.gamma,
+                "guard": gate.guard,
                 "tokens": [
                     {
                         "position": one.position,
@@ -202,7 +204,7 @@ def explain(
         )
         return
     _print_table(found)
-    say(f"{count(sum(one.fired for one in found), 'token')} fired at gamma {gate:g}")
+    say(f"{count(sum(one.fired for one in found), 'token')} fired at gamma {gate.gamma:g}, guard {gate.guard}")
 
 
 def _print_table(found: list[Nearest]) -> None:

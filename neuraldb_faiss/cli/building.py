@@ -22,11 +22,12 @@ _making = opt.both(
     opt.layer,
     click.option(
         "--residual",
-        type=click.Choice(["memit", "none"]),
-        help="How residuals are solved; none makes keys only, to measure gates and lookups. [default: memit]",
+        type=click.Choice(["memit", "pmet", "none"]),
+        help="Whose objective solves residuals; none makes keys only, to measure gates and lookups. [default: memit]",
     ),
     opt.keys,
     opt.preset,
+    opt.guard,
     opt.gamma,
     click.option(
         "--ffn-module",
@@ -104,7 +105,7 @@ def build(
 def rebuild(db: Path, out: Path, model: str, as_json: bool, **making: Any) -> None:
     """Build the facts of DB anew for another model or layer, from its catalog alone.
 
-    Residual and keys are of DB's kind unless named. Killed, the same command goes on where it was.
+    Residual, keys and guard are of DB's kind unless named. Killed, the same command goes on where it was.
     """
     settings = _checked(making)
     from neuraldb_faiss.database import NeuralDB
@@ -113,7 +114,8 @@ def rebuild(db: Path, out: Path, model: str, as_json: bool, **making: Any) -> No
         facts, old = database.facts(), database.settings
     if not facts:
         raise FactError(f"{db} holds no facts to build anew")
-    settings = {"residual": old["residual"], "keys": old["keys"], **settings}
+    kept = {"residual": old["residual"], "keys": old["keys"], "guard": old.get("guard") or "none"}
+    settings = {**kept, **settings}
     made = _make(facts, out, model, f"rebuild {db.name}", settings)
     if as_json:
         emit_json(made)
@@ -129,7 +131,7 @@ def _checked(making: dict[str, Any]) -> dict[str, Any]:
     """
     from neuraldb_faiss.editing.editor import check_gamma
 
-    making["keys"], making["gamma"] = opt.with_preset(making.pop("preset"), making["keys"], making["gamma"])
+    making.update(opt.with_preset(making.pop("preset"), making))
     making["index"] = opt.index_settings(making["index"], making.pop("nlist"), making.pop("nprobe"))
     given = {name: value for name, value in making.items() if value is not None}
     if "gamma" in given:

@@ -9,7 +9,7 @@ import click
 
 from neuraldb_faiss.facts import FORMATS
 
-PAPER: dict[str, Any] = {"keys": "paper", "gamma": 0.65}
+PAPER: dict[str, Any] = {"keys": "paper", "guard": "none", "gamma": 0.65}
 
 
 def both(*decorators: Any) -> Any:
@@ -62,9 +62,21 @@ layer = click.option(
     "--layer", type=int, help="Layer to edit, from 0. [default: the known one of the model's shape]"
 )
 gamma = click.option(
-    "--gamma", type=float, help="The gate: the cosine above which a fact fires. [default: 0.65]"
+    "--gamma",
+    type=float,
+    help="The gate: the cosine above which a fact fires. [default: 0.45 with the guard subject, 0.65 without]",
+)
+_guards = click.Choice(["subject", "none"])
+guard = click.option(
+    "--guard",
+    type=_guards,
+    help="subject: a fact fires only where the text names its subject; none: by the cosine alone. [default: subject]",
 )
 gamma_now = click.option("--gamma", type=float, help="Another gate than the database's, this once.")
+gate_now = both(
+    gamma_now,
+    click.option("--guard", type=_guards, help="Another guard than the database's, this once."),
+)
 _kinds = click.Choice(["flat", "ivf", "auto"])
 index = click.option("--index", type=_kinds, default="auto", show_default=True, help="How keys are searched.")
 index_required = click.option(
@@ -86,7 +98,7 @@ keys = click.option(
 preset = click.option(
     "--preset",
     type=click.Choice(["paper"]),
-    help="paper: the paper to the letter (--keys paper --gamma 0.65).",
+    help="paper: the paper to the letter (--keys paper --guard none --gamma 0.65).",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 wait = click.option(
@@ -123,16 +135,14 @@ drop_failed = click.option(
 )
 
 
-def with_preset(preset: str | None, keys: str | None, gamma: float | None) -> tuple[str | None, float | None]:
-    """(keys, gamma) as the preset and the single options say; a contradiction is wrong usage."""
+def with_preset(preset: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    """keys, guard and gamma as the preset and the single options say; a contradiction is wrong usage."""
     if preset is None:
-        return keys, gamma
-    for name, given in (("keys", keys), ("gamma", gamma)):
-        if given is not None and given != PAPER[name]:
-            raise click.UsageError(
-                f"--preset paper means --{name} {PAPER[name]}, not {given}: drop one of them"
-            )
-    return PAPER["keys"], PAPER["gamma"]
+        return {name: given[name] for name in PAPER}
+    for name, meant in PAPER.items():
+        if given[name] is not None and given[name] != meant:
+            raise click.UsageError(f"--preset paper means --{name} {meant}, not {given[name]}: drop one of them")
+    return PAPER
 
 
 def index_settings(kind: str, nlist: int | None, nprobe: int | None) -> dict[str, Any]:

@@ -73,17 +73,17 @@ def key_values(values: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def progress(doing: str) -> Iterator[Callable[[Progress], None]]:
-    """What to report progress to: a bar in a terminal, a line now and then elsewhere."""
+def progress(doing: str, noun: str = "fact") -> Iterator[Callable[[Progress], None]]:
+    """What to report progress to: a bar in a terminal, a line now and then elsewhere. `noun`: what is counted."""
     if sys.stderr.isatty():
-        with _bar(doing) as report:
+        with _bar(doing, noun) as report:
             yield report
     else:
-        yield _lines(doing)
+        yield _lines(doing, noun)
 
 
 @contextmanager
-def _bar(doing: str) -> Iterator[Callable[[Progress], None]]:
+def _bar(doing: str, noun: str) -> Iterator[Callable[[Progress], None]]:
     from rich import progress as rich
     from rich.console import Console
 
@@ -100,12 +100,12 @@ def _bar(doing: str) -> Iterator[Callable[[Progress], None]]:
         task = bar.add_task(doing, total=None, rate="")
 
         def report(now: Progress) -> None:
-            bar.update(task, total=now.total, completed=now.done, rate=_rate(now, time.monotonic() - started))
+            bar.update(task, total=now.total, completed=now.done, rate=_rate(now, time.monotonic() - started, noun))
 
         yield report
 
 
-def _lines(doing: str) -> Callable[[Progress], None]:
+def _lines(doing: str, noun: str) -> Callable[[Progress], None]:
     started = time.monotonic()
     last = started
 
@@ -114,17 +114,17 @@ def _lines(doing: str) -> Callable[[Progress], None]:
         moment = time.monotonic()
         if moment - last >= LOG_EVERY or now.done == now.total:
             last = moment
-            say(f"{doing}: {now.done:,} of {count(now.total, 'fact')}{_rate(now, moment - started)}")
+            say(f"{doing}: {now.done:,} of {count(now.total, noun)}{_rate(now, moment - started, noun)}")
 
     return report
 
 
-def _rate(now: Progress, seconds: float) -> str:
-    """Facts a second and the time left, over what this run did itself; and the mean loss."""
+def _rate(now: Progress, seconds: float, noun: str) -> str:
+    """Items a second and the time left, over what this run did itself; and the mean loss."""
     rate = (now.done - now.resumed) / max(seconds, 1e-6)
     left = f", {duration((now.total - now.done) / rate)} left" if rate and now.done < now.total else ""
     loss = "" if now.loss is None else f", mean loss {now.loss:.3f}"
-    return f", {rate:.2g} facts/s{left}{loss}" if rate < 10 else f", {rate:,.0f} facts/s{left}{loss}"
+    return f", {rate:.2g} {noun}s/s{left}{loss}" if rate < 10 else f", {rate:,.0f} {noun}s/s{left}{loss}"
 
 
 def duration(seconds: float) -> str:

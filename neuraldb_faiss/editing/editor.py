@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from neuraldb_faiss.editing.keys import KeyRows, compute_keys
+from neuraldb_faiss.editing.passes import check_causal
 from neuraldb_faiss.editing.prefixes import generate_prefixes
 from neuraldb_faiss.editing.residuals import FactOutcome, ResidualConfig, solve_residuals
 from neuraldb_faiss.errors import BuildError, FingerprintError
@@ -20,13 +21,16 @@ from neuraldb_faiss.models import (
     FFNSite,
     Fingerprint,
     edit_defaults,
+    find_attention,
     find_site,
     key_ids,
 )
+from neuraldb_faiss.models.defaults import GAMMAS
 from neuraldb_faiss.models.fingerprint import fingerprint
 
-RESIDUALS = ("memit", "none")
+RESIDUALS = ("memit", "pmet", "none")
 KEYS = ("two", "paper")
+GUARDS = ("subject", "none")
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Editor:
     keys: str
     residual: str
     config: ResidualConfig
+    guard: str
     gamma: float
     ffn_module: str | None
     name: str | None = None  # where the model came from; told to people, compared with nothing
@@ -63,6 +68,7 @@ class Editor:
         layer: int | None = None,
         residual: str = "memit",
         keys: str = "two",
+        guard: str = "subject",
         gamma: float | None = None,
         ffn_module: str | None = None,
         seed: int = 0,
@@ -75,22 +81,27 @@ class Editor:
 
         Raises:
             BuildError: an unknown kind, or a value out of range.
-            ModelError: no FFN, or no such layer.
+            ModelError: no FFN, no such layer, no attention where PMET needs one, or a model that is not causal.
         """
-        defaults = edit_defaults(model, ffn_module)[0]
         _one_of("residual", residual, RESIDUALS)
         _one_of("keys", keys, KEYS)
+        defaults = edit_defaults(model, ffn_module, residual)[0]
         site = find_site(model, defaults.layer if layer is None else layer, ffn_module)
+        if residual == "pmet":
+            find_attention(model, site)  # before anything slow
+        prefixes = generate_prefixes(model, tokenizer, seed=seed)
+        check_causal(model, site, tokenizer(prefixes[0])["input_ids"])
         return cls(
             model=model,
             tokenizer=tokenizer,
             site=site,
             fingerprint=fingerprint(model, site),
-            prefixes=generate_prefixes(model, tokenizer, seed=seed),
+            prefixes=prefixes,
             keys=keys,
             residual=residual,
             config=_config(defaults, overrides),
-            gamma=check_gamma(defaults.gamma if gamma is None else gamma),
+            guard=check_guard(guard),
+            gamma=check_gamma(GAMMAS[guard] if gamma is None else gamma),
             ffn_module=ffn_module,
             name=model_name(model),
         )
@@ -112,6 +123,7 @@ class Editor:
             keys=settings["keys"],
             residual=settings["residual"],
             config=ResidualConfig(**settings["config"]),
+            guard=settings.get("guard") or "none",
             gamma=settings["gamma"],
             ffn_module=settings["ffn_module"],
             name=settings.get("model_name"),
@@ -129,6 +141,7 @@ class Editor:
             "keys": self.keys,
             "residual": self.residual,
             "config": asdict(self.config),
+            "guard": self.guard,
             "gamma": self.gamma,
             "model_name": self.name,
         }
@@ -143,12 +156,15 @@ class Editor:
         return compute_keys(self.model, self.tokenizer, self.site, facts, self.prefixes, mode)
 
     def make_residuals(self, groups: Sequence[Sequence[Fact]], *, prefixed: bool = True) -> list[Edited]:
-        """One residual a group (eq. 21), or zeros for the kind "none"; for raw prompts alone without `prefixed`."""
+        """One residual a group, of the database's kind ("none": zeros); for raw prompts alone without `prefixed`."""
         if self.residual == "none":
             zero = np.zeros(self.site.d2, np.float32)
             return [Edited(zero, None, (None,) * len(group)) for group in groups]
         prefixes = self.prefixes if prefixed else ()
-        solved = solve_residuals(self.model, self.tokenizer, self.site, groups, prefixes, self.config)
+        kind: Literal["memit", "pmet"] = "pmet" if self.residual == "pmet" else "memit"
+        solved = solve_residuals(
+            self.model, self.tokenizer, self.site, groups, prefixes, self.config, kind=kind
+        )
         return [Edited(one.residual, one.loss, one.facts) for one in solved]
 
     def digest(self) -> str:
@@ -189,6 +205,12 @@ def check_gamma(gamma: float) -> float:
     if not 0 <= gamma < 1:
         raise BuildError(f"gamma is {gamma}: it is a cosine, at least 0 and below 1 (the default is 0.65)")
     return float(gamma)
+
+
+def check_guard(guard: str) -> str:
+    """Raises BuildError for an unknown guard."""
+    _one_of("guard", guard, GUARDS)
+    return guard
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:

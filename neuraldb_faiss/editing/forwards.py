@@ -1,20 +1,21 @@
 """Two ways to get the logits of a batch for given residuals: run everything, or only what a residual changes.
 
 `FullForward` is the plain definition: whole rows through the whole model, the residual added at the output
-of the FFN's down-projection at the subject's last token, where the hook of an attached database adds it.
+of the FFN's down-projection at the subject's last token, where the hook of an attached database adds it. Where
+an attention is given, every group has a second vector (PMET), added at its output projection.
 
 `FastForward` spares what does not depend on the residual. Rows are padded on the left so that every
 subject's last token stands in one column. The columns before it are computed once, into a key/value cache;
 of the others, blocks up to the edited one are computed once too, and replaced in every further pass by what
-they returned. It makes no assumption that `agrees` does not test on the model in use.
+they returned. It makes no assumption that `proof.agrees` does not test on the model in use.
 """
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -29,20 +30,22 @@ from neuraldb_faiss.editing.passes import (
     like,
     on_input,
     on_output,
+    on_return,
+    shared_copy,
     standing_in,
     stopping,
 )
 from neuraldb_faiss.editing.rows import Batch, pad
-from neuraldb_faiss.models.sites import FFNSite
+from neuraldb_faiss.models.sites import AttentionSite, FFNSite, input_device
 
 
 class Forward(Protocol):
     """What the optimisation needs of a way to run the model."""
 
-    h_norm: Tensor  # float32 [G]
+    h_norm: Tensor  # float32 [G, S]
 
     def logits(self, r: Tensor) -> Tensor:
-        """Logits [N + G, vocab] at the batch's picks with residuals r [G, d2], differentiable in r."""
+        """Logits [N + G, vocab] at the batch's picks with vectors r [G, S, d2], differentiable in r."""
         ...
 
     def keep(self, groups: Sequence[int]) -> None:
@@ -53,27 +56,35 @@ class Forward(Protocol):
 class FullForward:
     """Whole rows, all layers, every time; any architecture whose down-projection can be hooked."""
 
-    def __init__(self, model: Any, site: FFNSite, batch: Batch) -> None:
-        self._model, self._site, self._device = model, site, input_device(model)
+    def __init__(
+        self, model: Any, site: FFNSite, batch: Batch, attention: AttentionSite | None = None
+    ) -> None:
+        self._model, self._device = model, input_device(model)
+        self._modules = [site.module] + ([attention.module] if attention else [])
         self._set(batch)
-        outputs: list[Tensor] = []
-        with torch.no_grad(), on_output(site.block, _stop_after(outputs)), stopping():
+        with torch.no_grad(), _scales(site, attention) as scales, stopping():
             model(input_ids=self._ids, attention_mask=self._mask, use_cache=False)
-        rows = torch.arange(len(self._last), device=outputs[0].device)
-        self.h_norm = _h_norms(batch, outputs[0][rows, self._last.to(rows.device)]).to(self._device)
+        norms = []
+        for output in scales:
+            hidden = output.reshape(*self._ids.shape, -1)
+            rows = torch.arange(len(hidden), device=hidden.device)
+            norms.append(_h_norms(batch, hidden[rows, self._last.to(rows.device)]))
+        self.h_norm = torch.stack(norms, 1).to(self._device)
 
     def logits(self, r: Tensor) -> Tensor:
-        rows = torch.arange(len(self._last), device=self._device)
         picks = self._picks
 
-        def add(output: Tensor) -> Tensor:
-            flat = output.reshape(len(rows), self._ids.shape[1], -1)
+        def add(output: Tensor, vectors: Tensor) -> Tensor:
+            flat = output.reshape(*self._ids.shape, -1)
             place = F.one_hot(self._last, flat.shape[1]).to(flat.device, torch.bool)
-            extra = r[picks.group_of_row].to(flat.device, flat.dtype)
+            extra = vectors[picks.group_of_row].to(flat.device, flat.dtype)
             return torch.where(place[..., None], flat + extra[:, None], flat).reshape(output.shape)
 
         columns = picks.column + self._last[picks.row]
-        with on_output(self._site.module, add), gathered_head(self._model, picks.row, columns) as read:
+        with ExitStack() as stack:
+            for number, module in enumerate(self._modules):
+                stack.enter_context(on_output(module, partial(add, vectors=r[:, number])))
+            read = stack.enter_context(gathered_head(self._model, picks.row, columns))
             return read(self._model(input_ids=self._ids, attention_mask=self._mask, use_cache=False)).to(
                 r.device
             )
@@ -96,13 +107,20 @@ class FastForward:
     inject="block" adds r to the recorded output of block l*: right wherever the FFN's output goes straight
     into the residual stream. inject="ffn" runs block l* anew from its recorded input with r added at the
     down-projection: right also where a norm or a scale follows the FFN (Gemma 2 and 3, OLMo 2 and 3), for
-    one layer more.
+    one layer more. With an attention (inject="ffn" only), that layer runs from its recorded output on.
     """
 
     def __init__(
-        self, model: Any, site: FFNSite, batch: Batch, blocks: Sequence[nn.Module], inject: str
+        self,
+        model: Any,
+        site: FFNSite,
+        batch: Batch,
+        blocks: Sequence[nn.Module],
+        inject: str,
+        attention: AttentionSite | None = None,
     ) -> None:
         self._model, self._site, self._batch, self._inject = model, site, batch, inject
+        self._attention = attention
         self._stubbed = list(blocks[: site.layer + (inject == "block")])
         self._device = input_device(model)
         self._positions = "position_ids" in inspect.signature(model.forward).parameters
@@ -110,6 +128,7 @@ class FastForward:
         prefix_ids, self._prefix_mask = pad([r.ids[: r.last] for r in rows], left=True, device=self._device)
         self._past: Any = None
         self._hidden: Tensor
+        self._attended: Tensor | None = None
         self.h_norm: Tensor
         with torch.no_grad():
             if prefix_ids.shape[1]:
@@ -121,7 +140,7 @@ class FastForward:
         picks = self._picks
         with ExitStack() as stack:
             forwards: list[Callable[..., Any]] = [_pass_through(self._shape)] * len(self._stubbed)
-            extra = r[picks.group_of_row]
+            extra = r[picks.group_of_row, 0]
             if self._inject == "block":
                 forwards[-1] = lambda *_, **__: like(self._shape, _add_first(self._hidden, extra))
             else:
@@ -129,6 +148,9 @@ class FastForward:
                     forwards[-1] = lambda *_, **__: like(self._shape, self._hidden)
                 stack.enter_context(on_output(self._site.module, lambda out: self._add_flat(out, extra)))
             stack.enter_context(standing_in(self._stubbed, forwards))
+            if self._attention is not None and self._attended is not None:
+                attended = like(self._attention_shape, _add_first(self._attended, r[picks.group_of_row, 1]))
+                stack.enter_context(standing_in([self._attention.whole], [lambda *_, **__: attended]))
             read = stack.enter_context(gathered_head(self._model, picks.row, picks.column))
             return read(self._call()).to(r.device)
 
@@ -139,9 +161,11 @@ class FastForward:
         width = max(len(r.ids) - r.last for r in rows)
         if self._past is not None:
             self._past = shared_copy(self._past)
-            self._past.batch_select_indices(index)
+            self._past.reorder_cache(index)
         self._prefix_mask = self._prefix_mask[index]
         self._hidden = self._hidden.index_select(0, index.to(self._hidden.device))[:, :width]
+        if self._attended is not None:
+            self._attended = self._attended.index_select(0, index.to(self._attended.device))[:, :width]
         self.h_norm = self.h_norm[list(groups)]
         self._set(self._batch)
 
@@ -164,22 +188,22 @@ class FastForward:
 
     def _record(self) -> None:
         block_in: list[Tensor] = []
-        block_out: list[Any] = []
-
-        def stop(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            block_out.append(output)
-            raise Stop
-
-        handle = self._site.block.register_forward_hook(stop)
-        try:
-            with on_input(self._site.block, lambda h: block_in.append(h)), stopping():
-                self._call()
-        finally:
-            handle.remove()
-        output = first(block_out[0])
-        self._shape = block_out[0] if isinstance(block_out[0], Tensor) else (None, *block_out[0][1:])
-        self._hidden = output if self._inject == "block" else block_in[0]
-        self.h_norm = _h_norms(self._batch, output[:, 0]).to(self._device)
+        whole: list[Any] = []
+        with ExitStack() as stack:
+            stack.enter_context(on_input(self._site.block, lambda h: block_in.append(h)))
+            if self._attention is not None:
+                stack.enter_context(on_return(self._attention.whole, whole.append))
+            block_out: list[Any] = []
+            stack.enter_context(on_return(self._site.block, block_out.append))
+            scales = stack.enter_context(_scales(self._site, self._attention))
+            stack.enter_context(stopping())
+            self._call()
+        self._shape = _without_hidden(block_out[0])
+        self._hidden = first(block_out[0]) if self._inject == "block" else block_in[0]
+        if self._attention is not None:
+            self._attended, self._attention_shape = first(whole[0]), _without_hidden(whole[0])
+        norms = [_h_norms(self._batch, out.reshape(*self._ids.shape, -1)[:, 0]) for out in scales]
+        self.h_norm = torch.stack(norms, 1).to(self._device)
 
     def _call(self) -> Any:
         extra: dict[str, Any] = {"position_ids": self._position_ids} if self._positions else {}
@@ -189,36 +213,6 @@ class FastForward:
 
     def _add_flat(self, output: Tensor, extra: Tensor) -> Tensor:
         return _add_first(output.reshape(*self._ids.shape, -1), extra).reshape(output.shape)
-
-
-def agrees(fast: FastForward, full: FullForward, r: Tensor, dtype: torch.dtype) -> bool:
-    """Whether the fast pass gives what the plain one gives, for one random residual a group, r float32 [G,
-    d2].
-
-    What counts is the change that r makes: the logits may differ by 2 % of it in float32, by 30 % in half
-    precision (where rounding alone makes several per cent), and the norms that scale the objective by 1 %.
-    """
-    with torch.no_grad():
-        base = full.logits(torch.zeros_like(r)).float()
-        wanted = full.logits(r).float()
-        fast.logits(torch.zeros_like(r))  # a cache that a pass changes would show in the next one
-        got = fast.logits(r).float()
-    share = 0.02 if dtype == torch.float32 else 0.3
-    same_scale = torch.allclose(fast.h_norm, full.h_norm, rtol=1e-2)
-    return same_scale and bool((got - wanted).norm() <= share * (wanted - base).norm())
-
-
-def input_device(model: Any) -> torch.device:
-    """Where the model wants its token ids."""
-    device: torch.device = model.get_input_embeddings().weight.device
-    return device
-
-
-def shared_copy(past: Any) -> Any:
-    """A cache that shares the tensors of `past`; adding to it leaves `past` as it is."""
-    new = copy.copy(past)
-    new.layers = [copy.copy(layer) for layer in past.layers]
-    return new
 
 
 def _add_first(hidden: Tensor, extra: Tensor) -> Tensor:
@@ -233,12 +227,26 @@ def _pass_through(shape: Any) -> Callable[..., Any]:
     return forward
 
 
-def _stop_after(outputs: list[Tensor]) -> Callable[[Tensor], None]:
-    def use(output: Tensor) -> None:
-        outputs.append(output)
+def _without_hidden(output: Any) -> Any:
+    """A module's return value, for `like`, without its hidden states."""
+    return output if isinstance(output, Tensor) else (None, *output[1:])
+
+
+@contextmanager
+def _scales(site: FFNSite, attention: AttentionSite | None) -> Iterator[list[Tensor]]:
+    """End a pass at the site's block, and give the outputs whose lengths bound the vectors: the block's, or with
+    an attention the FFN's and the attention's own."""
+    modules = [site.module, attention.module] if attention else [site.block]
+    outputs = [torch.empty(0)] * len(modules)
+
+    def stop(_: Tensor) -> None:
         raise Stop
 
-    return use
+    with ExitStack() as stack:
+        for number, module in enumerate(modules):
+            stack.enter_context(on_output(module, partial(outputs.__setitem__, number)))
+        stack.enter_context(on_output(site.block, stop))
+        yield outputs
 
 
 def _h_norms(batch: Batch, hidden: Tensor) -> Tensor:

@@ -18,13 +18,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from neuraldb_faiss.editing.forwards import input_device, shared_copy
-from neuraldb_faiss.editing.passes import Stop, frozen, on_input, stopping
+from neuraldb_faiss.editing.passes import Stop, frozen, on_input, shared_copy, stopping
 from neuraldb_faiss.editing.prefixes import contexts
 from neuraldb_faiss.editing.rows import pad
 from neuraldb_faiss.errors import BuildError
 from neuraldb_faiss.models.prompts import encode_all
-from neuraldb_faiss.models.sites import FFNSite, unwrap
+from neuraldb_faiss.models.sites import FFNSite, input_device, unwrap
 
 if TYPE_CHECKING:
     from neuraldb_faiss.facts.fact import Fact

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from neuraldb_faiss.editing.pipeline import Report, edit_into, group_by_key
 from neuraldb_faiss.errors import FactError, FingerprintError, StoreError
 from neuraldb_faiss.models import Fingerprint
 from neuraldb_faiss.store import Merged, Store, StoredFact, Transaction, merge_into
+from neuraldb_faiss.store.merge import SolveGroups
 
 _MUST_AGREE = ("layer", "ffn_module", "d1", "d2", "residual", "keys")
 
@@ -47,25 +48,15 @@ def merge(
         raise StoreError("nothing to merge: name at least two databases")
     settings = [store.settings(store.generation) for store in stores]
     for store, other in zip(stores[1:], settings[1:], strict=True):
-        _check_alike(stores[0], settings[0], store, other)
-    gates = {one["gamma"] for one in settings}
-    if gamma is None and len(gates) > 1:
-        named = ", ".join(map(str, sorted(gates)))
-        raise StoreError(f"the databases have different gates ({named}): give one (--gamma)")
-    gate = check_gamma(gamma) if gamma is not None else settings[0]["gamma"]
-    editor = None if model is None else Editor.of(settings[0], model, tokenizer)
-
-    def solve(transaction: Transaction, groups: list[list[StoredFact]]) -> None:
-        assert editor is not None
-        keyed = ((fact.key_id, fact) for group in groups for fact in group)
-        edit_into(transaction, editor, group_by_key(keyed), report=report, resume=False)
-
-    new = {**settings[0], "gamma": gate, "epoch": 1, "history_start": 1, "index": {"kind": "flat"}}
+        check_alike(stores[0].root, settings[0], store.root, other)
+    gate = common_gate(settings, gamma)
+    solve = solver(settings[0], model, tokenizer, report)
+    new = {**settings[0], **gate, "epoch": 1, "history_start": 1, "index": {"kind": "flat"}}
     target = into or Store.create(out or "", new)
     try:
         done = merge_into(
-            target, sources, on_conflict=on_conflict, link=link, solve=solve if editor else None,
-            settings={"gamma": gate}, command=command, wait=wait,
+            target, sources, on_conflict=on_conflict, link=link, solve=solve,
+            settings=gate, command=command, wait=wait,
         )  # fmt: skip
     except BaseException:
         if into is None:  # nothing was there before
@@ -74,15 +65,46 @@ def merge(
     return target, done
 
 
-def _check_alike(first: Store, mine: dict[str, Any], other: Store, theirs: dict[str, Any]) -> None:
+def solver(settings: Mapping[str, Any], model: Any, tokenizer: Any, report: Report | None) -> SolveGroups | None:
+    """What solves facts that come to share a key in a database of these settings; None without a model."""
+    if model is None:
+        return None
+    editor = Editor.of(settings, model, tokenizer)
+
+    def solve(transaction: Transaction, groups: list[list[StoredFact]]) -> None:
+        keyed = ((fact.key_id, fact) for group in groups for fact in group)
+        edit_into(transaction, editor, group_by_key(keyed), report=report, resume=False)
+
+    return solve
+
+
+def common_gate(settings: Sequence[Mapping[str, Any]], gamma: float | None) -> dict[str, Any]:
+    """The settings gamma, guard and floors for all of these: theirs where they agree, else the gate `gamma` behind the
+    first one's guard; a name's floor is the highest. Raises StoreError where they differ and no gamma is given."""
+    gates = [(float(one["gamma"]), one.get("guard") or "none") for one in settings]
+    if gamma is None and len(set(gates)) > 1:
+        guards = len({guard for _, guard in gates}) > 1
+        named = sorted({f"{gate} with guard {guard}" if guards else str(gate) for gate, guard in gates})
+        raise StoreError(f"the databases have different gates ({', '.join(named)}): give one (--gamma)")
+    floors: dict[str, float] = {}
+    for name, floor in (pair for one in settings for pair in (one.get("floors") or {}).items()):
+        floors[name] = max(floor, floors.get(name, 0.0))
+    common: dict[str, Any] = {"gamma": gates[0][0] if gamma is None else check_gamma(gamma)}
+    if any("guard" in one for one in settings):
+        common["guard"] = gates[0][1]
+    return {**common, "floors": floors} if floors else common
+
+
+def check_alike(first: str | Path, mine: Mapping[str, Any], other: str | Path, theirs: Mapping[str, Any]) -> None:
+    """Raises FingerprintError unless what has the settings `mine` and `theirs` is of one model, layer and kind."""
     a, b = Fingerprint.from_json(mine["fingerprint"]), Fingerprint.from_json(theirs["fingerprint"])
     if not a.matches(b):
         raise FingerprintError(
-            f"{first.root} was built with {a.describe()}, {other.root} with {b.describe()}: only databases of one"
+            f"{first} was built with {a.describe()}, {other} with {b.describe()}: only databases of one"
             " model and layer merge (`neuraldb rebuild` makes one for another model)"
         )
     for name in _MUST_AGREE:
         if mine[name] != theirs[name]:
             raise FingerprintError(
-                f"{first.root} and {other.root} differ in {name} ({mine[name]} and {theirs[name]}): rebuild one of them"
+                f"{first} and {other} differ in {name} ({mine[name]} and {theirs[name]}): rebuild one of them"
             )

@@ -1,4 +1,7 @@
-"""The objective of equation 21 over a batch of groups, and Adam that can drop groups on the way."""
+"""The objective of equation 21 over a batch of groups, and Adam that can drop groups on the way.
+
+A group has S vectors: one for MEMIT's residual (added to the FFN's output), two for PMET's (see `pmet`).
+"""
 
 from __future__ import annotations
 
@@ -30,21 +33,28 @@ class ResidualConfig:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Losses at one residual a group: G groups, F facts."""
+    """Losses of G groups."""
 
     loss: Tensor  # float32 [G], differentiable
     stop: Tensor  # float32 [G]: the loss with the largest fact's NLL in place of the mean one
-    raw_nll: Tensor  # float32 [F]: mean NLL per target token on the raw row
-    took: Tensor  # bool [F]: every target token of the raw row is the arg-max
+    kl: Tensor  # float32 [G]
+    hit: Tensor  # bool [G]: every target token of every row is the arg-max
 
 
 def evaluate(
-    logits: Tensor, base: Tensor, r: Tensor, h_norm: Tensor, picks: Picks, config: ResidualConfig
+    logits: Tensor,
+    base: Tensor,
+    r: Tensor,
+    h_norm: Tensor,
+    picks: Picks,
+    config: ResidualConfig,
+    nll_scale: Tensor,
 ) -> Evaluation:
     """Equation 21 from the logits [N + G, vocab] at `picks`.
 
-    `base` [G, vocab] are the unedited log-probabilities at the KL places, `r` float32 [G, d2], `h_norm`
-    float32 [G]. The divergence is KL(edited || base). Everything is computed in float32.
+    `base` [G, vocab] are the unedited log-probabilities at the KL places, `r` float32 [G, S, d2], `h_norm`
+    float32 [G, S], `nll_scale` float32 [G] a factor on the NLL term. The divergence is KL(edited || base), the
+    weight decay that of all S vectors. Everything is computed in float32.
     """
     n, n_facts = len(picks.target), len(picks.group_of_fact)
     logits = logits.float()
@@ -55,16 +65,28 @@ def evaluate(
     mean_nll = fact_nll.new_zeros(n_groups).index_add(0, picks.group_of_fact, fact_nll) / facts_of_group
     edited = F.log_softmax(logits[n:], dim=1)
     kl = (edited.exp() * (edited - base)).sum(1)
-    rest = config.kl_factor * kl + config.weight_decay * r.norm(dim=1) / h_norm.square()
+    decay = (r.norm(dim=2) / h_norm.square()).sum(1)
+    rest = config.kl_factor * kl + config.weight_decay * decay
     with torch.no_grad():
         worst = fact_nll.new_full((n_groups,), float("-inf"))
         worst = worst.scatter_reduce(0, picks.group_of_fact, fact_nll, "amax")
-        raw = picks.raw
-        tokens = torch.bincount(picks.fact[raw], minlength=n_facts)
-        raw_nll = nll.new_zeros(n_facts).index_add(0, picks.fact[raw], nll[raw]) / tokens
-        hit = logits[:n].argmax(1) == picks.target
-        missed = torch.bincount(picks.fact[raw & ~hit], minlength=n_facts)
-    return Evaluation(mean_nll + rest, worst + rest.detach(), raw_nll, missed == 0)
+        wrong = logits[:n].argmax(1) != picks.target
+        missed = torch.bincount(picks.group_of_fact[picks.fact[wrong]], minlength=n_groups)
+        stop = nll_scale * worst + rest
+    return Evaluation(nll_scale * mean_nll + rest, stop, kl.detach(), missed == 0)
+
+
+@torch.no_grad()
+def outcomes(logits: Tensor, picks: Picks) -> tuple[Tensor, Tensor]:
+    """What becomes of each fact on its raw row: the mean NLL per target token, float32 [F], and whether every
+    target token is the arg-max, bool [F]."""
+    raw, n_facts = picks.raw, len(picks.group_of_fact)
+    at = logits[: len(raw)][raw].float()
+    target, fact = picks.target[raw], picks.fact[raw]
+    nll = F.cross_entropy(at, target, reduction="none")
+    tokens = torch.bincount(fact, minlength=n_facts)
+    missed = torch.bincount(fact[at.argmax(1) != target], minlength=n_facts)
+    return nll.new_zeros(n_facts).index_add(0, fact, nll) / tokens, missed == 0
 
 
 class Adam:
@@ -77,7 +99,7 @@ class Adam:
         self._square = torch.zeros_like(like)
 
     def update(self, r: Tensor, grad: Tensor) -> Tensor:
-        """r after one step along `grad`; both float32 [G, d2]. `r` itself is left as it is."""
+        """r after one step along `grad`; both float32 [G, S, d2]. `r` itself is left as it is."""
         self._step += 1
         self._mean.lerp_(grad, 0.1)
         self._square.mul_(0.999).addcmul_(grad, grad, value=1 - 0.999)
@@ -92,15 +114,15 @@ class Adam:
 
 
 def project(r: Tensor, limit: Tensor) -> Tensor:
-    """Each row of r scaled down to a norm of at most `limit` [G]."""
-    norm = r.norm(dim=1, keepdim=True)
-    limit = limit[:, None]
+    """Each vector of r [..., d2] scaled down to a norm of at most `limit` [...]."""
+    norm = r.norm(dim=-1, keepdim=True)
+    limit = limit[..., None]
     return torch.where(norm > limit, r * (limit / norm), r)
 
 
 def h_init_norm(hidden: Tensor, rows: Sequence[tuple[int, bool, int]]) -> float:
-    """||h_init|| of one group from `hidden` [rows, d2], the output of block l* at each row's subject's last
-    token.
+    """||h_init|| of one group from `hidden` [rows, d2], the output of block l* (for PMET, of a sublayer) at each
+    row's subject's last token.
 
     `rows` gives (index into hidden, raw, subject's last token) of the group's fact rows. h_init is the raw
     row's vector; where that stands at position 0, the mean over the prefixed rows, because the first

@@ -1,17 +1,25 @@
-"""Ways to run a part of a model: stop at a module, stand in for its lower blocks, keep its weights out of
-autograd.
+"""Ways to run a part of a model: stop at a module, stand in for its lower blocks, go on from a cache, keep its
+weights out of autograd.
 
-Each is a context manager that leaves the model as it was, whatever is raised inside. Hooks made here live
+The context managers leave the model as it was, whatever is raised inside. Hooks made here live
 for one forward pass of a build; the hook of an attached database is `neuraldb_faiss.hook`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from neuraldb_faiss.errors import ModelError
+from neuraldb_faiss.models.sites import FFNSite, input_device, model_type, unwrap
+
+_SAME_KEY = 0.99  # rounding in bfloat16 moves a cosine by some 3e-4
 
 
 class Stop(Exception):
@@ -63,6 +71,42 @@ def on_output(module: nn.Module, use: Callable[[Tensor], Tensor | None]) -> Iter
         handle.remove()
 
 
+@contextmanager
+def on_return(module: nn.Module, use: Callable[[Any], None]) -> Iterator[None]:
+    """Call `use` with whatever the module returns."""
+    handle = module.register_forward_hook(lambda _, args, output: use(output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def check_causal(model: Any, site: FFNSite, ids: Sequence[int]) -> None:
+    """Raises ModelError where what enters the site at a token depends on the tokens behind it: such a token has
+    no key that one prompt shares with another. `ids` is any text of a few tokens."""
+    model = unwrap(model)
+    device = input_device(model)
+    half = max(1, len(ids) // 2)
+    seen: list[Tensor] = []
+
+    def keep(hidden: Tensor) -> None:
+        seen.append(hidden.reshape(-1, hidden.shape[-1])[half - 1].float())
+        raise Stop
+
+    with frozen(model):
+        for text in (ids[:half], ids):
+            with on_input(site.module, keep), stopping():
+                model(input_ids=torch.tensor([list(text)], device=device), use_cache=False)
+    cosine = float(torch.cosine_similarity(seen[0], seen[1], dim=0))
+    if cosine < _SAME_KEY:
+        raise ModelError(
+            f"this {model_type(model)} model reads its prompt in both directions (a token's activation at layer "
+            f"{site.layer} changes with what follows it, cosine {cosine:.2f}), so no key stands for a subject: use a "
+            "model that reads from left to right only"
+        )
+
+
 def first(output: Any) -> Tensor:
     """The hidden states in what a block returns: recent transformers return a tensor, older ones a tuple."""
     return output if isinstance(output, Tensor) else output[0]
@@ -89,10 +133,34 @@ def standing_in(blocks: list[nn.Module], forwards: list[Callable[..., Any]]) -> 
                 block.forward = before
 
 
+def shared_copy(past: Any) -> Any:
+    """A cache that shares the tensors of `past`; adding to it leaves `past` as it is.
+
+    Keys and values are replaced by longer ones, so they can be shared. The states that recurrent layers keep in
+    dictionaries are written over, so they are copied; and where a state's old value is needed for the gradient, the
+    new one takes its place in the dictionary, not in memory.
+    """
+    new = copy.copy(past)
+    new.layers = [copy.copy(layer) for layer in past.layers]
+    for layer in new.layers:
+        for name, value in vars(layer).items():
+            if isinstance(value, dict):
+                own = {key: one.clone() if isinstance(one, Tensor) else one for key, one in value.items()}
+                setattr(layer, name, own)
+        if hasattr(layer, "update_recurrent_state"):
+            layer.update_recurrent_state = partial(_set_state, layer.recurrent_states)
+    return new
+
+
+def _set_state(states: dict[int, Tensor], new: Tensor, state_idx: int = 0, **_: Any) -> Tensor:
+    states[state_idx] = new
+    return new
+
+
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and no gradient for any weight, inside; both as they were afterwards."""
-    wanted = [p for p in model.parameters() if p.requires_grad]
+    wanted = [p for p in model.parameters() if p.requires_grad and not p.is_inference()]
     training = [m for m in model.modules() if m.training]
     try:
         for p in wanted:

@@ -16,7 +16,7 @@ from neuraldb_faiss.store.records import canonical
 from neuraldb_faiss.store.transaction import now
 
 # Facts a staged piece holds, by residual: what a kill can cost is one piece.
-PIECE = {"none": 512, "memit": 16}
+PIECE = {"none": 512, "memit": 16, "pmet": 16}
 
 # Ends the key_id of a group's second entry, which serves its raw prompts at position 0.
 HEAD = "@0"

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from neuraldb_faiss.editing.passes import frozen
 from neuraldb_faiss.errors import BuildError
+from neuraldb_faiss.models.sites import input_device
 
 if TYPE_CHECKING:
     from neuraldb_faiss.facts.fact import Fact
@@ -38,7 +40,7 @@ def generate_prefixes(model: Any, tokenizer: Any, *, seed: int = 0, length: int 
     own), white space is folded, and special tokens are never sampled, so that no text ends early. Raises
     BuildError where the model's logits are not finite.
     """
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     texts = [list(tokenizer(start)["input_ids"]) for start in SEEDS]
     heads = [len(ids) for ids in texts]
     banned = torch.tensor(sorted(set(tokenizer.all_special_ids)), dtype=torch.long)
@@ -50,7 +52,7 @@ def generate_prefixes(model: Any, tokenizer: Any, *, seed: int = 0, length: int 
         for row, ids in enumerate(texts):
             input_ids[row, : len(ids)] = torch.tensor(ids)
             mask[row, : len(ids)] = 1
-        with torch.no_grad():
+        with torch.no_grad(), frozen(model):  # dropout would make other prefixes each time
             logits = model(
                 input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False
             ).logits

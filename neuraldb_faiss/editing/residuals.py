@@ -1,5 +1,5 @@
 """Residuals: what must be added to the FFN's output at a subject for the model to say the new object (eq.
-21).
+21), found by MEMIT's objective or by PMET's.
 
 Facts that share a key are one group and get one residual. Groups are independent of each other; they run
 together in batches because a model computes many rows at little more than the price of one.
@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from neuraldb_faiss.editing.forwards import FastForward, Forward, FullForward, agrees, input_device
-from neuraldb_faiss.editing.objective import Adam, Evaluation, ResidualConfig, evaluate, project
+from neuraldb_faiss.editing import pmet, proof
+from neuraldb_faiss.editing.forwards import FastForward, Forward, FullForward
+from neuraldb_faiss.editing.objective import Adam, ResidualConfig, evaluate, outcomes, project
 from neuraldb_faiss.editing.passes import frozen
-from neuraldb_faiss.editing.rows import Batch, Row, group_rows
+from neuraldb_faiss.editing.rows import Batch, Picks, Row, group_rows
 from neuraldb_faiss.errors import BuildError
-from neuraldb_faiss.models.sites import FFNSite, unwrap
+from neuraldb_faiss.models.sites import AttentionSite, FFNSite, find_attention, input_device, unwrap
 
 if TYPE_CHECKING:
     from neuraldb_faiss.facts.fact import Fact
@@ -38,6 +39,11 @@ PASS_COST = 0.125
 
 # float16 gradients underflow below 6e-8; the loss is scaled up by this before, and the gradient down after.
 _HALF_SCALE = 1024.0
+
+_NO_GRADIENT = (
+    "no true gradient comes back through this model above layer {layer} (some quantised layers have none): solve with "
+    "the unquantised model, and attach the database to this one"
+)
 
 _warned: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 
@@ -57,7 +63,10 @@ class FactOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Solved:
-    """A group's residual (float32 [d2]), final loss, number of loss evaluations, and its facts' outcomes."""
+    """A group's residual (float32 [d2]), final loss, number of loss evaluations, and its facts' outcomes.
+
+    PMET's loss is that of both its vectors, the outcomes are those of the residual alone.
+    """
 
     residual: np.ndarray
     loss: float
@@ -73,6 +82,7 @@ def solve_residuals(
     prefixes: Sequence[str],
     config: ResidualConfig,
     *,
+    kind: Literal["memit", "pmet"] = "memit",
     max_tokens: int | None = None,
 ) -> list[Solved]:
     """One residual for every group of facts that share a key, in the groups' order.
@@ -81,11 +91,13 @@ def solve_residuals(
     of the NLL per target token, plus kl_factor * KL(edited || base) at the subject's last token of
     "{subject} is a", plus weight_decay * ||r|| / ||h_init||^2, with Adam from zeros and ||r|| <= clamp *
     ||h_init|| after each step (equation 21 with the reference code's settings). A group stops once the
-    loss, with its worst fact's NLL in the place of the mean, is below stop_loss.
+    loss, with its worst fact's NLL in the place of the mean, is below stop_loss. kind="pmet" adds a second
+    vector, bounds both otherwise, and may stop earlier: see `pmet`.
 
     The model may be of any dtype; residuals and losses are float32. Weights are never changed. `max_tokens`
     bounds the places computed in one pass (memory); groups are split into passes by length. Raises
-    BuildError where a group has no facts, or its loss is not finite.
+    BuildError where a group has no facts, its loss is not finite, or the model has no gradient, and ModelError
+    where PMET finds no attention.
     """
     if any(not group for group in groups):
         raise BuildError("cannot solve a residual for a group without facts: leave empty groups out")
@@ -96,15 +108,22 @@ def solve_residuals(
     if not groups:
         return []
     model = unwrap(model)
+    if any(p.is_inference() for p in model.parameters()):
+        raise BuildError(
+            "the model was loaded under torch.inference_mode, so nothing can be solved with it: load it outside"
+        )
+    attention = find_attention(model, site) if kind == "pmet" else None
     if max_tokens is None:
         max_tokens = CPU_TOKENS if input_device(model).type == "cpu" else GPU_TOKENS
     rows = [tuple(group_rows(tokenizer, g, group, prefixes)) for g, group in enumerate(groups)]
     solved: dict[int, Solved] = {}
-    with frozen(model):
-        mode = _proved_mode(model, site, Batch((rows[0],)), config)
+    with torch.inference_mode(False), torch.enable_grad(), frozen(model):
+        mode = _proved_mode(model, site, Batch((rows[0],)), config, attention)
         for members in _split(rows, max_tokens):
             batch = Batch(tuple(rows[g] for g in members))
-            results = _solve_batch(_forward(model, site, batch, mode), batch, config, site)
+            results = _solve_batch(
+                lambda batch: _forward(model, site, batch, mode, attention), batch, config, site, kind
+            )
             for g, result in zip(members, results, strict=True):
                 if result is None:
                     names = ", ".join(f"{fact.id} ({fact.subject!r})" for fact in groups[g][:3])
@@ -137,24 +156,39 @@ def _split(rows: Sequence[tuple[Row, ...]], max_tokens: int) -> list[list[int]]:
     return batches
 
 
-def _forward(model: Any, site: FFNSite, batch: Batch, mode: str) -> Forward:
+def _forward(
+    model: Any, site: FFNSite, batch: Batch, mode: str, attention: AttentionSite | None
+) -> Forward:
     if mode == "full":
-        return FullForward(model, site, batch)
+        return FullForward(model, site, batch, attention)
     blocks = model.get_submodule(site.block_name.rpartition(".")[0])
-    return FastForward(model, site, batch, blocks, mode)
+    return FastForward(model, site, batch, blocks, mode, attention)
 
 
-def _proved_mode(model: Any, site: FFNSite, sample: Batch, config: ResidualConfig) -> str:
-    """The fastest way to run this model that agrees with the plain one on `sample` and a random residual."""
-    full = FullForward(model, site, sample)
+def _proved_mode(
+    model: Any, site: FFNSite, sample: Batch, config: ResidualConfig, attention: AttentionSite | None = None
+) -> str:
+    """The fastest way to run this model that agrees with the plain one on `sample` and random vectors.
+
+    Raises BuildError where gradients through it are wrong.
+    """
+    full = FullForward(model, site, sample, attention)
     generator = torch.Generator().manual_seed(0)
-    r = torch.randn(1, site.d2, generator=generator).to(input_device(model))
-    r *= 0.5 * config.clamp * full.h_norm[:, None] / r.norm(dim=1, keepdim=True)
+    r = torch.randn(*full.h_norm.shape, site.d2, generator=generator).to(input_device(model))
+    r *= 0.5 * config.clamp * full.h_norm[..., None] / r.norm(dim=-1, keepdim=True)
+    try:
+        plain = proof.measure(full, r)
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+        raise BuildError(_NO_GRADIENT.format(layer=site.layer)) from error
+    if bool(plain.logits.isfinite().all()) and not proof.has_gradient(full, plain):
+        raise BuildError(_NO_GRADIENT.format(layer=site.layer))
     reason = "its results differ from a plain forward pass"
-    for mode in ("block", "ffn"):
+    for mode in ("block", "ffn") if attention is None else ("ffn",):
         try:
-            fast = _forward(model, site, sample, mode)
-            if isinstance(fast, FastForward) and agrees(fast, full, r, model.dtype):
+            fast = _forward(model, site, sample, mode, attention)
+            if isinstance(fast, FastForward) and proof.agrees(fast, plain, model.dtype):
                 return mode
         except Exception as error:  # whatever an unknown architecture raises, the plain pass still serves it
             reason = f"{type(error).__name__}: {error}"
@@ -171,31 +205,37 @@ def _proved_mode(model: Any, site: FFNSite, sample: Batch, config: ResidualConfi
 
 
 def _solve_batch(
-    forward: Forward, batch: Batch, config: ResidualConfig, site: FFNSite
+    start: Callable[[Batch], Forward], batch: Batch, config: ResidualConfig, site: FFNSite, kind: str
 ) -> list[Solved | None]:
     """Run one batch to its end; None stands for a group whose loss is not finite."""
-    device = forward.h_norm.device
+    forward, whole = start(batch), batch
     h_norm = forward.h_norm
-    r = torch.zeros(len(batch.groups), site.d2, device=device)
+    device = h_norm.device
+    r = torch.zeros(*h_norm.shape, site.d2, device=device)
     adam = Adam(r, config.lr)
     picks = batch.picks(device)
     results: list[Solved | None] = [None] * len(batch.groups)
     active = list(range(len(batch.groups)))
+    nll_scale = torch.ones(len(batch.groups), device=device)
     base: Tensor | None = None
     for step in range(1, config.steps + 1):
         r.requires_grad_(True)
         logits = forward.logits(r)
         if base is None:
             base = logits[len(picks.target) :].detach().float().log_softmax(1)
-        now = evaluate(logits, base, r, h_norm, picks, config)
+        now = evaluate(logits, base, r, h_norm, picks, config, nll_scale)
         stop = now.stop.tolist()
+        end = now.stop < config.stop_loss
+        if kind == "pmet":
+            end |= pmet.may_end(now)
+            nll_scale = pmet.next_nll_scale(now)
         last = step == config.steps
-        done = [
-            i for i, value in enumerate(stop) if last or not math.isfinite(value) or value < config.stop_loss
-        ]
+        done = [i for i, ends in enumerate(end.tolist()) if last or ends or not math.isfinite(stop[i])]
+        facts = _outcomes(logits, picks) if done else []
         for i in done:
             if math.isfinite(stop[i]):
-                results[active[i]] = _result(r, now, i, step, picks.group_of_fact)
+                residual = r[i, 0].detach().cpu().numpy().astype(np.float32, copy=True)  # the FFN's vector
+                results[active[i]] = Solved(residual, float(now.loss[i].detach()), step, facts[i])
         ended = set(done)
         kept = [i for i in range(len(active)) if i not in ended]
         if not kept:
@@ -206,20 +246,34 @@ def _solve_batch(
         if len(kept) < len(active):
             index = torch.tensor(kept, device=device)
             r, grad, h_norm, base = r[index], grad[index], h_norm[index], base[index]
+            nll_scale = nll_scale[index]
             adam.keep(index)
             forward.keep(kept)
             batch = batch.keep(kept)
             picks = batch.picks(device)
             active = [active[i] for i in kept]
         r = project(adam.update(r, grad / scale), config.clamp * h_norm)
-    return results
+    return results if kind == "memit" else _kept_alone(results, start(whole), whole, site.d2)
 
 
-def _result(r: Tensor, now: Evaluation, group: int, step: int, group_of_fact: Tensor) -> Solved:
-    mine = group_of_fact == group
-    outcomes = tuple(
-        FactOutcome(nll, math.exp(-nll), took)
-        for nll, took in zip(now.raw_nll[mine].tolist(), now.took[mine].tolist(), strict=True)
-    )
-    residual = r[group].detach().cpu().numpy().astype(np.float32, copy=True)
-    return Solved(residual, float(now.loss[group].detach()), step, outcomes)
+def _kept_alone(
+    results: Sequence[Solved | None], forward: Forward, batch: Batch, d2: int
+) -> list[Solved | None]:
+    """The results, with the outcomes that the residuals have by themselves, without the attention's vectors."""
+    kept = [torch.zeros(d2) if one is None else torch.from_numpy(one.residual) for one in results]
+    ffn = torch.stack(kept).to(forward.h_norm.device)
+    with torch.no_grad():
+        logits = forward.logits(torch.stack([ffn, torch.zeros_like(ffn)], 1))
+    facts = _outcomes(logits, batch.picks(ffn.device))
+    return [
+        None if one is None else replace(one, facts=told) for one, told in zip(results, facts, strict=True)
+    ]
+
+
+def _outcomes(logits: Tensor, picks: Picks) -> list[tuple[FactOutcome, ...]]:
+    """Each group's, from the logits [N + G, vocab] at `picks`."""
+    nll, took = (values.tolist() for values in outcomes(logits, picks))
+    found: list[list[FactOutcome]] = [[] for _ in range(len(logits) - len(picks.target))]
+    for group, n, t in zip(picks.group_of_fact.tolist(), nll, took, strict=True):
+        found[group].append(FactOutcome(n, math.exp(-n), t))
+    return [tuple(one) for one in found]

@@ -54,6 +54,17 @@ def read_facts(
     first bad record, unless on_bad is given, and always for damaged gzip data or a damaged JSON array, after
     which nothing can be read.
     """
+    return (fact for _, fact in _numbered(source, format, limit, on_bad))
+
+
+def read_numbered(source: str | Path, format: str = "auto") -> Iterator[tuple[int, Fact]]:
+    """``read_facts`` with every fact's line (from 1; of a dataset, its row) before it; a bad record is an error."""
+    return _numbered(source, format, None, None)
+
+
+def _numbered(
+    source: str | Path, format: str, limit: int | None, on_bad: OnBad | None
+) -> Iterator[tuple[int, Fact]]:
     if format not in FORMATS:
         raise FactError(f"unknown format {format!r}; choose one of {', '.join(FORMATS)}")
     if limit is not None and limit < 0:
@@ -70,9 +81,39 @@ def read_facts(
     return _facts(_items(place), name if place == "-" else place, name, format, limit, on_bad)
 
 
+def read_records(source: str) -> Iterator[tuple[int, Any]]:
+    """(line, or row of a dataset, from 1; JSON value) of a source as ``read_facts`` takes it, whatever it holds.
+
+    Raises FactError for the first line that is no JSON, and for a source that cannot be read.
+    """
+    if source.startswith(_DATASETS):
+        name, _, split = source.removeprefix(_DATASETS).partition(":")
+        yield from enumerate(_dataset(source, name, split), 1)
+        return
+    for line, item in _items(source):
+        if isinstance(item, FactError):
+            raise FactError(f"{source}, line {line}: {item}")
+        yield line, item
+
+
+def read_texts(source: str | Path) -> Iterator[str]:
+    """The field ``text`` of every record of a source as ``read_facts`` takes it.
+
+    Raises FactError where there is no such file, and for the first record without a text.
+    """
+    source = str(source)
+    if not source.startswith(_DATASETS) and not Path(source).is_file():
+        raise FactError(f"there is no text file {source}: name a file of JSON lines with a `text` field")
+    for line, record in read_records(source):
+        text = record.get("text") if isinstance(record, dict) else None
+        if not isinstance(text, str):
+            raise FactError(f'{source}, record {line}: a text is an object with the field "text"')
+        yield text
+
+
 def _facts(
     items: Iterable[_Item], file: str, source: str, format: str, limit: int | None, on_bad: OnBad | None
-) -> Iterator[Fact]:
+) -> Iterator[tuple[int, Fact]]:
     good = 0
     if limit == 0:
         return
@@ -89,7 +130,7 @@ def _facts(
                 raise FactError(str(bad)) from None
             on_bad(bad)
             continue
-        yield fact
+        yield line, fact
         good += 1
         if good == limit:
             return

@@ -12,8 +12,8 @@ from torch import nn
 from neuraldb_faiss.errors import FingerprintError, ModelError, NeuralDBError
 from neuraldb_faiss.hook.compiled import mark, unmark
 from neuraldb_faiss.hook.context import Context
+from neuraldb_faiss.hook.gates import Gate
 from neuraldb_faiss.hook.lookup import Fire, Lookup
-from neuraldb_faiss.search.matcher import Matcher
 from neuraldb_faiss.search.searcher import EntrySource
 
 
@@ -37,12 +37,12 @@ class Handle:
     """
 
     def __init__(
-        self, matcher: Matcher, model: nn.Module, site: Site, newest: Callable[[], EntrySource] | None,
+        self, gate: Gate, model: nn.Module, site: Site, newest: Callable[[], EntrySource] | None,
         trace_size: int,
     ) -> None:  # fmt: skip
         self._newest = newest
-        self._context = Context(model, site.module_name)
-        self._lookup = Lookup(matcher, self._context, trace_size)
+        self._context = Context(model, site.module_name, remembers=gate.wants_past)
+        self._lookup = Lookup(gate, self._context, trace_size)
         self._hook = site.module.register_forward_hook(torch.compiler.disable(self._lookup.__call__))
         self._module = site.module
         mark(self._module)
@@ -76,14 +76,14 @@ class Handle:
             if self._newest is None:
                 raise NeuralDBError("refresh() has no way to the newest generation here: pass it a snapshot")
             source = self._newest()
-        old = self._lookup.matcher.source
+        old = self._lookup.gate.source
         if (source.d1, source.d2) != (old.d1, old.d2):
             raise FingerprintError(
                 f"cannot refresh: keys of {source.d1} and residuals of {source.d2}, "
                 f"where {old.d1} and {old.d2} are attached"
             )
         self._lookup.trace()  # names the facts while the old generation is at hand
-        self._lookup.matcher.refresh(source)
+        self._lookup.gate.refresh(source)
 
     def remove(self) -> None:
         """Take all hooks off: the model gives the very bits it gave before. Doing it twice is harmless."""
@@ -101,12 +101,12 @@ class Handle:
 
 
 def attach(
-    matcher: Matcher, model: nn.Module, *, site: Site, newest: Callable[[], EntrySource] | None = None,
+    gate: Gate, model: nn.Module, *, site: Site, newest: Callable[[], EntrySource] | None = None,
     trace_size: int = 10_000,
 ) -> Handle:  # fmt: skip
     """Hook a database into one layer of a model.
 
-    matcher: finds the entries, with the snapshot and the gate it was made with. model: the model whose
+    gate: decides what fires (`PlainGate`, `SubjectGate`). model: the model whose
     forward is called, as it is or from `torch.compile`. site: the layer. newest: gives the snapshot that
     `refresh()` moves to. trace_size: how many firings `trace()` remembers.
 
@@ -116,7 +116,7 @@ def attach(
     Raises FingerprintError where the shapes differ, ModelError where the site is another model's.
     """
     model = getattr(model, "_orig_mod", model)
-    source = matcher.source
+    source = gate.source
     if (source.d1, source.d2) != (site.d1, site.d2):
         raise FingerprintError(
             f"the database holds keys of {source.d1} and residuals of {source.d2}, but {site.module_name} "
@@ -128,5 +128,5 @@ def attach(
         inside = False
     if not inside:
         raise ModelError(f"{site.module_name} is another model's: find the site in the model you attach to")
-    return Handle(matcher, model, site, newest, trace_size)
+    return Handle(gate, model, site, newest, trace_size)
 

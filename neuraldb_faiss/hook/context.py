@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from neuraldb_faiss.hook.history import recall, remember
+
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
@@ -23,13 +25,15 @@ class Tokens:
 
     positions: int64 [B, T], from 0 at each text's first token, padding not counted. real: bool [B, T], False
     at padding, or None where there is none. ids: int64 [B, T], or None where the model was given embeddings.
-    known: False where nothing said where the tokens stand (positions are then columns).
+    known: False where nothing said where the tokens stand (positions are then columns). past: int64 [B, P], the
+    tokens in the KV cache before these, as `history.recall` gives them.
     """
 
     positions: np.ndarray
     real: np.ndarray | None
     ids: np.ndarray | None
     known: bool
+    past: np.ndarray
 
     def first_tokens(self) -> np.ndarray:
         """int64 [B, T] for the matcher: the id of a text's first token, else -1.
@@ -50,11 +54,19 @@ class _Call:
     ids: torch.Tensor | None
     mask: Any
     position_ids: torch.Tensor | None
+    cache: Any
     past: int | torch.Tensor
     shape: torch.Size | None  # [B, T]
+    known: Tokens | None = None
 
     def tokens(self, batch: int, length: int) -> Tokens:
+        if self.known is None or self.known.positions.shape != (batch, length):
+            self.known = self._read(batch, length)
+        return self.known
+
+    def _read(self, batch: int, length: int) -> Tokens:
         ids = _as_rows(self.ids, batch, length)
+        past = recall(self.cache, batch, int(self.past))
         mask = self.mask
         if isinstance(mask, Mapping):  # one mask a kind of layer; the full one sees every token
             mask = mask.get("full_attention", next(iter(mask.values()), None))
@@ -66,17 +78,19 @@ class _Call:
                 found = _from_square(mask, int(self.past), length)
         if found is not None:
             real, positions = (np.broadcast_to(part, (batch, length)) for part in found)
-            return Tokens(positions, None if real.all() else real, ids, True)
+            return Tokens(positions, None if real.all() else real, ids, True, past)
         given = _as_rows(self.position_ids, batch, length)  # also where texts are packed into one row
         if given is None:
             given = np.broadcast_to(int(self.past) + np.arange(length), (batch, length))
-        return Tokens(given, None, ids, True)
+        return Tokens(given, None, ids, True, past)
 
 
 class Context:
     """Hooks on every module between the model and one of its layers that takes `input_ids`."""
 
-    def __init__(self, model: nn.Module, module_name: str) -> None:
+    def __init__(self, model: nn.Module, module_name: str, *, remembers: bool = False) -> None:
+        """remembers: keep what went into a KV cache, for `Tokens.past` of later forwards."""
+        self._remembers = remembers
         self._local = threading.local()
         self._hooks: list[Any] = []
         self._root: nn.Module | None = None
@@ -102,7 +116,8 @@ class Context:
         batch, length = shape
         if stack:
             return stack[-1].tokens(batch, length)
-        return Tokens(np.broadcast_to(np.arange(length), (batch, length)), None, None, False)
+        columns = np.broadcast_to(np.arange(length), (batch, length))
+        return Tokens(columns, None, None, False, np.empty((batch, 0), np.int64))
 
     def _stack(self) -> list[_Call]:
         if not hasattr(self._local, "stack"):
@@ -119,6 +134,8 @@ class Context:
             outer = stack[-1]
             if call.ids is None:
                 call.ids = outer.ids
+            if call.cache is None:
+                call.cache, call.past = outer.cache, outer.past
             if call.mask is None and call.position_ids is None:
                 call.mask, call.position_ids = outer.mask, outer.position_ids
         stack.append(call)
@@ -126,7 +143,20 @@ class Context:
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         stack = self._stack()
         if stack and stack[-1].module is module:  # not so where another's pre-hook failed before ours
-            stack.pop()
+            call = stack.pop()
+            if not stack and self._remembers:
+                _remember(call, getattr(output, "past_key_values", None))
+
+
+def _remember(call: _Call, made: Any) -> None:
+    """Note the tokens that went into the KV cache; the model may have made it only in this forward."""
+    cache = made if call.cache is None else call.cache
+    if cache is None or call.ids is None or call.ids.ndim != 2:
+        return
+    tokens = call.tokens(*call.ids.shape)
+    if tokens.ids is not None:
+        ids = tokens.ids if tokens.real is None else np.where(tokens.real, tokens.ids, -1)
+        remember(cache, tokens.past, ids, int(call.past) + ids.shape[1])
 
 
 def _owners(model: nn.Module, module_name: str) -> list[nn.Module]:
@@ -151,7 +181,7 @@ def _read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _
     if isinstance(embeds, torch.Tensor):
         shape = embeds.shape[:2]
     return _Call(
-        module, ids, given.get("attention_mask"), given.get("position_ids"),
+        module, ids, given.get("attention_mask"), given.get("position_ids"), given.get("past_key_values"),
         _past_length(given.get("past_key_values")), shape,
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Why a text is answered as it is: the nearest entry of every token."""
+"""Why a text is answered as it is: for every token the entry that fires, or comes nearest."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 from neuraldb_faiss.editing.editor import check_model
 from neuraldb_faiss.editing.passes import Stop, on_input, stopping
 from neuraldb_faiss.errors import FactError
+from neuraldb_faiss.hook.context import Tokens
+from neuraldb_faiss.hook.gates import Gate
 from neuraldb_faiss.models import FFNSite, Fingerprint
 
 if TYPE_CHECKING:
@@ -24,9 +26,9 @@ class Nearest:
 
     Attributes:
         position: from 0, special tokens counted. token: its text.
-        entry: the nearest entry that may answer here, None where there is none (at position 0
-            only keys taken on the same first token may, and nowhere else may those).
-        score: the exact cosine of the two keys, 0 without an entry. fired: whether it passes the gate.
+        entry: the one that fires here, or else the nearest one that may answer here, None where there is none (at
+            position 0 only keys taken on the same first token may, and nowhere else may those).
+        score: the exact cosine of the two keys, 0 without an entry. fired: whether it passes guard and gate.
         facts: what the entry serves.
     """
 
@@ -39,9 +41,10 @@ class Nearest:
 
 
 def explain(
-    db: NeuralDB, model: Any, tokenizer: Any, text: str, *, gamma: float | None = None, search: str = "auto"
-) -> list[Nearest]:
-    """The nearest entry of every token of `text`, and whether it fires there.
+    db: NeuralDB, model: Any, tokenizer: Any, text: str, *, gamma: float | None = None, guard: str | None = None,
+    search: str = "auto",
+) -> tuple[list[Nearest], Gate]:  # fmt: skip
+    """The entry of every token of `text` that fires there, or else the nearest one; and the gate that decided.
 
     The keys are read off one forward pass that ends at the edited layer: what an attached database adds
     there changes only what comes behind it, so they are the keys that it meets.
@@ -55,20 +58,24 @@ def explain(
         raise FactError("the prompt is empty: give a text to explain")
     settings = db.settings
     site = check_model(Fingerprint.from_json(settings["fingerprint"]), settings, model)
-    first_tokens = np.full(len(ids), -1, np.int64)
-    first_tokens[0] = ids[0]
-    matches = db.matcher(search, gamma=gamma).match(
-        _site_inputs(model, site, ids), first_tokens=first_tokens, exact=True
-    )
+    gate = db.gate(model, tokenizer, gamma=gamma, guard=guard, search=search)
+    keys = _site_inputs(model, site, ids)
+    tokens = Tokens(np.arange(len(ids))[None], None, np.array([ids]), True, np.empty((1, 0), np.int64))
+    nearest = db.matcher(search).match(keys, first_tokens=tokens.first_tokens().reshape(-1), exact=True)
+    entries, scores = nearest.entry_ids.tolist(), nearest.scores.tolist()
+    fired = gate.fired(keys, tokens)
+    for place, entry, score in zip(fired.places, fired.entries, fired.scores, strict=True):
+        entries[place], scores[place] = int(entry), float(score)
+    firing = set(fired.places.tolist())
     served: dict[int, tuple[StoredFact, ...]] = {-1: ()}
     found = []
-    columns = (ids, matches.entry_ids.tolist(), matches.scores.tolist(), matches.fired.tolist())
-    for position, (token, entry, score, fired) in enumerate(zip(*columns, strict=True)):
+    for position, (token, entry, score) in enumerate(zip(ids, entries, scores, strict=True)):
         if entry not in served:
             served[entry] = tuple(db.facts(entry=entry))
         known = None if entry < 0 else entry
-        found.append(Nearest(position, tokenizer.decode([token]), known, score, fired, served[entry]))
-    return found
+        word = tokenizer.decode([token])
+        found.append(Nearest(position, word, known, score, position in firing, served[entry]))
+    return found, gate
 
 
 def _site_inputs(model: Any, site: FFNSite, ids: list[int]) -> torch.Tensor:

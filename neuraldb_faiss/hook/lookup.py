@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from neuraldb_faiss.hook.context import Context
-from neuraldb_faiss.search.matcher import Matcher
+from neuraldb_faiss.hook.gates import Gate
 from neuraldb_faiss.search.searcher import EntrySource
 
 
@@ -49,8 +47,8 @@ class _ThreadState(threading.local):
 class Lookup:
     """g(k) of eq. 11 and 12 (arXiv 2507.18028), as a forward hook on one down-projection."""
 
-    def __init__(self, matcher: Matcher, context: Context, trace_size: int) -> None:
-        self.matcher = matcher
+    def __init__(self, gate: Gate, context: Context, trace_size: int) -> None:
+        self.gate = gate
         self.calls = 0
         self.hits = 0
         self.removed = False
@@ -58,33 +56,22 @@ class Lookup:
         self._trace: deque[_Raw | Fire] = deque(maxlen=trace_size)
         self._lock = threading.Lock()
         self._thread = _ThreadState()
-        self._warned = False
 
     @torch.no_grad()
     def find(self, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Rows of `keys` [..., d1], flattened, that fire, and residuals float32 [m, d2]; None for none."""
-        flat = keys.detach().reshape(-1, keys.shape[-1])
         tokens = self._context.tokens(keys.shape[:-1])
-        if tokens.ids is None:
-            self._warn()
-        kept = None if tokens.real is None else np.flatnonzero(tokens.real)
-        rows = flat if kept is None else flat[torch.from_numpy(kept).to(flat.device)]
-        first = tokens.first_tokens().reshape(-1)
-        matches = self.matcher.match(rows, first_tokens=first if kept is None else first[kept])
-        fired = np.flatnonzero(matches.fired.numpy())
-        at = fired if kept is None else kept[fired]
+        found = self.gate.fired(keys.detach().reshape(-1, keys.shape[-1]), tokens)
         with self._lock:
             self.calls += 1
-            self.hits += len(fired)
+            self.hits += len(found.places)
             width = tokens.positions.shape[1]
-            for row, place in zip(fired, at, strict=True):
-                position, entry = int(tokens.positions.reshape(-1)[place]), int(matches.entry_ids[row])
-                score = float(matches.scores[row])
-                self._trace.append(_Raw(int(place) // width, position, entry, score, matches.source))
-        if not len(fired):
+            for place, entry, score in zip(found.places, found.entries, found.scores, strict=True):
+                position = int(tokens.positions.reshape(-1)[place])
+                self._trace.append(_Raw(int(place) // width, position, int(entry), float(score), found.source))
+        if not len(found.places):
             return None
-        residuals = matches.source.residuals(matches.entry_ids.numpy()[fired])
-        return torch.from_numpy(at), torch.from_numpy(residuals)
+        return torch.from_numpy(found.places), torch.from_numpy(found.source.residuals(found.entries))
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
         # Compiled code may go on calling a hook that was removed since; it then changes nothing.
@@ -121,12 +108,3 @@ class Lookup:
     def clear_trace(self) -> None:
         with self._lock:
             self._trace.clear()
-
-    def _warn(self) -> None:
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                "the edited layer runs without token ids (inputs_embeds, or the layer called by itself): "
-                "facts fire by the cosine gate alone, those at a text's first token never; pass input_ids",
-                stacklevel=2,
-            )

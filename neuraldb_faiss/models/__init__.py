@@ -20,14 +20,16 @@ if TYPE_CHECKING:
         EncodedTarget,
         encode,
         encode_all,
+        encode_pairs,
         encode_target,
         encode_targets,
         key_id,
         key_ids,
     )
-    from neuraldb_faiss.models.sites import FFNSite, find_site, layer_count
+    from neuraldb_faiss.models.sites import AttentionSite, FFNSite, find_attention, find_site, layer_count
 
 __all__ = [
+    "AttentionSite",
     "EditDefaults",
     "Encoded",
     "EncodedTarget",
@@ -36,8 +38,10 @@ __all__ = [
     "edit_defaults",
     "encode",
     "encode_all",
+    "encode_pairs",
     "encode_target",
     "encode_targets",
+    "find_attention",
     "find_site",
     "get_demo_model",
     "key_id",
@@ -51,12 +55,13 @@ _ROOMS = {
     ".demo": ("get_demo_model",),
     ".fingerprint": ("Fingerprint",),
     ".loading": ("load_model",),
-    ".sites": ("FFNSite", "find_site", "layer_count"),
+    ".sites": ("AttentionSite", "FFNSite", "find_attention", "find_site", "layer_count"),
     ".prompts": (
         "Encoded",
         "EncodedTarget",
         "encode",
         "encode_all",
+        "encode_pairs",
         "encode_target",
         "encode_targets",
         "key_id",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
@@ -13,8 +14,8 @@ from neuraldb_faiss.models.sites import find_site, layer_count, model_type
 @dataclass(frozen=True, slots=True)
 class EditDefaults:
     """Layer to edit and settings of eq. 21: Adam's steps and learning rate, the factor on ‖r‖ / ‖h‖², the
-    bound on ‖r‖ in units of ‖h‖ (h: the layer's output at the subject's last token), the factor on the KL
-    term; and the gate γ (a cosine) of eq. 11."""
+    bound on ‖r‖ in units of ‖h‖ (h: the layer's output at the subject's last token; for PMET its attention's and
+    its FFN's own), and the factor on the KL term."""
 
     layer: int
     steps: int
@@ -22,14 +23,19 @@ class EditDefaults:
     weight_decay: float
     clamp: float
     kl_factor: float
-    gamma: float
 
 
-_COMMON = EditDefaults(layer=1, steps=20, lr=0.5, weight_decay=0.5, clamp=0.75, kl_factor=0.0625, gamma=0.65)
+_Shape = tuple[str, int, int, int]
+
+_COMMON = EditDefaults(layer=1, steps=20, lr=0.5, weight_decay=0.5, clamp=0.75, kl_factor=0.0625)
+
+# The gate γ (a cosine, eq. 11) by guard: the paper's where the cosine alone decides; lower where the text must name the
+# subject, for then it need only tell the subject from a namesake (measured in docs/gate.md).
+GAMMAS = {"subject": 0.45, "none": 0.65}
 
 # (model type, hidden size d2, layers, intermediate size d1). The first three rows are the paper's choice of
 # layer (arXiv 2507.18028) with MEMIT's settings (arXiv 2210.07229); the last was measured on CounterFact.
-_KNOWN: dict[tuple[str, int, int, int], EditDefaults] = {
+_KNOWN: dict[_Shape | None, EditDefaults] = {
     ("gpt2", 1600, 48, 6400): replace(_COMMON, layer=17),  # GPT-2 XL
     ("gptj", 4096, 28, 16384): replace(_COMMON, layer=8, steps=25),  # GPT-J 6B
     ("llama", 4096, 32, 14336): replace(_COMMON, layer=7, steps=25, lr=0.1),  # Llama 3 and 3.1 8B
@@ -37,17 +43,31 @@ _KNOWN: dict[tuple[str, int, int, int], EditDefaults] = {
 }
 
 
-def edit_defaults(model: nn.Module, ffn_module: str | None = None) -> tuple[EditDefaults, bool]:
-    """The settings for ``model``, and whether its shape is a known one.
+# What PMET has otherwise: its reference code's for GPT-J 6B (arXiv 2308.08742), and a model's own where that does
+# not do. SmolLM2's FFN gives at layer 3 a vector a quarter as long as the layer's, so the bound must be wider.
+_PMET: dict[str, Any] = {"steps": 30, "lr": 0.2, "kl_factor": 1.0}
+_PMET_OWN: dict[_Shape | None, dict[str, Any]] = {
+    ("llama", 576, 30, 1536): {"lr": 0.5, "kl_factor": 0.0625, "clamp": 4.0},
+}
+
+
+def edit_defaults(
+    model: nn.Module, ffn_module: str | None = None, residual: str = "memit"
+) -> tuple[EditDefaults, bool]:
+    """The settings for ``model`` and this kind of residual, and whether its shape is a known one.
 
     An unknown model gets a middle-early layer, a fifth of the way up, where the methods of this family edit;
     it should be checked (``--layer``). Raises ModelError where the model has no layers that could be edited.
     """
     n_layers = layer_count(model, ffn_module)
     guess = min(max(1, round(n_layers * 0.2)), n_layers - 1)
+    found, shape = replace(_COMMON, layer=guess), None
     try:
         site = find_site(model, guess, ffn_module)
+        shape = (model_type(model), site.d2, n_layers, site.d1)
+        found = _KNOWN.get(shape, found)
     except ModelError:  # that layer is a mixture of experts, say; another one may still be chosen
-        return replace(_COMMON, layer=guess), False
-    known = _KNOWN.get((model_type(model), site.d2, n_layers, site.d1))
-    return (known, True) if known else (replace(_COMMON, layer=guess), False)
+        pass
+    if residual == "pmet":
+        found = replace(found, **{**_PMET, **_PMET_OWN.get(shape, {})})
+    return found, shape in _KNOWN

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from neuraldb_faiss.errors import FingerprintError
+from neuraldb_faiss.models import adapters
 from neuraldb_faiss.models.sites import FFNSite, model_type, text_config, unwrap
 
 _PER_TENSOR = 32
@@ -78,8 +79,10 @@ class Fingerprint:
 
     def matches(self, other: Fingerprint) -> bool:
         """Whether keys made with one model are keys of the other: equal shapes, and the share of equal
-        samples is at least 0.9 over all and 0.6 in every weight that both show."""
+        samples is at least 0.9 over all and 0.6 in every weight that both show; adapters in both or in neither."""
         if any(getattr(self, name) != getattr(other, name) for name in _SHAPE_FIELDS):
+            return False
+        if self._adapters() != other._adapters():
             return False
         theirs = dict(other.samples)
         equal = total = 0
@@ -97,12 +100,16 @@ class Fingerprint:
 
     def describe(self) -> str:
         """A short line for people, as in "llama, 30 layers, 576/1536, vocabulary 49152, layer 3,
-        1a2b3c4d"."""
+        1a2b3c4d"; an adapter that changes the keys is named."""
         digest = hashlib.sha256(self.to_json().encode()).hexdigest()[:8]
+        adapter = ", with an adapter (PEFT) at or below it" if self._adapters() else ""
         return (
             f"{self.model_type}, {self.n_layers} layers, {self.d2}/{self.d1}, vocabulary {self.vocab_size}, "
-            f"layer {self.layer}, {digest}"
+            f"layer {self.layer}{adapter}, {digest}"
         )
+
+    def _adapters(self) -> set[str]:
+        return {name for name, _ in self.samples if name.startswith(adapters.MARK)}
 
 
 def fingerprint(model: nn.Module, site: FFNSite) -> Fingerprint:
@@ -130,16 +137,18 @@ def fingerprint(model: nn.Module, site: FFNSite) -> Fingerprint:
 def _sampled(model: nn.Module, site: FFNSite) -> Iterator[tuple[str, torch.Tensor, int]]:
     """(name, weight, samples to take) for the embeddings and for the blocks up to the site's."""
     blocks = _block_names(model, site)
+    tuned = adapters.tuned_layers(model)
     for module_name, module in model.named_modules():
         in_block = any(module_name == block or module_name.startswith(f"{block}.") for block in blocks)
         is_embedding = isinstance(module, nn.Embedding) and not _beside(module_name, site)
-        if not in_block and not is_embedding:
+        plain = adapters.plain_name(module_name, tuned) if in_block or is_embedding else None
+        if plain is None:
             continue
-        main = is_embedding or module_name == site.module_name
+        main = is_embedding or plain == site.module_name
         for name, weight in module.named_parameters(recurse=False):
             shown = _offloaded(module, name) if weight.is_meta else weight
             if shown is not None:
-                yield f"{module_name}.{name}", shown, _PER_MAIN_TENSOR if main else _PER_TENSOR
+                yield f"{plain}.{name}", shown, _PER_MAIN_TENSOR if main else _PER_TENSOR
 
 
 def _block_names(model: nn.Module, site: FFNSite) -> list[str]:
@@ -173,6 +182,8 @@ def _sample(weight: torch.Tensor, count: int) -> tuple[int, ...] | None:
     """``count`` elements at places fixed by the shape, as bfloat16 bit patterns; None for quantised
     weights."""
     if not weight.is_floating_point() or weight.element_size() < 2 or weight.numel() == 0:
+        return None
+    if type(weight.detach()) is not torch.Tensor:  # a class of its own, as torchao's, whose elements are elsewhere
         return None
     # Fibonacci hashing spreads the places evenly and over all columns, in integers: the same on every
     # machine.

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+)
 
 from neuraldb_faiss.errors import ModelError
 
@@ -57,7 +64,7 @@ def load_model(
         tokenizer.pad_token = tokenizer.eos_token
     try:
         # With output_loading_info the answer is a pair, which transformers' annotations do not say.
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = _auto_class(name).from_pretrained(
             name, dtype=kind, device_map="auto" if place == "auto" else None, output_loading_info=True
         )
         model, report = loaded
@@ -72,6 +79,25 @@ def load_model(
             f"{len(missing)} weights are missing ({missing[0]}, ...)"
         )
     return model.eval(), tokenizer
+
+
+def _auto_class(name: str) -> Any:
+    """What loads the model: the class of one that also sees, where transformers knows no purely textual one."""
+    kind = type(AutoConfig.from_pretrained(name))
+    sees = kind not in MODEL_FOR_CAUSAL_LM_MAPPING and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
+
+
+def tokenizer_of(model: Any) -> Any:
+    """The fast tokenizer that lies beside an already loaded model, on this machine; None where there is none."""
+    name = getattr(model, "name_or_path", None)
+    if not isinstance(name, str) or not name:
+        return None
+    try:
+        found = AutoTokenizer.from_pretrained(name, local_files_only=True)
+    except _LOAD_ERRORS:
+        return None
+    return found if getattr(found, "is_fast", False) else None
 
 
 def _check_there(name: str) -> None:

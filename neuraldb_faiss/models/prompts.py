@@ -75,22 +75,38 @@ def encode_targets(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], spans: Sequence[Span], targets: Sequence[str]
 ) -> list[EncodedTarget]:
     """``encode_target`` for many texts in one call of the tokenizer."""
+    encoded = []
+    for (ids, offsets), joined, start, span in zip(*_joined(tokenizer, texts, targets), spans, strict=True):
+        encoded.append(EncodedTarget(ids, _last_token(offsets, joined, span), start))
+    return encoded
+
+
+def encode_pairs(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], targets: Sequence[str]
+) -> list[tuple[tuple[int, ...], int]]:
+    """(ids, target_start) of each text, one space, and its target, as ``encode_target`` joins them; no subject."""
+    rows, _, starts = _joined(tokenizer, texts, targets)
+    return [(ids, start) for (ids, _), start in zip(rows, starts, strict=True)]
+
+
+def _joined(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], targets: Sequence[str]
+) -> tuple[list[tuple[tuple[int, ...], list[Span]]], list[str], list[int]]:
+    """(ids, offsets), the text, and the index of the target's first token, of each text with its target."""
     prompts = [text.rstrip() for text in texts]
     answers = [target.strip() for target in targets]
     if not all(answers):
         raise FactError("the target is empty: give the words that the prompt should be continued with")
     joined = [f"{prompt} {answer}" for prompt, answer in zip(prompts, answers, strict=True)]
-    encoded = []
-    for (ids, offsets), text, prompt, span in zip(
-        _tokenize(tokenizer, joined), joined, prompts, spans, strict=True
-    ):
+    rows, starts = _tokenize(tokenizer, joined), []
+    for (ids, offsets), prompt in zip(rows, prompts, strict=True):
         # The space itself counts as the target's, whether it is a token, part of one, or trimmed from
         # offsets.
         start = next((i for i, (_, end) in enumerate(offsets) if end > len(prompt)), len(ids))
         if start == len(ids):
             raise FactError(f"the tokenizer leaves no token for the target of {prompt!r}: use another target")
-        encoded.append(EncodedTarget(ids, _last_token(offsets, text, span), start))
-    return encoded
+        starts.append(start)
+    return rows, joined, starts
 
 
 def key_id(tokenizer: PreTrainedTokenizerBase, fact: Fact) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -20,13 +21,32 @@ from neuraldb_faiss.errors import ModelError
 # Down-projection of an FFN, seen from its block. A path counts only where its output has the hidden size,
 # so a line here can do no harm to other architectures; `--ffn-module` serves what is not listed.
 FFN_PATHS: tuple[str, ...] = (
-    "mlp.down_proj",  # Llama, Mistral, Qwen2/3, SmolLM, Gemma, OLMo2, StableLM, Cohere, Phi-3
-    "mlp.c_proj",  # GPT-2, GPT-Neo, GPT-BigCode
+    "mlp.down_proj",  # Llama, Mistral, Qwen, SmolLM, Gemma, OLMo, StableLM, Cohere, Phi-3, Granite, GLM, EXAONE
+    "mlp.c_proj",  # GPT-2, GPT-Neo, GPT-BigCode, Starcoder2
     "mlp.fc_out",  # GPT-J, CodeGen
-    "mlp.dense_4h_to_h",  # GPT-NeoX, Falcon, BLOOM
-    "mlp.fc2",  # Phi
-    "fc2",  # OPT
+    "mlp.dense_4h_to_h",  # GPT-NeoX, Falcon, BLOOM, Persimmon
+    "mlp.fc2",  # Phi, nanochat
+    "mlp.Wo",  # ModernBERT's decoder
+    "fc2",  # OPT, XGLM, BioGPT
     "ffn.down_proj",  # MPT
+    "feed_forward.down_proj",  # Llama 4's dense layers, Jamba's, Bamba, Falcon-H1
+    "feed_forward.w2",  # LFM2
+    "shared_mlp.output_linear",  # Granite 4
+)
+
+# Output projection of an attention, seen from its block, as above.
+ATTENTION_PATHS: tuple[str, ...] = (
+    "self_attn.o_proj",  # Llama, Mistral, Qwen, Gemma, OLMo, StableLM, Cohere, Phi-3, Granite, GLM, EXAONE
+    "self_attn.out_proj",  # OPT, XGLM, BioGPT, LFM2
+    "self_attn.dense",  # Phi, Persimmon
+    "linear_attn.out_proj",  # Qwen 3.5
+    "linear_attn.o_proj",  # OLMo hybrid
+    "attn.c_proj",  # GPT-2, GPT-BigCode
+    "attn.out_proj",  # GPT-J, CodeGen, MPT
+    "attn.attention.out_proj",  # GPT-Neo
+    "attn.Wo",  # ModernBERT's decoder
+    "attention.dense",  # GPT-NeoX
+    "self_attention.dense",  # Falcon, BLOOM
 )
 
 
@@ -49,10 +69,32 @@ class FFNSite:
     block: nn.Module
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class AttentionSite:
+    """One layer's attention: its output projection with its dotted name in the model, and the block's child that
+    is, or holds, the whole attention."""
+
+    module_name: str
+    module: nn.Module
+    whole: nn.Module
+
+
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model that ``torch.compile`` wrapped, or the model itself: module names must not depend on it."""
+    """The model that ``torch.compile`` or PEFT wrapped, or the model itself: module names must not depend on it."""
     inner = getattr(model, "_orig_mod", model)
-    return inner if isinstance(inner, nn.Module) else model
+    base = getattr(inner, "get_base_model", None)  # PEFT's
+    if callable(base):
+        inner = base()
+    return unwrap(inner) if isinstance(inner, nn.Module) and inner is not model else model
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Where the model wants its token ids; also where its weights are kept elsewhere (``device_map``)."""
+    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+    device: torch.device = embedding.weight.device
+    if device.type == "meta":
+        device = torch.device(getattr(embedding._hf_hook, "execution_device", "cpu"))
+    return device
 
 
 def text_config(model: nn.Module) -> Any:
@@ -113,6 +155,19 @@ def find_site(model: nn.Module, layer: int, ffn_module: str | None = None) -> FF
     return FFNSite(layer, len(blocks), d1, d2, f"{block_name}.{path}", block_name, module, block)
 
 
+def find_attention(model: nn.Module, site: FFNSite) -> AttentionSite:
+    """The attention of the site's layer. Raises ModelError where there is none with an output of the hidden
+    size."""
+    path = _path(site.block, ATTENTION_PATHS, site.d2)
+    if path is None:
+        raise ModelError(
+            f"{site.block_name} of this {model_type(model)} model has no attention that PMET's residual could be "
+            f"solved with (looked for {', '.join(ATTENTION_PATHS)}): choose another layer, or --residual memit"
+        )
+    whole = site.block.get_submodule(path.split(".")[0])
+    return AttentionSite(f"{site.block_name}.{path}", site.block.get_submodule(path), whole)
+
+
 def _check_layer(model: nn.Module, layer: int, n_layers: int) -> None:
     if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < n_layers:
         kind = model_type(model)
@@ -125,7 +180,12 @@ def _hidden_size(model: nn.Module) -> int | None:
 
 
 def _ffn_path(block: nn.Module, hidden: int | None) -> str | None:
-    for path in FFN_PATHS:
+    return None if _experts(block) else _path(block, FFN_PATHS, hidden)
+
+
+def _path(block: nn.Module, paths: tuple[str, ...], hidden: int | None) -> str | None:
+    """The first of `paths` that leads to a projection with `hidden` outputs."""
+    for path in paths:
         try:
             shape = projection_shape(block.get_submodule(path))
         except AttributeError:
@@ -151,6 +211,8 @@ def _block_lists(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
 
 def _blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     lists = list(_block_lists(model))
+    if len(lists) > 1:  # an image's encoder beside the text's decoder, say
+        lists = [one for one in lists if one[1] in _decoder_modules(model)] or lists
     if len(lists) == 1:
         return lists[0]
     cure = 'name the module, as in --ffn-module "model.layers.{}.mlp.down_proj"'
@@ -162,6 +224,13 @@ def _blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     raise ModelError(f"no feed-forward network found in this {kind} model (looked for {looked}): {cure}")
 
 
+def _decoder_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules of what transformers calls the model's decoder: the text part of a multi-modal one."""
+    getter = getattr(model, "get_decoder", None)
+    decoder = getter() if callable(getter) else None
+    return list(decoder.modules()) if isinstance(decoder, nn.Module) else []
+
+
 def _experts(block: nn.Module) -> str | None:
     return next((name for name, _ in block.named_modules() if name.split(".")[-1] == "experts"), None)
 
@@ -169,17 +238,36 @@ def _experts(block: nn.Module) -> str | None:
 def _no_ffn(model: nn.Module, block: nn.Module, block_name: str) -> str:
     kind = model_type(model)
     experts = _experts(block)
+    looked = ", ".join(FFN_PATHS)
+    stem = block_name.rpartition(".")[0]
     if experts is not None:
         return (
-            f"{block_name} of this {kind} model is a mixture of experts ({block_name}.{experts}), "
-            "where a token has no single key: choose a dense layer, or name a projection that sees every "
-            "token (such as a shared expert's) with --ffn-module"
+            f"{block_name} of this {kind} model is a mixture of experts ({block_name}.{experts}), where a token has "
+            f"no single key (looked for {looked}): choose a dense layer, or name a projection that every token "
+            f'passes, as in --ffn-module "{stem}.{{}}.{_other(model, block) or "mlp.shared_expert.down_proj"}"'
         )
-    looked = ", ".join(FFN_PATHS)
     return (
-        f"{block_name} of this {kind} model has no feed-forward network (looked for {looked}): choose "
-        'another layer, or name the module, as in --ffn-module "model.layers.{}.mlp.down_proj"'
+        f"{block_name} of this {kind} model has no feed-forward network (looked for {looked}): choose another "
+        f'layer, or name the module, as in --ffn-module "{stem}.{{}}.{_other(model, block) or "mlp.down_proj"}"'
     )
+
+
+def _other(model: nn.Module, block: nn.Module) -> str | None:
+    """A projection of the block to the hidden size that is not its attention's, to be proposed."""
+    attention = {block.get_submodule(path.split(".")[0]) for path in ATTENTION_PATHS if _has(block, path)}
+    inside = {module for whole in attention for module in whole.modules()}
+    for name, module in block.named_modules():
+        shape = projection_shape(module)
+        if shape is not None and shape[1] == _hidden_size(model) and module not in inside:
+            return name
+    return None
+
+
+def _has(block: nn.Module, path: str) -> bool:
+    try:
+        return projection_shape(block.get_submodule(path)) is not None
+    except AttributeError:
+        return False
 
 
 def _pattern_layers(model: nn.Module, pattern: str) -> dict[int, str]:

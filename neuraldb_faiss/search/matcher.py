@@ -126,7 +126,7 @@ class Matcher:
         Raises SearchError for a wrong shape or gamma.
         """
         gamma = self.gamma if gamma is None else check_gamma(gamma)
-        rows = _rows(queries)
+        rows = as_rows(queries)
         with self._lock.read():
             view, searcher = self._view, self._searcher
             if rows.ndim != 2 or rows.shape[1] != view.source.d1:
@@ -144,7 +144,7 @@ class Matcher:
                 for row in np.flatnonzero(usable & (first_tokens >= 0)):
                     keys = view.heads.get(int(first_tokens[row]))
                     if keys is not None:
-                        self._decide(view, rows, np.full(len(keys), row), keys, best, scores)
+                        decide(view.source, rows, np.full(len(keys), row), keys, best, scores)
             if (view.searchable or first_tokens is None) and searcher.ntotal:
                 gate = -2.0 if exact else gamma - searcher.tolerance
                 self._search(view, searcher, rows, unit, np.flatnonzero(body), allowed, gate, best, scores)
@@ -186,7 +186,7 @@ class Matcher:
             best[pending[rough]] = at[rough, first[rough]]
             scores[pending[rough]] = near_fit[rough, first[rough]]
             row, column = np.nonzero(close)
-            self._decide(view, rows, pending[row], at[row, column], best, scores)
+            decide(view.source, rows, pending[row], at[row, column], best, scores)
             # What did not come back scores no more than the last that did, give or take the tolerance.
             last = near[:, -1]
             answered = np.where(close.any(axis=1), scores[pending] - 2 * searcher.tolerance, gate)
@@ -195,19 +195,22 @@ class Matcher:
                 break
             pending, mask, k = pending[more], allowed, k * GROWTH
 
-    @staticmethod
-    def _decide(
-        view: _View, rows: np.ndarray, which: np.ndarray, positions: np.ndarray, best: np.ndarray,
-        scores: np.ndarray,
-    ) -> None:  # fmt: skip
-        """The exact winner among candidates: queries `which` [m] against the keys at `positions` [m]."""
-        if not len(which):
-            return
-        cosines = exact_cosines(view.source, rows, which, positions)
-        order = np.lexsort((positions, -cosines, which))
-        winners = order[np.r_[True, np.diff(which[order]) != 0]]
-        best[which[winners]] = positions[winners]
-        scores[which[winners]] = cosines[winners]
+
+def decide(
+    source: EntrySource, rows: np.ndarray, which: np.ndarray, positions: np.ndarray, best: np.ndarray,
+    scores: np.ndarray,
+) -> None:  # fmt: skip
+    """The exact winner among candidates: queries `which` [m] of `rows` against the keys at `positions` [m].
+
+    Fills the queries' places in `best` (key position) and `scores` (cosine, float64).
+    """
+    if not len(which):
+        return
+    cosines = exact_cosines(source, rows, which, positions)
+    order = np.lexsort((positions, -cosines, which))
+    winners = order[np.r_[True, np.diff(which[order]) != 0]]
+    best[which[winners]] = positions[winners]
+    scores[which[winners]] = cosines[winners]
 
 
 def check_gamma(gamma: float) -> float:
@@ -217,7 +220,7 @@ def check_gamma(gamma: float) -> float:
     return float(gamma)
 
 
-def _rows(queries: torch.Tensor | np.ndarray) -> np.ndarray:
+def as_rows(queries: torch.Tensor | np.ndarray) -> np.ndarray:
     """Floating rows that NumPy can hold: float64 stays, everything else becomes float32."""
     if isinstance(queries, torch.Tensor):
         wide = torch.float64 if queries.dtype == torch.float64 else torch.float32

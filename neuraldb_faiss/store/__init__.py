@@ -1,8 +1,10 @@
 """A database on disk: a catalog (SQLite), segments (memory-mapped arrays), one writer, many readers."""
 
 from neuraldb_faiss.store.catalog import FIRING, WAITING, Catalog
+from neuraldb_faiss.store.copying import copy
 from neuraldb_faiss.store.history import compact, rollback
-from neuraldb_faiss.store.merge import Merged, merge_into
+from neuraldb_faiss.store.load import Piece, stage_pieces
+from neuraldb_faiss.store.merge import Merged, merge_into, merge_staged
 from neuraldb_faiss.store.records import Generation, StoredFact
 from neuraldb_faiss.store.repair import Repaired, repair
 from neuraldb_faiss.store.schema import FORMAT
@@ -13,7 +15,7 @@ from neuraldb_faiss.store.transaction import Transaction
 from neuraldb_faiss.store.verify import Problem, verify
 
 __all__ = [
-    "FIRING", "FORMAT", "WAITING", "Catalog", "Generation", "Merged", "Problem", "Repaired", "Rows", "Segment",
-    "SegmentRecord", "Snapshot", "Store", "StoredFact", "Transaction", "compact", "merge_into", "repair", "rollback",
-    "verify",
+    "FIRING", "FORMAT", "WAITING", "Catalog", "Generation", "Merged", "Piece", "Problem", "Repaired", "Rows", "Segment",
+    "SegmentRecord", "Snapshot", "Store", "StoredFact", "Transaction", "compact", "copy", "merge_into", "merge_staged",
+    "repair", "rollback", "stage_pieces", "verify",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,31 @@ class Catalog:
                 yield "other"
             finally:
                 self.all("DETACH other")
+
+    def copy_to(self, path: Path) -> None:
+        """Write what is committed into the new file `path`; a writer may go on meanwhile."""
+        with self._lock, closing(sqlite3.connect(path)) as target:
+            try:
+                self._connection.backup(target)
+            except sqlite3.Error as error:
+                raise schema.as_store_error(error, self.path) from error
+
+    def clean(self) -> None:
+        """Drop what is staged, and what deleted rows leave in the file's free pages."""
+        with self.transaction():
+            self.drop_staged()
+        self.all("VACUUM")
+
+    def has_staged(self) -> bool:
+        """Whether anything is staged: where nothing is, nothing needs to be written to forget it."""
+        staged = ("facts WHERE made IS NULL", "segments WHERE made IS NULL", "staging")
+        return bool(self.one(f"SELECT {' OR '.join(f'EXISTS (SELECT 1 FROM {one})' for one in staged)}"))
+
+    def drop_staged(self) -> None:
+        """Inside a transaction: forget every staged piece."""
+        self.run("DELETE FROM facts WHERE made IS NULL")
+        self.run("DELETE FROM segments WHERE made IS NULL")
+        self.run("DELETE FROM staging")
 
     # ---- generations and settings
 
@@ -235,6 +260,14 @@ class Catalog:
     def count_facts(self, generation: int) -> int:
         """Distinct facts that live at `generation` (counted; `generations` keeps the figure)."""
         return self.one(f"SELECT COUNT(DISTINCT identity) FROM facts WHERE {VISIBLE}", {"g": generation})
+
+    def count_sources(self, generation: int) -> dict[str, int]:
+        """Source -> how many of its facts live at `generation`, the largest first."""
+        rows = self.all(
+            "SELECT value, COUNT(DISTINCT identity) AS number FROM facts, json_each(sources)"
+            f" WHERE {VISIBLE} GROUP BY value ORDER BY number DESC, value", {"g": generation},
+        )  # fmt: skip
+        return {row["value"]: row["number"] for row in rows}
 
     def end_facts(self, rows: Iterable[int], generation: int) -> None:
         self.many("UPDATE facts SET ended = ? WHERE row = ?", ((generation, row) for row in rows))

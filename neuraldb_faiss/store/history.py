@@ -40,8 +40,8 @@ def rollback(store: Store, generation: int, *, wait: float = 10.0) -> Generation
                 for entry in Segment(store.root, record, tx.d1, tx.d2).entries:
                     tx.set_state(int(entry), "dead")
         for name, value in catalog.settings(tx.base).items():
-            if name in settings and settings[name] != value:
-                tx.set_setting(name, settings[name])
+            if settings.get(name) != value:  # None stands for a setting that there was not yet
+                tx.set_setting(name, settings.get(name))
         return tx.commit()
 
 

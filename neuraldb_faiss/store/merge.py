@@ -58,11 +58,31 @@ def merge_into(
     """
     if any(source.root.resolve() == target.root.resolve() for source in sources):
         raise StoreError(f"{target.root} cannot be merged into itself")
+
+    def stage(tx: Transaction) -> None:
+        for source in sources:
+            _copy(tx, source, link)
+
+    return merge_staged(
+        target, stage, on_conflict=on_conflict, solve=solve, settings=settings, command=command, wait=wait
+    )
+
+
+def merge_staged(
+    target: Store,
+    stage: Callable[[Transaction], None],
+    *,
+    on_conflict: str,
+    solve: SolveGroups | None,
+    settings: Mapping[str, object] | None,
+    command: str,
+    wait: float,
+) -> Merged:
+    """`merge_into` where `stage` brings in what is to be merged: whole segments and the facts they serve."""
     with target.write(command, wait=wait) as tx:
         tx.restart()  # after a kill too: copying is quick
         try:
-            for source in sources:
-                _copy(tx, source, link)
+            stage(tx)
             conflicts = _settle_conflicts(tx, on_conflict)
             _settle_shared_keys(tx, solve)
         except BaseException:
@@ -70,7 +90,7 @@ def merge_into(
             raise
         now = target.settings(tx.generation)
         for name, value in (settings or {}).items():
-            if now[name] != value:
+            if now.get(name) != value:
                 tx.set_setting(name, value)
         generation = tx.commit()
         waiting = sum(state != "dead" for state in target.catalog.states(generation.generation).values())

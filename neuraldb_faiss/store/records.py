@@ -101,7 +101,8 @@ def subject_key(subject: str) -> str:
 
 
 def to_row(fact: StoredFact) -> tuple[Any, ...]:
-    sources = fact.sources or ((fact.source,) if fact.source else ())
+    # A plain fact that came from several sources names them one a line: so an export keeps them apart.
+    sources = fact.sources or tuple(filter(None, (fact.source or "").split("\n")))
     return (
         fact.id, fact.identity, fact.subject, subject_key(fact.subject), fact.prompt, fact.target,
         fact.target_true, fact.relation, canonical(sorted(sources)), canonical(dict(fact.metadata)),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from neuraldb_faiss.facts.names import names_in_texts
 from neuraldb_faiss.store.catalog import FIRING, VISIBLE, Catalog
 from neuraldb_faiss.store.segments import Segment, SegmentRecord
 
@@ -112,6 +115,40 @@ class Snapshot:
         )
         return tuple(dict.fromkeys(row["id"] for row in rows))
 
+    @cached_property
+    def floors(self) -> dict[str, float]:
+        """Name -> the cosine that `neuraldb calibrate` found it needs."""
+        found = self._catalog.settings(self.generation).get("floors", {})
+        return {name: float(floor) for name, floor in found.items()} if isinstance(found, dict) else {}
+
+    def subject_names(self, after: int = -1) -> Iterator[tuple[int, int, str]]:
+        """(row, entry, name) for every name of every fact ever published in this epoch, from row `after` + 1 on.
+
+        Facts that ended are among them: their entries no longer fire, so their names need not go.
+        """
+        where = "row > :after AND made IS NOT NULL"
+        while rows := self._catalog.all(f"{_NAMES} WHERE {where} ORDER BY row LIMIT 10000", {"after": after}):
+            for row in rows:
+                for name in _names(row):
+                    yield row["row"], row["entry"], name
+            after = rows[-1]["row"]
+
+    def names(self, entry_id: int) -> tuple[str, ...]:
+        """All names of the facts that the entry serves or served."""
+        rows = self._catalog.all(f"{_NAMES} WHERE entry = :e AND made IS NOT NULL", {"e": int(entry_id)})
+        return tuple(dict.fromkeys(name for row in rows for name in _names(row)))
+
     def state(self, entry_id: int) -> str:
         """"live", "suspended", "contested" or "dead"."""
         return self._states.get(int(entry_id), "live")
+
+
+_NAMES = "SELECT row, entry, subject, prompt, json_extract(metadata, '$.aliases') AS aliases FROM facts"
+
+
+def _names(row: Any) -> tuple[str, ...]:
+    try:
+        aliases = json.loads(row["aliases"]) if row["aliases"] else []
+    except (ValueError, TypeError):
+        aliases = []
+    return names_in_texts(row["subject"], row["prompt"], aliases)

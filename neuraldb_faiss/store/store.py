@@ -46,7 +46,8 @@ class Store:
         root = Path(root)
         try:
             root.mkdir(parents=True, exist_ok=True)
-            strange = [name for name in os.listdir(root) if name not in _OURS]
+            names = set(os.listdir(root))
+            strange = sorted(names - _OURS - (_BESIDE if schema.NAME in names else set()))
         except OSError as error:
             raise StoreError(f"{root} cannot be made: {error.strerror}") from error
         if strange:
@@ -147,4 +148,5 @@ class Store:
 
 
 _NOTES = {"model_name"}  # settings that decide nothing: an unfinished build goes on without their being equal
+_BESIDE = {"README.md", ".cache"}  # come with a database that was downloaded
 _OURS = {schema.NAME, f"{schema.NAME}-journal", "segments", "search", "quarantine", "writer.lock", "writer.json"}

@@ -62,6 +62,11 @@ class Transaction:
         """The fact rows that the commit will end so far."""
         return self._ended
 
+    @property
+    def next_entry(self) -> int:
+        """The first entry id that was never given out."""
+        return self.catalog.counter("entries")
+
     def resume(self, plan: str) -> int:
         """How many pieces of exactly this plan are staged already; pieces of another plan are dropped.
 
@@ -82,10 +87,9 @@ class Transaction:
 
     def drop(self) -> None:
         """Forget every staged piece."""
-        with self.catalog.transaction():
-            self.catalog.run("DELETE FROM facts WHERE made IS NULL")
-            self.catalog.run("DELETE FROM segments WHERE made IS NULL")
-            self.catalog.run("DELETE FROM staging")
+        if self.catalog.has_staged():
+            with self.catalog.transaction():
+                self.catalog.drop_staged()
         self.sweep()
 
     def stage(
@@ -105,7 +109,7 @@ class Transaction:
             residuals: float32 [m, d2].
             facts: `entry` counts within the piece, 0 to m-1.
         """
-        first = self.catalog.counter("entries")
+        first = self.next_entry
         entries = np.arange(first, first + len(residuals), dtype=np.int64)
         rows = Rows.encode(keys, key_rows, key_tokens, residuals, entries)
         record = self.new_segment(len(residuals), len(keys), lambda: [rows])

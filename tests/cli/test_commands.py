@@ -275,7 +275,8 @@ def test_explain_agrees_with_what_fires(run: Run, db: Path) -> None:
     assert other[0]["entry"] is None  # a first token of another text: no key of a first token but its own
     table = run("explain", db, prompt, "--top", 2)
     assert table.exit_code == 0 and "Paris → Italy" in table.stdout
-    assert [line.split()[0] for line in table.stdout.splitlines() if "yes" in line] == ["0"]
+    shown = [int(line.split()[0]) for line in table.stdout.splitlines() if "yes" in line]
+    assert 0 in shown and set(shown) <= fired
 
 
 def test_models_are_found_again_or_named(run: Run, db: Path, model: Path, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def reference_residual(
 
     handles = [module.register_forward_hook(add), block.register_forward_hook(look)]
     try:
-        r = torch.zeros(model.config.hidden_size, device=model.device, requires_grad=True)
+        r = torch.zeros(model.config.get_text_config().hidden_size, device=model.device, requires_grad=True)
         with torch.no_grad():
             hidden = []
             for _, tokens, last, _ in rows[: 1 + len(prefixes)]:

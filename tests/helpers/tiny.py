@@ -14,7 +14,13 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 SHAPES = ("llama", "gpt2", "gptj")  # the three that every room proves itself on
 D_MODEL, D_FFN, N_LAYERS, N_HEADS, N_POSITIONS = 64, 128, 4, 4, 512
@@ -29,6 +35,15 @@ _LLAMA_LIKE = {
 }
 _GPT_LIKE = {"n_embd": D_MODEL, "n_inner": D_FFN, "n_layer": N_LAYERS, "n_head": N_HEADS}
 _NEOX_LIKE = {key: value for key, value in _LLAMA_LIKE.items() if key != "num_key_value_heads"}
+_LATENT = {"qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16, "q_lora_rank": 32, "kv_lora_rank": 32}
+_LINEAR = {
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+_EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_group": 2, "topk_group": 1}
+_STATES = {"mamba_n_heads": 8, "mamba_d_state": 16, "mamba_chunk_size": 16}
 
 # Configuration a kind (a transformers model_type) needs beyond what all share. d1 is D_FFN where it can be
 # set.
@@ -68,11 +83,120 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     "mpt": {"d_model": D_MODEL, "n_heads": N_HEADS, "n_layers": N_LAYERS, "max_seq_len": N_POSITIONS},
     "gemma": {**_LLAMA_LIKE, "head_dim": 16},
     "gemma2": {**_LLAMA_LIKE, "head_dim": 16},
+    "gemma3_text": {**_LLAMA_LIKE, "head_dim": 16},
+    "olmo": _LLAMA_LIKE,
     "olmo2": _LLAMA_LIKE,
+    "olmo3": _LLAMA_LIKE,
     "stablelm": _LLAMA_LIKE,
     "cohere": _LLAMA_LIKE,
+    "cohere2": _LLAMA_LIKE,
+    "smollm3": _LLAMA_LIKE,
+    "ministral": {**_LLAMA_LIKE, "head_dim": 16},
+    "granite": {**_LLAMA_LIKE, "residual_multiplier": 0.22},
+    "starcoder2": _LLAMA_LIKE,
+    "glm": {**_LLAMA_LIKE, "head_dim": 16},
+    "glm4": {**_LLAMA_LIKE, "head_dim": 16},
+    "helium": {**_LLAMA_LIKE, "head_dim": 16},
+    "exaone4": _LLAMA_LIKE,
+    "nemotron": _LLAMA_LIKE,
+    "codegen": {**_GPT_LIKE, "n_positions": N_POSITIONS, "rotary_dim": 4},
+    "gpt_bigcode": {**_GPT_LIKE, "n_positions": N_POSITIONS},
+    "persimmon": _NEOX_LIKE,
+    "apertus": _LLAMA_LIKE,
+    "arcee": _LLAMA_LIKE,
+    "seed_oss": {**_LLAMA_LIKE, "head_dim": 16},
+    "ernie4_5": {**_LLAMA_LIKE, "head_dim": 16},
+    "hunyuan_v1_dense": {**_LLAMA_LIKE, "head_dim": 16},
+    "internlm3": _LLAMA_LIKE,
+    "nanochat": _LLAMA_LIKE,
+    "minicpm3": {**_LLAMA_LIKE, "num_key_value_heads": N_HEADS, **_LATENT},
+    "diffllama": _LLAMA_LIKE,
+    "bitnet": _LLAMA_LIKE,
+    "vaultgemma": {**_LLAMA_LIKE, "head_dim": 16},
+    "jais2": _LLAMA_LIKE,
+    "gemma4_text": {**_LLAMA_LIKE, "head_dim": 16, "vocab_size_per_layer_input": 512},
+    "deepseek_v3": {**_LLAMA_LIKE, "num_key_value_heads": N_HEADS, **_LATENT, **_EXPERTS},  # its first three are dense
+    "lfm2": _LLAMA_LIKE,
+    "qwen3_5_text": {**_LLAMA_LIKE, "head_dim": 16, **_LINEAR},
+    "olmo_hybrid": _LLAMA_LIKE,
+    "falcon_h1": {**_LLAMA_LIKE, **_STATES, "mamba_d_ssm": 128},
+    "bamba": {**_LLAMA_LIKE, **_STATES, "attn_layer_indices": [2]},
+    "granitemoehybrid": {
+        **_LLAMA_LIKE,
+        **_STATES,
+        "num_local_experts": 0,
+        "shared_intermediate_size": D_FFN,
+        "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+    },
+    "llama4_text": {**_LLAMA_LIKE, "moe_layers": [], "intermediate_size_mlp": D_FFN, "head_dim": 16},
+    "biogpt": _NEOX_LIKE,
+    "xglm": {"d_model": D_MODEL, "ffn_dim": D_FFN, "num_layers": N_LAYERS, "attention_heads": N_HEADS},
+    "modernbert-decoder": _NEOX_LIKE,
+    "openai-gpt": _GPT_LIKE,
 }
 KINDS = tuple(_CONFIGS)
+
+_SEEING = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+_SMALL_IMAGE = {**_SEEING, "image_size": 32, "patch_size": 16}
+_QWEN_SEEING = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": D_MODEL}
+_ROTARY = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}}
+
+# Models that see: the text part's kind of configuration, and the eye's.
+_VISION_CONFIGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "llava": ({"model_type": "llama", **_LLAMA_LIKE}, {"model_type": "clip_vision_model", **_SMALL_IMAGE}),
+    "llava_onevision": (
+        {"model_type": "qwen2", **_LLAMA_LIKE},
+        {"model_type": "siglip_vision_model", **_SMALL_IMAGE},
+    ),
+    "gemma3": ({**_LLAMA_LIKE, "head_dim": 16}, _SMALL_IMAGE),
+    "paligemma": ({"model_type": "gemma", **_LLAMA_LIKE, "head_dim": 16}, _SMALL_IMAGE),
+    "qwen2_vl": (
+        {**_LLAMA_LIKE, **_ROTARY},
+        {"depth": 2, "embed_dim": 32, "num_heads": 2, "hidden_size": D_MODEL},
+    ),
+    "qwen2_5_vl": ({**_LLAMA_LIKE, **_ROTARY}, _QWEN_SEEING),
+    "qwen3_vl": ({**_LLAMA_LIKE, **_ROTARY, "head_dim": 16}, {**_QWEN_SEEING, "deepstack_visual_indexes": [0]}),
+    "smolvlm": ({"model_type": "llama", **_LLAMA_LIKE}, _SMALL_IMAGE),
+    "internvl": ({"model_type": "qwen2", **_LLAMA_LIKE}, {**_SEEING, "image_size": [32, 32], "patch_size": [16, 16]}),
+    "mistral3": ({"model_type": "mistral", **_LLAMA_LIKE, "head_dim": 16}, {**_SMALL_IMAGE, "head_dim": 16}),
+    "mllama": (
+        {**_LLAMA_LIKE, "cross_attention_layers": [3]},
+        {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_global_layers": 1,
+            "attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 16,
+            "vision_output_dim": 64,
+            "intermediate_layers_indices": [0],
+            "max_num_tiles": 1,
+            "supported_aspect_ratios": [[1, 1]],
+        },
+    ),
+}
+SEEING_KINDS = tuple(kind for kind in _VISION_CONFIGS if kind != "paligemma")
+
+# Models that must be refused, with a part of what they are told.
+_MIXTURE = {**_LLAMA_LIKE, "num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2}
+_REFUSED_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
+    "mixtral": (_MIXTURE, "mixture of experts"),
+    "qwen2_moe": ({**_MIXTURE, "moe_intermediate_size": 32}, "mixture of experts"),
+    "qwen3_moe": ({**_MIXTURE, "moe_intermediate_size": 32, "head_dim": 16}, "mixture of experts"),
+    "olmoe": (_MIXTURE, "mixture of experts"),
+    "gpt_oss": ({**_MIXTURE, "head_dim": 16}, "mixture of experts"),
+    "granitemoe": (_MIXTURE, "mixture of experts"),
+    "jamba": (
+        {**_LLAMA_LIKE, "num_experts": 4, "expert_layer_offset": 1, "use_mamba_kernels": False},
+        "mixture of experts",
+    ),
+    "mamba": ({"hidden_size": D_MODEL, "num_hidden_layers": N_LAYERS}, "no feed-forward network"),
+    "rwkv": ({"hidden_size": D_MODEL, "num_hidden_layers": N_LAYERS}, "no feed-forward network"),
+    "bert": ({**_NEOX_LIKE, "is_decoder": True}, "no feed-forward network"),
+    "paligemma": ({}, "reads its prompt in both directions"),
+}
+REFUSED_KINDS = {kind: told for kind, (_, told) in _REFUSED_CONFIGS.items()}
 TOKENIZERS = ("bytelevel", "metaspace")
 
 CORPUS = (
@@ -100,25 +224,29 @@ def tiny_tokenizer(kind: str = "bytelevel") -> PreTrainedTokenizerFast:
     raise ValueError(f"unknown tokenizer {kind!r}: {', '.join(TOKENIZERS)}")
 
 
-def tiny(
-    kind: str = "llama", tokenizer: str = "bytelevel"
-) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """A fresh random model of ``kind`` (KINDS) in float32, eval mode, with its tokenizer: 4 layers, hidden
-    size 64, intermediate size 128 (256 where the architecture fixes it at four times the hidden size)."""
+def tiny(kind: str = "llama", tokenizer: str = "bytelevel") -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """A fresh random model of ``kind`` (KINDS, SEEING_KINDS, REFUSED_KINDS) in float32, eval mode, with its tokenizer:
+    4 layers, hidden size 64, intermediate size 128 (256 where the architecture wants four times the hidden)."""
     words = tiny_tokenizer(tokenizer)
-    config = AutoConfig.for_model(
-        kind,
-        **_CONFIGS[kind],
-        vocab_size=len(words),
-        initializer_range=0.15,
-        bos_token_id=words.bos_token_id,
-        eos_token_id=words.eos_token_id,
-        pad_token_id=words.pad_token_id,
-        tie_word_embeddings=kind in ("gpt2", "gemma", "gemma2"),
-    )
+    common = {
+        "vocab_size": len(words),
+        "initializer_range": 0.15,
+        "bos_token_id": words.bos_token_id,
+        "eos_token_id": words.eos_token_id,
+        "pad_token_id": words.pad_token_id,
+        "tie_word_embeddings": kind in ("gpt2", "gemma", "gemma2"),
+    }
+    maker: Any = AutoModelForCausalLM
+    if kind in _VISION_CONFIGS:
+        maker = AutoModelForImageTextToText
+        text, image = _VISION_CONFIGS[kind]
+        config = AutoConfig.for_model(kind, text_config={**text, **common}, vision_config=image)
+    else:
+        given = _CONFIGS[kind] if kind in _CONFIGS else _REFUSED_CONFIGS[kind][0]
+        config = AutoConfig.for_model(kind, **given, **common)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(20250728)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = maker.from_config(config, dtype=torch.float32)
     return model.eval(), words
 
 
@@ -156,9 +284,7 @@ def _metaspace() -> PreTrainedTokenizerFast:
     # Built anew from what was trained, so that the single bytes are ordinary tokens and not special ones.
     learnt = json.loads(trained.to_str())["model"]
     merges = [tuple(pair) for pair in learnt["merges"]]
-    core = Tokenizer(
-        BPE(vocab=learnt["vocab"], merges=merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
-    )
+    core = Tokenizer(BPE(vocab=learnt["vocab"], merges=merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     core.add_special_tokens(specials)
     core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     core.decoder = decoders.Sequence(

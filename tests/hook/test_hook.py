@@ -15,7 +15,7 @@ from transformers import DynamicCache, StaticCache, pipeline
 
 from helpers.fake_snapshot import FakeSnapshot
 from neuraldb_faiss.errors import FingerprintError, ModelError, NeuralDBError
-from neuraldb_faiss.hook import Handle, attach
+from neuraldb_faiss.hook import Handle, PlainGate, attach
 from neuraldb_faiss.models import find_site
 from neuraldb_faiss.search import Matcher
 
@@ -57,7 +57,7 @@ class Case:
         return Matcher(self.snapshot, gamma=GAMMA, **options)
 
     def attach(self, **options: Any) -> Handle:
-        return attach(self.matcher(), self.model, site=self.site, **options)
+        return attach(PlainGate(self.matcher()), self.model, site=self.site, **options)
 
     def reference(self, ids: Sequence[int]) -> tuple[torch.Tensor, list[tuple[int, int]]]:
         """Logits [T, V] and (position, entry) of what fires in one text, by the formulas, no code of ours."""
@@ -420,13 +420,13 @@ def test_refresh(llama: Case) -> None:
 
 def test_wrong_models(llama: Case, tiny_llama: tuple[Any, Any]) -> None:
     with pytest.raises(FingerprintError, match="keys of 3 and residuals of 4"):
-        attach(Matcher(FakeSnapshot(np.ones((1, 3))), gamma=GAMMA), llama.model, site=llama.site)
+        attach(PlainGate(Matcher(FakeSnapshot(np.ones((1, 3))), gamma=GAMMA)), llama.model, site=llama.site)
     from helpers.tiny import tiny
 
     with pytest.raises(ModelError, match="is another model's"):
-        attach(llama.matcher(), tiny("llama")[0], site=llama.site)
+        attach(PlainGate(llama.matcher()), tiny("llama")[0], site=llama.site)
     with pytest.raises(ModelError, match="is another model's"):
-        attach(llama.matcher(), tiny("gpt2")[0], site=llama.site)
+        attach(PlainGate(llama.matcher()), tiny("gpt2")[0], site=llama.site)
     assert hooks(llama.model) == 0
 
 
@@ -518,7 +518,7 @@ def test_after_torch_compile(how: str) -> None:
     with torch.no_grad():
         before = call(ids).logits
         target = call if how == "attach to the wrapper" else case.model
-        with attach(case.matcher(), target, site=case.site) as handle:
+        with attach(PlainGate(case.matcher()), target, site=case.site) as handle:
             for _ in range(2):
                 got = call(ids).logits[0]
                 torch.testing.assert_close(got, logits[0], atol=1e-4, rtol=1e-4)

@@ -38,21 +38,33 @@ def _shape(kind: str, **config: Any) -> Any:
         (
             "gpt2",
             {"n_embd": 1600, "n_layer": 48, "n_head": 25},
-            EditDefaults(17, 20, 0.5, 0.5, 0.75, 0.0625, 0.65),
+            EditDefaults(17, 20, 0.5, 0.5, 0.75, 0.0625),
         ),
-        ("gptj", {}, EditDefaults(8, 25, 0.5, 0.5, 0.75, 0.0625, 0.65)),
-        ("llama", LLAMA_8B, EditDefaults(7, 25, 0.1, 0.5, 0.75, 0.0625, 0.65)),
-        ("llama", SMOLLM2, EditDefaults(3, 20, 0.5, 0.5, 0.75, 0.0625, 0.65)),
+        ("gptj", {}, EditDefaults(8, 25, 0.5, 0.5, 0.75, 0.0625)),
+        ("llama", LLAMA_8B, EditDefaults(7, 25, 0.1, 0.5, 0.75, 0.0625)),
+        ("llama", SMOLLM2, EditDefaults(3, 20, 0.5, 0.5, 0.75, 0.0625)),
     ],
 )
 def test_known_shapes(kind: str, config: dict[str, Any], expected: EditDefaults) -> None:
     assert edit_defaults(_shape(kind, **config)) == (expected, True)
 
 
+@pytest.mark.parametrize(
+    ("kind", "config", "expected"),
+    [
+        ("gptj", {}, EditDefaults(8, 30, 0.2, 0.5, 0.75, 1.0)),  # its reference code's
+        ("llama", SMOLLM2, EditDefaults(3, 30, 0.5, 0.5, 4.0, 0.0625)),
+        ("llama", LLAMA_8B, EditDefaults(7, 30, 0.2, 0.5, 0.75, 1.0)),
+    ],
+)
+def test_known_shapes_for_pmet(kind: str, config: dict[str, Any], expected: EditDefaults) -> None:
+    assert edit_defaults(_shape(kind, **config), residual="pmet") == (expected, True)
+
+
 def test_another_architecture_of_a_known_size_is_unknown() -> None:
     settings, known = edit_defaults(_shape("mistral", **LLAMA_8B))
     assert not known
-    assert (settings.layer, settings.lr, settings.steps, settings.gamma) == (6, 0.5, 20, 0.65)
+    assert (settings.layer, settings.lr, settings.steps) == (6, 0.5, 20)
 
 
 @pytest.mark.parametrize(("n_layers", "layer"), [(1, 0), (2, 1), (4, 1), (12, 2), (30, 6)])

@@ -100,6 +100,24 @@ def test_offloaded_and_quantised_weights_are_left_out() -> None:
     assert not mine.matches(_of(model)), "nothing to compare is no match"
 
 
+def test_weights_of_a_class_of_their_own_are_left_out() -> None:
+    """Quantised weights that call themselves float, as torchao's, and cannot be read element by element."""
+
+    class Packed(torch.Tensor):
+        pass
+
+    model, _ = tiny("llama")
+    site = find_site(model, 1)
+    whole = fingerprint(model, site)
+    for block in model.model.layers:
+        packed = block.mlp.down_proj.weight.detach().as_subclass(Packed)
+        block.mlp.down_proj.weight = torch.nn.Parameter(packed, requires_grad=False)
+    left = {name for name, _ in fingerprint(model, site).samples}
+    missing = {name for name, _ in whole.samples} - left
+    assert missing == {f"model.layers.{i}.mlp.down_proj.weight" for i in (0, 1)}
+    assert whole.matches(fingerprint(model, site))
+
+
 def test_a_compiled_model_is_the_same_model() -> None:
     model, _ = tiny("llama")
     assert _of(torch.compile(model)) == _of(model)

@@ -1,0 +1,102 @@
+"""experiment: the paper's tables and figures on a model and facts of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from neuraldb_faiss.cli import options as opt
+from neuraldb_faiss.cli.evaluating import toml_settings
+from neuraldb_faiss.cli.loading import load_model
+from neuraldb_faiss.cli.output import count, emit_json, progress, say
+from neuraldb_faiss.errors import EvaluationError
+from neuraldb_faiss.evaluation.experiments import EXPERIMENTS
+from neuraldb_faiss.evaluation.experiments import experiment as find
+
+
+@click.command()
+@click.argument("name", type=click.Choice(list(EXPERIMENTS)))
+@click.option(
+    "--config", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.toml", help="The experiment's settings."
+)
+@click.option(
+    "--set", "sets", multiple=True, metavar="NAME=VALUE",
+    help="One of its settings, as in --set facts=200 or --set tasks=[\"sciq\"]. Repeatable.",
+)  # fmt: skip
+@click.option("--model", metavar="M", help="Model folder, or hub name: the setting `model`.")
+@click.option("--cases", metavar="FILE", help="The cases, whose facts are edited: the setting `cases`.")
+@click.option("--facts", type=click.IntRange(1), metavar="N", help="How many of them: the setting `facts`.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
+    help="Databases, runs, rows.jsonl, table.md and plots. If it is there, the experiment goes on.",
+)  # fmt: skip
+@click.option("--show", is_flag=True, help="Print the settings, as a --config file, and exit.")
+@opt.where
+@opt.as_json
+def experiment(
+    name: str, config: Path | None, sets: tuple[str, ...], model: str | None, cases: str | None, facts: int | None,
+    out: Path | None, show: bool, device: str | None, dtype: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Reproduce a table or figure of the paper.
+
+    \b
+    table1          every method on the same facts, with all metrics
+    budgets         quality and general ability against the number of facts
+    ablation-gamma  quality against the gate, for each guard
+    ablation-layer  quality against the edited layer
+    multilayer      one layer against several
+    weights         the weights a linear editor gives to every fact's residual
+    overhead        time an attached database costs
+    gate            false fires in ordinary text against recall, for each guard
+
+    The same command goes on where it stopped.
+    """
+    from neuraldb_faiss.evaluation.experiments.lab import COMMON, Lab, merged
+
+    module = find(name)
+    named = {"model": model, "cases": cases, "facts": facts}
+    given = [_read(config), toml_settings(sets), {key: value for key, value in named.items() if value is not None}]
+    if show:
+        click.echo(_toml({**COMMON, **module.DEFAULTS, **{k: v for one in given for k, v in one.items()}}), nl=False)
+        return
+    if out is None:
+        raise click.UsageError("Missing option '--out'.")
+    settings = merged(module.DEFAULTS, *given)
+    loaded, tokenizer = load_model(settings["model"], device, dtype)
+    lab = Lab(settings, out, loaded, tokenizer, progress)
+    result = module.run(lab)
+    paths = lab.write(result)
+    if as_json:
+        emit_json(list(result.rows))
+    else:
+        click.echo(result.table, nl=False)
+    say(f"{count(len(result.rows), 'figure')}; {', '.join(path.name for path in paths)} in {out}")
+
+
+def _read(config: Path | None) -> dict[str, Any]:
+    import tomllib
+
+    if config is None:
+        return {}
+    try:
+        return tomllib.loads(config.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EvaluationError(f"{config} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise EvaluationError(f"{config} is not TOML: {error}") from None
+
+
+def _toml(config: dict[str, Any]) -> str:
+    """Plain settings as TOML; JSON's strings, numbers and lists are TOML's too."""
+    import json
+
+    flat = {name: value for name, value in config.items() if not isinstance(value, dict)}
+    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in flat.items()]
+    for name, table in ((name, value) for name, value in config.items() if isinstance(value, dict)):
+        inner = {key: value for key, value in table.items() if isinstance(value, dict)}
+        lines += ["", f"[{name}]", *(f"{k} = {json.dumps(v)}" for k, v in table.items() if k not in inner)]
+        for key, value in inner.items():
+            lines += ["", f"[{name}.{key}]", *(f"{k} = {json.dumps(v)}" for k, v in value.items())]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,83 @@
+"""statistics: what the weight editors must know of the text they should leave alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from neuraldb_faiss.cli import options as opt
+from neuraldb_faiss.cli.loading import load_model
+from neuraldb_faiss.cli.output import emit_json, progress, say
+
+
+class Layers(click.ParamType):
+    """ "1-5,8" as a tuple of layers."""
+
+    name = "layers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        found: set[int] = set()
+        try:
+            for part in value.split(","):
+                first, dash, last = part.partition("-")
+                found.update(range(int(first), int(last if dash else first) + 1))
+        except ValueError:
+            found.clear()
+        if not found:
+            self.fail(f"{value!r} is no list of layers, as in 1-5 or 3,7", param, ctx)
+        return tuple(sorted(found))
+
+
+@click.command()
+@click.argument("text")
+@opt.model_required
+@click.option("--layers", type=Layers(), metavar="LIST", help="As in 1-5 or 3,7. [default: all that the methods edit]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="statistics",
+    show_default=True,
+    metavar="FOLDER",
+    help="Where statistics are kept, of any number of models.",
+)
+@click.option(
+    "--tokens", type=click.IntRange(1), default=1_000_000, show_default=True, help="Stop after so many tokens."
+)
+@click.option(
+    "--max-length", type=click.IntRange(1), default=1024, show_default=True, help="Tokens taken of each text."
+)
+@opt.where
+@opt.as_json
+def statistics(
+    text: str,
+    model: str,
+    layers: tuple[int, ...] | None,
+    out: Path,
+    tokens: int,
+    max_length: int,
+    device: str | None,
+    dtype: str | None,
+    as_json: bool,
+) -> None:
+    """Make the key statistics that MEMIT, AlphaEdit, RECT, PMET and ROME need (a database needs none).
+
+    TEXT is a file of JSON lines (plain or gzipped) with a field "text", Wikipedia articles for instance, or
+    datasets:NAME[:SPLIT]. What was made before from the same text is not made again.
+    """
+    from neuraldb_faiss.baselines import METHODS, default_settings, make_statistics
+
+    loaded, tokenizer = load_model(model, device, dtype)
+    if layers is None:
+        layers = tuple(sorted({layer for name in METHODS for layer in default_settings(name, loaded).layers}))
+    with progress("taking statistics", "token") as report:
+        made = make_statistics(
+            loaded, tokenizer, text, out, layers=layers, tokens=tokens, max_length=max_length, report=report
+        )
+    if as_json:
+        emit_json({str(layer): str(path) for layer, path in made.items()})
+        return
+    for layer, path in made.items():
+        click.echo(f"layer {layer}: {path}")
+    say(f"{out} holds the statistics of {len(made)} layers")

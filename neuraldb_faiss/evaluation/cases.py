@@ -1,0 +1,168 @@
+"""Evaluation cases: what to ask about each fact of a CounterFact or zsRE file, read by the readers of facts."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neuraldb_faiss.errors import EvaluationError, FactError
+from neuraldb_faiss.evaluation.scoring import Pair
+from neuraldb_faiss.facts import Fact, read_numbered
+
+DATASETS = ("counterfact", "zsre")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One fact and the prompts it is judged by.
+
+    Attributes:
+        fact: prompt and target are the edit; target_true is the old object (zsRE: None where the target is true).
+        paraphrases: prompts that ask for the same fact.
+        neighbours: (prompt, its own true answer) that the edit must not touch.
+        generation: prompts to continue for fluency and consistency; empty where the record has none.
+        references: texts about the target's attribute, for consistency; empty where there are none.
+    """
+
+    fact: Fact
+    paraphrases: tuple[str, ...]
+    neighbours: tuple[Pair, ...]
+    generation: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """The fact's identity: the same in every run and database."""
+        return self.fact.identity
+
+    @property
+    def truth(self) -> str:
+        """The old object; `read_cases` refuses a CounterFact record without one."""
+        return self.fact.target_true or ""
+
+
+def read_cases(path: str | Path, dataset: str, *, references: str | Path | None = None) -> list[Case]:
+    """Every case of a file, in its order; a fact that comes twice counts once.
+
+    Args:
+        path: JSON lines or a JSON array, plain or gzipped, or datasets:NAME[:SPLIT], as `read_facts` takes them.
+        dataset: "counterfact" (nested or flat records) or "zsre".
+        references: texts about objects for consistency (see `read_references`); else a record's attribute_prompts,
+            each continued with the target, are used: sentences that are true of other subjects.
+
+    Raises:
+        EvaluationError: unknown dataset; a record without a field that its metrics need, named with file and line.
+        FactError: a record that is no fact.
+    """
+    if dataset not in DATASETS:
+        raise EvaluationError(f"unknown dataset {dataset!r}: choose one of {', '.join(DATASETS)}")
+    texts = read_references(references) if references is not None else {}
+    make = _counterfact if dataset == "counterfact" else _zsre
+    cases: dict[str, Case] = {}
+    for line, fact in read_numbered(path, dataset):
+        try:
+            case = make(fact, texts)
+        except FactError as error:
+            place = "row" if str(path).startswith("datasets:") else "line"
+            raise EvaluationError(f"{path}, {place} {line}: {error}") from None
+        cases.setdefault(case.id, case)
+    if not cases:
+        raise EvaluationError(f"{path} holds no cases")
+    return list(cases.values())
+
+
+def in_place(cases: Sequence[Case], facts: Iterable[Fact]) -> list[Case]:
+    """The cases whose fact, with the same target, is among `facts`: only these have been edited."""
+    targets = {fact.identity: fact.target for fact in facts}
+    return [case for case in cases if targets.get(case.id) == case.fact.target]
+
+
+def _counterfact(fact: Fact, texts: Mapping[tuple[str, str], Sequence[str]]) -> Case:
+    if fact.target_true is None:
+        raise FactError("field 'target_true' (flat form: 'ground_truth') is missing; the metrics need the old object")
+    prompts = _need(fact, "neighborhood_prompts", "locality_prompt")
+    truths = _strings(fact, "neighborhood_truth") or (fact.target_true,) * len(prompts)
+    if len(truths) != len(prompts):
+        raise FactError(
+            f"field 'locality_ground_truth' has {len(truths)} answers for {len(prompts)} prompts; give one a prompt"
+        )
+    references = tuple(texts.get((fact.relation or "", fact.target), ()))
+    return Case(
+        fact,
+        _need(fact, "paraphrase_prompts", "rephrase_prompt"),
+        tuple(zip(prompts, truths, strict=True)),
+        _strings(fact, "generation_prompts"),
+        references or tuple(f"{prompt} {fact.target}" for prompt in _strings(fact, "attribute_prompts")),
+    )
+
+
+def _zsre(fact: Fact, texts: Mapping[tuple[str, str], Sequence[str]]) -> Case:
+    prompts = _need(fact, "neighborhood_prompts", "loc")
+    truths = _need(fact, "neighborhood_truth", "loc_ans")
+    # One question may come with several answers that are all right: the first is the gold one.
+    pairs = tuple((prompt, truths[min(at, len(truths) - 1)]) for at, prompt in enumerate(prompts))
+    return Case(fact, _need(fact, "paraphrase_prompts", "rephrase"), pairs)
+
+
+def _need(fact: Fact, key: str, field: str) -> tuple[str, ...]:
+    values = _strings(fact, key)
+    if not values:
+        raise FactError(f"field {key!r} (or {field!r}) is missing; the metrics need it")
+    return values
+
+
+def _strings(fact: Fact, key: str) -> tuple[str, ...]:
+    values = fact.metadata.get(key) or []
+    if isinstance(values, str):
+        values = [values]
+    if not isinstance(values, list) or not all(isinstance(one, str) and one.strip() for one in values):
+        raise FactError(f"field {key!r} must be a list of texts, none empty")
+    return tuple(values)
+
+
+def read_references(path: str | Path) -> dict[tuple[str, str], tuple[str, ...]]:
+    """(relation, object) -> texts about it, from JSON lines (plain or gzipped).
+
+    A line has the relation (`relation` or `predicate_id`), the object (`target` or `obj_label`) and its texts
+    (`texts` or `evidences`).
+
+    Raises:
+        EvaluationError: no such file, or a line without these, named.
+    """
+    found: dict[tuple[str, str], list[str]] = {}
+    place = Path(path)
+    try:
+        opener: Any = gzip.open if place.read_bytes()[:2] == b"\x1f\x8b" else open
+        with opener(place, "rt", encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    record = json.loads(line)
+                    relation = record.get("relation") or record["predicate_id"]
+                    target = record.get("target") or record["obj_label"]
+                    texts = record["texts"] if "texts" in record else record["evidences"]
+                    found.setdefault((relation, target), []).extend(str(one) for one in texts)
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    raise EvaluationError(
+                        f"{path}, line {number}: no relation, target and texts ({type(error).__name__}: {error})"
+                    ) from None
+    except OSError as error:
+        raise EvaluationError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (EOFError, UnicodeDecodeError) as error:
+        raise EvaluationError(f"{path} cannot be read: {error}") from None
+    return {key: tuple(dict.fromkeys(texts)) for key, texts in found.items()}
+
+
+def sha256(path: str | Path) -> str | None:
+    """Of a file's bytes; None for what is no file, a Hugging Face dataset's name say."""
+    place = Path(path)
+    if not place.is_file():
+        return None
+    with open(place, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,152 @@
+"""Where a gate fires in ordinary text, and whether it fires where a fact's subject is asked about."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from neuraldb_faiss.editing.passes import Stop, on_input, stopping
+from neuraldb_faiss.hook.context import Tokens
+from neuraldb_faiss.hook.gates import Gate
+from neuraldb_faiss.models import FFNSite
+from neuraldb_faiss.store import Snapshot
+
+BATCH_TOKENS = 4096
+NOWHERE = -1.0  # the score of a token that no entry may fire at
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One text as the edited layer sees it.
+
+    text: what was tokenised. ids: int64 [T]. spans: int64 [T, 2], each token's characters. keys: float32 [T, d1].
+    """
+
+    text: str
+    ids: np.ndarray
+    spans: np.ndarray
+    keys: np.ndarray
+
+    def tokens(self) -> Tokens:
+        rows = self.ids[None]
+        return Tokens(np.arange(len(self.ids))[None], None, rows, True, np.empty((1, 0), np.int64))
+
+
+def see(model: Any, tokenizer: Any, site: FFNSite, texts: Iterable[str], *, special: bool = True) -> Iterator[Seen]:
+    """Run texts up to the edited layer, a batch of like lengths at a time, in the order given."""
+    device = model.get_input_embeddings().weight.device
+    for batch in _batches(texts, tokenizer, special):
+        width = max(len(ids) for _, ids, _ in batch)
+        rows = torch.zeros((len(batch), width), dtype=torch.long)
+        mask = torch.zeros((len(batch), width), dtype=torch.long)
+        for row, (_, ids, _) in enumerate(batch):
+            rows[row, : len(ids)], mask[row, : len(ids)] = torch.tensor(ids), 1
+        caught: list[torch.Tensor] = []
+
+        def catch(hidden: torch.Tensor, caught: list[torch.Tensor] = caught) -> None:
+            caught.append(hidden)
+            raise Stop
+
+        with torch.no_grad(), stopping(), on_input(site.module, catch):
+            model(input_ids=rows.to(device), attention_mask=mask.to(device), use_cache=False)
+        hidden = caught[0].reshape(len(batch), width, -1).float().cpu().numpy()
+        for row, (text, ids, spans) in enumerate(batch):
+            yield Seen(text, np.array(ids, np.int64), np.array(spans, np.int64), hidden[row, : len(ids)])
+
+
+def windows(tokenizer: Any, texts: Iterable[str], *, size: int, tokens: int) -> Iterator[str]:
+    """Running text cut at token borders into pieces of `size` tokens, until `tokens` are handed out."""
+    left = tokens
+    for text in texts:
+        spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        for first in range(0, max(1, len(spans) - size // 8), size):  # a short rest tells little
+            if not (part := spans[first : first + size]):
+                continue
+            yield text[part[0][0] : part[-1][1]]
+            left -= len(part)
+            if left <= 0:
+                return
+
+
+def _batches(texts: Iterable[str], tokenizer: Any, special: bool) -> Iterator[list[tuple[str, list[int], Any]]]:
+    batch: list[tuple[str, list[int], Any]] = []
+    for text in texts:
+        made = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+        widest = max([len(made["input_ids"]), *(len(ids) for _, ids, _ in batch)])
+        if batch and widest * (len(batch) + 1) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append((text, made["input_ids"], made["offset_mapping"]))
+    if batch:
+        yield batch
+
+
+def scores(gate: Gate, seen: Seen) -> tuple[np.ndarray, np.ndarray]:
+    """What `gate`, made with gamma 0, would fire: entries int64 [T] (-1: none), cosines float64 [T] (NOWHERE)."""
+    fired = gate.fired(torch.from_numpy(seen.keys), seen.tokens())
+    entries, cosines = np.full(len(seen.ids), -1, np.int64), np.full(len(seen.ids), NOWHERE)
+    entries[fired.places], cosines[fired.places] = fired.entries, fired.scores
+    return entries, cosines
+
+
+class PlainScan:
+    """The nearest of the first so many entries' keys for every token, for several numbers at once: brute force."""
+
+    def __init__(self, snapshot: Snapshot, limits: Sequence[int]) -> None:
+        """limits: numbers of entries, ascending."""
+        entries = np.asarray(snapshot.key_entries)
+        ids = np.unique(entries)
+        self._blocks: list[tuple[int, np.ndarray, np.ndarray]] = []
+        body = (np.asarray(snapshot.key_tokens) < 0) & snapshot.live
+        low = -1
+        for number, limit in enumerate(limits):
+            high = ids[min(limit, len(ids)) - 1]
+            at = np.flatnonzero(body & (entries > low) & (entries <= high))
+            for first in range(0, len(at), 16_384):
+                part = at[first : first + 16_384]
+                keys = snapshot.keys(part).astype(np.float32)
+                keys /= np.maximum(np.linalg.norm(keys, axis=1, keepdims=True), 1e-9)
+                self._blocks.append((number, keys, entries[part]))
+            low = high
+        self._limits = len(limits)
+
+    def scores(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """keys: [T, d1]. Returns entries int64 and cosines float32, [limits, T]."""
+        unit = keys / np.maximum(np.linalg.norm(keys, axis=1, keepdims=True), 1e-9)
+        best = np.full((self._limits, len(keys)), -2, np.float32)
+        entries = np.full((self._limits, len(keys)), -1, np.int64)
+        for number, block, owners in self._blocks:
+            cosines = unit @ block.T
+            at = cosines.argmax(axis=1)
+            found = cosines[np.arange(len(keys)), at]
+            better = found > best[number:]
+            best[number:] = np.where(better, found, best[number:])
+            entries[number:] = np.where(better, owners[at], entries[number:])
+        return entries, best
+
+
+class Truth:
+    """Whether an entry's subject, or an alias, really ends at a token: letter for letter, as words of their own."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._names: dict[int, tuple[str, ...]] = {}
+
+    def __call__(self, seen: Seen, token: int, entry: int) -> bool:
+        if entry not in self._names:
+            self._names[entry] = self._snapshot.names(entry)
+        start, stop = (int(place) for place in seen.spans[token])
+        for name in self._names[entry]:
+            pattern = rf"(?<!\w){re.escape(name)}(?!\w)"
+            text = seen.text[max(0, start - len(name)) : stop + 40]
+            base = max(0, start - len(name))
+            before = seen.text[base - 1 : base] if base else ""
+            for match in re.finditer(pattern, before + text):
+                if start < match.end() - len(before) + base <= stop:
+                    return True
+        return False

@@ -1,0 +1,103 @@
+"""Teacher forcing: how likely a model finds a target behind a prompt, for many pairs at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from neuraldb_faiss.baselines.reading import by_length
+from neuraldb_faiss.editing.forwards import input_device
+from neuraldb_faiss.editing.passes import gathered_head
+from neuraldb_faiss.editing.rows import pad
+from neuraldb_faiss.errors import EvaluationError
+from neuraldb_faiss.models import encode_pairs
+
+Pair = tuple[str, str]  # prompt, target
+
+# Places of one forward, padding counted. A CPU gains nothing from more; a GPU is filled by this.
+CPU_TOKENS = 1024
+GPU_TOKENS = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One pair.
+
+    nll: mean negative log-likelihood per target token, in nats (the P of eqs. 13-16 is exp(-nll)). correct:
+    for each target token, whether it is the arg-max given the prompt and the target tokens before it.
+    """
+
+    nll: float
+    correct: tuple[bool, ...]
+
+    @property
+    def all_correct(self) -> bool:
+        return all(self.correct)
+
+    @property
+    def share_correct(self) -> float:
+        return sum(self.correct) / len(self.correct)
+
+    @property
+    def probability(self) -> float:
+        """exp(-nll): the geometric mean of the target tokens' probabilities."""
+        return math.exp(-self.nll)
+
+
+def score_pairs(
+    model: Any, tokenizer: Any, pairs: Sequence[Pair], *, max_tokens: int | None = None
+) -> dict[Pair, Scored]:
+    """Score every (prompt, target) with the model as it is now: attached, edited or bare.
+
+    A target stands behind its prompt with one space between. Equal pairs are scored once. Batches hold pairs of
+    like length, at most `max_tokens` places, and are padded on the right, so that a pair's result depends
+    on its batch by rounding only.
+
+    Raises:
+        EvaluationError: the logits are not finite.
+        FactError: an empty target.
+    """
+    unique = list(dict.fromkeys(pairs))
+    if not unique:
+        return {}
+    device = input_device(model)
+    if max_tokens is None:
+        max_tokens = CPU_TOKENS if device.type == "cpu" else GPU_TOKENS
+    rows = encode_pairs(tokenizer, [prompt for prompt, _ in unique], [target for _, target in unique])
+    # A prompt without a token in front of its target gives the first target token no distribution.
+    bare = next((pair for pair, (_, start) in zip(unique, rows, strict=True) if start == 0), None)
+    if bare is not None:
+        raise EvaluationError(f"the prompt before the target {bare[1]!r} has no token: give it some text")
+    found: list[Scored | None] = [None] * len(rows)
+    for batch in by_length([len(ids) for ids, _ in rows], max_tokens):
+        for index, scored in zip(batch, _score(model, device, [rows[i] for i in batch]), strict=True):
+            found[index] = scored
+    return {pair: scored for pair, scored in zip(unique, found, strict=True) if scored is not None}
+
+
+@torch.no_grad()
+def _score(model: Any, device: torch.device, rows: Sequence[tuple[tuple[int, ...], int]]) -> list[Scored]:
+    # The last token of a row is only predicted, never read.
+    ids, mask = pad([ids[:-1] for ids, _ in rows], left=False, device=device)
+    places = [(row, at - 1, ids[at]) for row, (ids, start) in enumerate(rows) for at in range(start, len(ids))]
+    row, column, target = (torch.tensor(values, device=device) for values in zip(*places, strict=True))
+    with gathered_head(model, row, column) as read:
+        logits = read(model(input_ids=ids, attention_mask=mask, use_cache=False)).float()
+    target = target.to(logits.device)
+    nll = torch.nn.functional.cross_entropy(logits, target, reduction="none")
+    if not bool(nll.isfinite().all()):
+        raise EvaluationError(
+            "the model's logits are not finite: try --dtype float32, or take a gentler edit"
+        )
+    correct = logits.argmax(dim=1) == target
+    scored, at = [], 0
+    for all_ids, start in rows:
+        end = at + len(all_ids) - start
+        hits = tuple(bool(hit) for hit in correct[at:end].tolist())
+        scored.append(Scored(float(nll[at:end].double().mean()), hits))
+        at = end
+    return scored

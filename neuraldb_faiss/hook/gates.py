@@ -1,0 +1,136 @@
+"""What decides, at the hooked layer, which tokens fire: the paper's plain gate, or the subject guard before it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from neuraldb_faiss.hook.context import Tokens
+from neuraldb_faiss.hook.history import UNKNOWN
+from neuraldb_faiss.hook.texts import Texts
+from neuraldb_faiss.search.matcher import Matcher, Matches
+from neuraldb_faiss.search.searcher import EntrySource
+from neuraldb_faiss.search.subject_matcher import SubjectMatcher
+
+UTF8 = 4  # bytes a code point takes, at most
+
+
+@dataclass(frozen=True, slots=True)
+class Fired:
+    """The tokens of one forward that fire. places: int64 [m], numbers of the tokens, padding counted. entries: int64
+    [m]. scores: float32 [m], their cosines. source: the snapshot that answered."""
+
+    places: np.ndarray
+    entries: np.ndarray
+    scores: np.ndarray
+    source: EntrySource
+
+    @classmethod
+    def of(cls, matches: Matches, places: np.ndarray | None) -> Fired:
+        """`places`: the number of each row's token; None where every token had a row."""
+        rows = np.flatnonzero(matches.fired.numpy())
+        entries, scores = matches.entry_ids.numpy()[rows], matches.scores.numpy()[rows]
+        return cls(rows if places is None else places[rows], entries, scores, matches.source)
+
+
+class Gate(Protocol):
+    """guard: its name. wants_past: whether it reads `Tokens.past`."""
+
+    guard: str
+    wants_past: bool
+
+    @property
+    def gamma(self) -> float: ...
+    @property
+    def source(self) -> EntrySource: ...
+    def fired(self, keys: torch.Tensor, tokens: Tokens) -> Fired:
+        """keys: [B * T, d1], any dtype and device; tokens: of [B, T]."""
+    def refresh(self, source: Any) -> None: ...
+
+
+class PlainGate:
+    """The nearest key of all by cosine, where that exceeds gamma (eq. 11)."""
+
+    guard = "none"
+    wants_past = False
+
+    def __init__(self, matcher: Matcher) -> None:
+        self._matcher = matcher
+        self._warned = False
+
+    @property
+    def gamma(self) -> float:
+        return self._matcher.gamma
+
+    @property
+    def source(self) -> EntrySource:
+        return self._matcher.source
+
+    def refresh(self, source: EntrySource) -> None:
+        self._matcher.refresh(source)
+
+    def fired(self, keys: torch.Tensor, tokens: Tokens) -> Fired:
+        if tokens.ids is None and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "the edited layer runs without token ids (inputs_embeds, or the layer called by itself): "
+                "facts fire by the cosine gate alone, those at a text's first token never; pass input_ids",
+                stacklevel=2,
+            )
+        kept = None if tokens.real is None else np.flatnonzero(tokens.real)
+        rows = keys if kept is None else keys[torch.from_numpy(kept).to(keys.device)]
+        first = tokens.first_tokens().reshape(-1)
+        return Fired.of(self._matcher.match(rows, first_tokens=first if kept is None else first[kept]), kept)
+
+
+class SubjectGate:
+    """Entries whose subject (or an alias of it) the text ends with at a token; of these the nearest by cosine, where
+    that exceeds gamma.
+
+    Where the model is run without token ids there is no text, and the plain gate decides.
+    """
+
+    guard = "subject"
+    wants_past = True
+
+    def __init__(self, matcher: SubjectMatcher, texts: Texts, plain: Callable[[], Matcher]) -> None:
+        """plain: makes the matcher of the plain gate, when it is first needed."""
+        self._matcher, self._texts = matcher, texts
+        self._make_plain = plain
+        self._plain: PlainGate | None = None
+        self._warned = False
+
+    @property
+    def gamma(self) -> float:
+        return self._matcher.gamma
+
+    @property
+    def source(self) -> EntrySource:
+        return self._matcher.source
+
+    def refresh(self, source: Any) -> None:
+        self._matcher.refresh(source)
+        if self._plain is not None:
+            self._plain.refresh(source)
+
+    def fired(self, keys: torch.Tensor, tokens: Tokens) -> Fired:
+        if tokens.ids is None:
+            if self._plain is None:
+                self._plain = PlainGate(self._make_plain())
+                self._plain.refresh(self._matcher.source)
+            return self._plain.fired(keys, tokens)
+        if not self._warned and (tokens.past == UNKNOWN).any():
+            self._warned = True
+            warnings.warn(
+                "the KV cache holds tokens from before the database was attached: a subject that began among them is"
+                " not seen; attach first",
+                stacklevel=2,
+            )
+        real = np.ones(tokens.ids.shape, bool) if tokens.real is None else tokens.real
+        text = self._texts.fold(tokens.past, tokens.ids, real, tokens.positions == 0, UTF8 * self._matcher.reach)
+        return Fired.of(self._matcher.match(keys, text, tokens.first_tokens().reshape(-1)), None)

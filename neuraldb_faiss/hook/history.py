@@ -1,0 +1,79 @@
+"""The tokens behind a KV cache: what a cached forward no longer sees, and a subject may begin in.
+
+The ids are kept on the cache's first layer, which is given a class that carries them along wherever the cache is
+reordered (beam search), repeated, selected from or copied. A cache that is cropped is shorter than what is known of
+it, and the rest is forgotten.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+KEPT = 512  # tokens: a subject is shorter
+UNKNOWN = -2
+
+
+def recall(past_key_values: Any, batch: int, length: int) -> np.ndarray:
+    """int64 [batch, <= KEPT]: the last of the `length` tokens in the cache; -1 for padding, UNKNOWN where nobody saw
+    them go in."""
+    layer = _first_layer(past_key_values)
+    ids, total = getattr(layer, "_neuraldb_past", (None, 0))
+    if length == 0:
+        return np.empty((batch, 0), np.int64)
+    if ids is None or len(ids) != batch or total < length:
+        return np.full((batch, min(length, KEPT)), UNKNOWN, np.int64)
+    kept = ids[:, : max(0, ids.shape[1] - (total - length))]  # cropped since
+    missing = min(length, KEPT) - kept.shape[1]
+    return kept if missing <= 0 else np.pad(kept, ((0, 0), (missing, 0)), constant_values=UNKNOWN)
+
+
+def remember(past_key_values: Any, past: np.ndarray, ids: np.ndarray, length: int) -> None:
+    """Keep `ids` [B, T] (-1 for padding) behind `past`, as `recall` gave it; `length` tokens are in the cache now."""
+    layer = _first_layer(past_key_values)
+    if layer is None:
+        return
+    if not hasattr(type(layer), "_neuraldb_pick"):
+        kind = type(layer)
+        layer.__class__ = _carriers.setdefault(kind, _carriers.get(kind) or _carrying(kind))
+    layer._neuraldb_past = np.concatenate([past, ids], axis=1)[:, -KEPT:], length
+
+
+def _first_layer(past_key_values: Any) -> Any:
+    layers = getattr(past_key_values, "layers", None)
+    return layers[0] if layers else None
+
+
+_carriers: dict[type, type] = {}
+
+
+def _carrying(kind: type) -> type:
+    class Carrying(kind):  # type: ignore[misc]
+        _neuraldb_past: tuple[np.ndarray, int]
+        _layer_type = None  # a class that names one would be registered as transformers' own for it
+
+        def _neuraldb_pick(self, rows: np.ndarray) -> None:
+            ids, total = self._neuraldb_past
+            self._neuraldb_past = ids[rows], total
+
+        def reorder_cache(self, beam_idx: torch.Tensor) -> Any:
+            self._neuraldb_pick(_rows(beam_idx))
+            return super().reorder_cache(beam_idx)
+
+        def batch_select_indices(self, indices: torch.Tensor) -> Any:
+            self._neuraldb_pick(_rows(indices))
+            return super().batch_select_indices(indices)
+
+        def batch_repeat_interleave(self, repeats: int) -> Any:
+            self._neuraldb_pick(np.repeat(np.arange(len(self._neuraldb_past[0])), repeats))
+            return super().batch_repeat_interleave(repeats)
+
+    Carrying.__name__ = Carrying.__qualname__ = kind.__name__
+    Carrying.__module__ = kind.__module__
+    return Carrying
+
+
+def _rows(indices: torch.Tensor) -> np.ndarray:
+    return indices.detach().cpu().numpy().astype(np.int64)

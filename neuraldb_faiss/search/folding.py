@@ -1,0 +1,82 @@
+"""Texts as code points in which spellings of one name are equal: case, Unicode form and white space folded."""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import cache, lru_cache
+
+import numpy as np
+
+SPACE, SEPARATOR = 0x20, 0  # the separator stands between texts: in no name, and part of no word
+NO_CASE, LOWER, UPPER = 0, 1, 2
+WORDLESS = 0x2E80  # from here on scripts are written without spaces between words (or are symbols)
+
+
+@lru_cache(maxsize=1 << 16)
+def _fold_char(char: str) -> tuple[int, ...]:
+    """Compatibility decomposition and case folding; each character by itself, so that texts fold piece by piece."""
+    if char.isspace():
+        return (SPACE,)
+    decomposed = unicodedata.normalize("NFKD", char).casefold()
+    return tuple(map(ord, unicodedata.normalize("NFKD", decomposed)))
+
+
+def _case(char: str) -> int:
+    return UPPER if char != char.lower() else LOWER if char != char.upper() else NO_CASE
+
+
+@cache
+def _ascii_tables() -> tuple[np.ndarray, np.ndarray]:
+    chars = list(map(chr, range(128)))
+    return np.array([_fold_char(char)[0] for char in chars], np.uint32), np.array(list(map(_case, chars)), np.uint8)
+
+
+@cache
+def _word_table() -> np.ndarray:
+    """bool [WORDLESS]: letters, digits and the marks upon them."""
+    chars = map(chr, range(WORDLESS))
+    table = np.array([char.isalnum() or unicodedata.category(char)[0] == "M" for char in chars])
+    for first, last in ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF)):  # Thai, Lao, Burmese, Khmer
+        table[first : last + 1] = False
+    return table
+
+
+def in_word(codes: np.ndarray) -> np.ndarray:
+    """bool [n]: code points that continue a word, so that a name cannot begin or end between two of them."""
+    return np.where(codes < WORDLESS, _word_table()[np.minimum(codes, WORDLESS - 1)], False)
+
+
+def fold_bytes(data: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """UTF-8 (broken or cut anywhere) folded, runs of white space being one space.
+
+    Returns:
+        codes uint32 [n]; for each the case its character had, uint8 [n]; and the offset in `data` of the last byte of
+        its character, int64 [n].
+    """
+    if data.isascii():
+        code_of, case_of = _ascii_tables()
+        raw = np.frombuffer(data, np.uint8)
+        codes, cases, ends = code_of[raw], case_of[raw], np.arange(len(data))
+    else:
+        found: list[int] = []
+        cased: list[int] = []
+        at: list[int] = []
+        end = -1
+        for char in data.decode("utf-8", "surrogateescape"):
+            code = ord(char)
+            # A byte that is no UTF-8 came back as one lone surrogate.
+            end += 1 if code < 0x80 or 0xDC80 <= code <= 0xDCFF else 2 if code < 0x800 else 3 if code < 0x10000 else 4
+            folded = _fold_char(char)
+            found += folded
+            cased += [_case(char)] * len(folded)
+            at += [end] * len(folded)
+        codes, cases, ends = np.array(found, np.uint32), np.array(cased, np.uint8), np.array(at, np.int64)
+    spaces = codes == SPACE
+    keep = np.r_[True, ~(spaces[1:] & spaces[:-1])][: len(codes)]
+    return codes[keep], cases[keep], ends[keep]
+
+
+def fold_name(name: str) -> tuple[bytes, bytes]:
+    """A name's folded code points, and their cases, for comparisons."""
+    codes, cases, _ = fold_bytes(" ".join(name.split()).encode("utf-8", "replace"))
+    return codes.tobytes(), cases.tobytes()

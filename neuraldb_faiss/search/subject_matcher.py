@@ -1,0 +1,124 @@
+"""Matching under the subject guard: the text says which entries may fire, the exact cosine which of them does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from neuraldb_faiss.search.matcher import Matches, as_rows, check_gamma, decide
+from neuraldb_faiss.search.searcher import EntrySource
+from neuraldb_faiss.search.subjects import Folded, Subjects
+from neuraldb_faiss.search.vectors import exact_cosines, unit_rows
+
+
+class NamedSource(EntrySource, Protocol):
+    """A snapshot that also knows what its entries' subjects are called, and floors that were measured for names."""
+
+    @property
+    def floors(self) -> Mapping[str, float]: ...
+    def subject_names(self, after: int = -1) -> Iterator[tuple[int, int, str]]: ...
+    def names(self, entry_id: int) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """One generation. `positions`: the keys in the order of their entries, which are `entries`."""
+
+    source: NamedSource
+    subjects: Subjects
+    last_row: int
+    entries: np.ndarray
+    positions: np.ndarray | None  # None: the keys lie in that order
+
+    @classmethod
+    def of(cls, source: NamedSource, before: _View | None = None) -> _View:
+        """`before`, of the same epoch, lends its names: rows of the catalog are only ever added to within one."""
+        last = before.last_row if before else -1
+        pairs: list[tuple[int, str]] = []
+        for row, entry, name in source.subject_names(last):
+            pairs.append((entry, name))
+            last = row
+        if before is None:
+            subjects = Subjects.of(pairs, source.names, source.floors)
+        else:
+            subjects = before.subjects.extended(pairs, source.names, source.floors)
+        entries = np.asarray(source.key_entries)
+        if (np.diff(entries) >= 0).all():
+            return cls(source, subjects, last, entries, None)
+        order = np.argsort(entries, kind="stable")
+        return cls(source, subjects, last, entries[order], order)
+
+    def keys_of(self, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(which of `entries`, key position) for every key of each."""
+        first = np.searchsorted(self.entries, entries, "left")
+        counts = np.searchsorted(self.entries, entries, "right") - first
+        which = np.repeat(np.arange(len(entries)), counts)
+        at = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts - first, counts)
+        return which, at if self.positions is None else self.positions[at]
+
+
+class SubjectMatcher:
+    """Finds, for every token at which the subject of an entry ends, the nearest key of those entries.
+
+    Any number of threads may match while one refreshes. The cost of a token hardly depends on the number of entries.
+    """
+
+    def __init__(self, source: NamedSource, *, gamma: float) -> None:
+        """gamma: the gate, 0 <= gamma < 1. Raises SearchError out of range."""
+        self.gamma = check_gamma(gamma)
+        self._view = _View.of(source)
+
+    @property
+    def source(self) -> NamedSource:
+        """The snapshot that answers now."""
+        return self._view.source
+
+    @property
+    def reach(self) -> int:
+        """Code points of left context that can matter."""
+        return self._view.subjects.reach
+
+    def refresh(self, source: NamedSource) -> None:
+        """Answer from another generation; only its new names are read while the epoch is the same."""
+        same = source.epoch == self._view.source.epoch
+        self._view = _View.of(source, self._view if same else None)
+
+    def match(self, queries: torch.Tensor, text: Folded, first_tokens: np.ndarray) -> Matches:
+        """One row a token.
+
+        Args:
+            queries: [n, d1], the keys of the tokens.
+            text: what they say; its tokens count the queries' rows.
+            first_tokens: int64 [n]: as for `Matcher.match`, at a text's first token only keys taken there on the same
+                token answer, and nowhere else do those.
+        """
+        view = self._view
+        entries = np.full(len(queries), -1, np.int64)
+        scores = np.zeros(len(queries), np.float64)
+        rows, candidates, floors = view.subjects.ends(text)
+        which, positions = view.keys_of(candidates)
+        rows, floors = rows[which], floors[which]
+        source = view.source
+        fits = source.live[positions] & (source.key_tokens[positions] == first_tokens[rows])
+        rows, positions, floors = rows[fits], positions[fits], floors[fits]
+        if len(rows):
+            # Only these keys ever leave the device the model is on.
+            asked, place = np.unique(rows, return_inverse=True)
+            wide = as_rows(queries[torch.from_numpy(asked).to(queries.device)])
+            usable = unit_rows(wide)[1][place]
+            best, cosines = np.full(len(asked), -1, np.int64), np.zeros(len(asked), np.float64)
+            high = exact_cosines(source, wide, place[usable], positions[usable]) >= floors[usable]
+            decide(source, wide, place[usable][high], positions[usable][high], best, cosines)
+            found = best >= 0
+            entries[asked[found]] = source.key_entries[best[found]]
+            scores[asked[found]] = cosines[found]
+        return Matches(
+            torch.from_numpy(entries),
+            torch.from_numpy(scores.astype(np.float32)),
+            torch.from_numpy((entries >= 0) & (scores > self.gamma)),
+            source,
+        )

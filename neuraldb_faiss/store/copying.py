@@ -1,0 +1,107 @@
+"""A clean copy of a database folder: what is committed, and nothing else."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from neuraldb_faiss.errors import StoreError
+from neuraldb_faiss.store import files, schema
+from neuraldb_faiss.store.catalog import Catalog
+from neuraldb_faiss.store.segments import ARRAYS
+from neuraldb_faiss.store.store import Store
+
+
+def copy(
+    store: Store,
+    folder: str | Path,
+    *,
+    link: bool = False,
+    beside: Callable[[Store], Mapping[str, bytes]] | None = None,
+) -> Store:
+    """Copy the newest generation and the history before it into a new or empty `folder`; returns the copy, for reading.
+
+    It takes no lock: a writer may work meanwhile, and the copy is of the last commit before. Neither staged pieces,
+    `search/`, lock files nor anything else that lies in the folder goes along, nor what deleted rows leave in the
+    catalog's free pages.
+
+    Args:
+        link: hard-link the arrays where the file system can; the copy is then for reading only.
+        beside: given the copy, returns further files by name; they appear with it.
+
+    Raises:
+        StoreError: `folder` holds something, the disk fails, or an array is missing.
+    """
+    folder = Path(folder)
+    temporary = folder.absolute().with_name(folder.name + ".tmp")
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise StoreError(f"{folder} is there already: name a new folder for the copy")
+        while True:
+            newest = store.generation
+            if temporary.exists():  # left by a copy that was killed
+                files.remove_tree(temporary)
+            files.make_folder(temporary)
+            try:
+                _copy_catalog(store, temporary)
+                _copy_segments(store, temporary, link)
+                break
+            except FileNotFoundError as error:
+                # A compaction may have replaced the segments after the catalog was read.
+                if store.generation == newest:
+                    raise StoreError(f"{error.filename} is missing (a half-copied database?)") from None
+        copied = Store(temporary)
+        try:
+            copied.snapshot()  # raises where an array is not what the catalog says
+            further = {} if beside is None else beside(copied)
+        finally:
+            copied.close()
+        for name, data in further.items():
+            with files.naming(temporary / name), files.open_new(temporary / name) as file:
+                files.write(file, data)
+                files.sync(file)
+        files.sync_folder(temporary)
+        files.rename(temporary, folder)
+    except OSError as error:
+        where = error.filename or folder
+        raise StoreError(f"{where}: {error.strerror or error}; nothing was copied to {folder}") from error
+    finally:
+        if temporary.exists():
+            files.remove_tree(temporary)
+    return Store(folder)
+
+
+def _copy_catalog(store: Store, folder: Path) -> None:
+    path = folder / schema.NAME
+    store.catalog.copy_to(path)
+    catalog = Catalog(folder, write=True)
+    try:
+        catalog.clean()
+    finally:
+        catalog.close()
+    with files.naming(path), open(path, "rb+") as file:
+        files.sync(file)
+
+
+def _copy_segments(store: Store, folder: Path, link: bool) -> None:
+    catalog = Catalog(folder)
+    try:
+        records = catalog.segments(catalog.generation)
+    finally:
+        catalog.close()
+    for record in records:
+        target = folder / "segments" / record.name
+        files.make_folder(target)
+        for name in (f"{array}.npy" for array in ARRAYS):
+            source = files.within(store.root, store.root / "segments" / record.name / name)
+            try:
+                files.copy_file(source, target / name, link=link)
+            except OSError as error:
+                if not link or error.errno not in _NO_LINK:
+                    raise
+                files.copy_file(source, target / name)
+        files.sync_folder(target)
+
+
+_NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP}

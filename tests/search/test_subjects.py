@@ -1,0 +1,173 @@
+"""The subject guard fires if and only if a plain string check says so."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as some
+
+from neuraldb_faiss.search.folding import WORDLESS, fold_bytes
+from neuraldb_faiss.search.subjects import Folded, Subjects
+
+
+def plain(text: str) -> list[tuple[str, str]]:
+    """The folding by its definition, a character at a time: (folded, case), white space in one."""
+    folded: list[tuple[str, str]] = []
+    for char in text:
+        case = "upper" if char != char.lower() else "lower" if char != char.upper() else ""
+        if char.isspace():
+            if not folded or folded[-1][0] != " ":
+                folded.append((" ", case))
+            continue
+        for one in unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", char).casefold()):
+            folded.append((one, case))
+    return folded
+
+
+def letters_of(pairs: list[tuple[str, str]]) -> str:
+    return "".join(one for one, _ in pairs)
+
+
+def joins(left: str, right: str) -> bool:
+    def word(char: str) -> bool:
+        if ord(char) >= WORDLESS or 0x0E00 <= ord(char) <= 0x0EFF or 0x1000 <= ord(char) <= 0x109F:
+            return False
+        return not 0x1780 <= ord(char) <= 0x17FF and (char.isalnum() or unicodedata.category(char)[0] == "M")
+
+    return word(left) and word(right)
+
+
+def reference(pieces: list[str], names: dict[int, list[str]]) -> dict[tuple[int, int], float]:
+    """Token by token, name by name, with str.find alone: the floor of every match."""
+    found: dict[tuple[int, int], float] = {}
+    for token in range(len(pieces)):
+        before, pairs = plain("".join(pieces[:token])), plain("".join(pieces[: token + 1]))
+        upto = letters_of(pairs)
+        for entry, spellings in names.items():
+            for spelling in spellings:
+                own = plain(" ".join(spelling.split()))
+                name = letters_of(own)
+                at = upto.find(name) if name else -1
+                while at >= 0:
+                    stop = at + len(name)
+                    begins = at == 0 or not joins(upto[at - 1], upto[at])
+                    ends = stop == len(upto) or not joins(upto[stop - 1], upto[stop])
+                    floor = floor_by_definition(pairs, own, len(" ".join(spelling.split())), at, stop)
+                    if begins and ends and stop > len(before) and floor is not None:
+                        found[token, entry] = min(floor, found.get((token, entry), 2.0))
+                    at = upto.find(name, at + 1)
+    return found
+
+
+def floor_by_definition(
+    text: list[tuple[str, str]], own: list[tuple[str, str]], letters: int, start: int, stop: int
+) -> float | None:
+    """None where the case forbids the match."""
+    one_word = " " not in letters_of(own)
+    floor = {1: 0.9, 2: 0.9, 3: 0.9, 4: 0.85}.get(letters, 0.0) if one_word else 0.0
+    cases, wanted = [case for _, case in text[start:stop]], [case for _, case in own]
+    if cases == wanted or (cases[0] == "upper" and wanted[0] == "lower" and cases[1:] == wanted[1:]):
+        return floor
+    around = {case for _, case in text[max(0, start - 40) : stop]}
+    if {"upper", "lower"} <= around:
+        return None
+    return max(floor, 0.9 if one_word else 0.65)
+
+
+def folded(pieces: list[str], seen: int = 0) -> Folded:
+    """The pieces as one text, the first `seen` of them being left context."""
+    data = [piece.encode() for piece in pieces]
+    codes, cases, ends = fold_bytes(b"\0" + b"".join(data))
+    owner = np.r_[-1, np.repeat(np.arange(len(pieces)), [len(one) for one in data])][ends]
+    return Folded(codes, cases, np.where(owner < seen, -1, owner))
+
+
+def ends(pieces: list[str], names: dict[int, list[str]], seen: int = 0) -> dict[tuple[int, int], float]:
+    subjects = Subjects.of([(entry, name) for entry, all_ in names.items() for name in all_], names.__getitem__)
+    tokens, entries, floors = (array.tolist() for array in subjects.ends(folded(pieces, seen)))
+    return dict(zip(zip(tokens, entries, strict=True), floors, strict=True))
+
+
+letters = some.sampled_from("abAB É é1'. -\u0301ßİ東京ﬁ\t")
+words = some.text(letters, min_size=1, max_size=4)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    pieces=some.lists(words, min_size=1, max_size=12),
+    names=some.dictionaries(some.integers(0, 5), some.lists(words, min_size=1, max_size=2), max_size=4),
+    seen=some.integers(0, 6),
+)
+@example(["x", " No", "kia", " Asha", " 201", "8"], {0: ["Asha 201"], 1: ["nokia asha"]}, 0)
+def test_as_a_plain_string_check(pieces: list[str], names: dict[int, list[str]], seen: int) -> None:
+    expected = {pair: floor for pair, floor in reference(pieces, names).items() if pair[0] >= seen}
+    assert ends(pieces, names, seen) == expected
+
+
+@pytest.mark.parametrize(
+    ("pieces", "token"),
+    [
+        (["The", " Eiffel", " Tower", " is"], 2),
+        (["The", " Eiffel", "  Tower", "'s"], 2),
+        (["The", " EIFFEL", "  tower", "'s"], None),  # where capitals mean something
+        (["the", " eiffel", "  tower", "'s"], 2),  # where they do not
+        (["THE", " EIFFEL", "  TOWER", "'S"], 2),
+        (["the Eiffel", "\nTower.", " It"], 1),  # inside a token, before a full stop
+        (["the Eiffel", " Towers"], None),
+        (["the Eiffel", " Tower", "s"], 1),  # at a token's end what comes next is not known
+        (["NotEiffel", " Tower"], None),
+        (["Tower"], None),
+    ],
+)
+def test_examples(pieces: list[str], token: int | None) -> None:
+    assert set(ends(pieces, {7: ["Eiffel Tower"]})) == (set() if token is None else {(token, 7)})
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "floor"),
+    [
+        ("See Paris", "Paris", 0.0),
+        ("See Oz", "Oz", 0.9),  # may go on: Ozawa
+        ("See Rome", "Rome", 0.85),
+        ("see paris", "Paris", 0.9),
+        ("see the eiffel tower", "Eiffel Tower", 0.65),
+        ("Of the song", "Song", None),
+        ("The moon", "the moon", 0.0),
+        ("Yes. The moon", "the moon", 0.0),
+        ("Yes. the moon", "The moon", None),
+    ],
+)
+def test_floors(text: str, name: str, floor: float | None) -> None:
+    found = ends(["x. ", text], {7: [name]})
+    assert found.get((1, 7)) == floor
+
+
+def test_measured_floors() -> None:
+    names = {7: ["Berlin", "Oz"]}
+    subjects = Subjects.of([(7, "Berlin"), (7, "Oz")], names.__getitem__, {"Berlin": 0.8, "Oz": 0.5})
+    assert subjects.ends(folded(["In Berlin"]))[2].tolist() == [0.8]
+    assert subjects.ends(folded(["In Oz"]))[2].tolist() == [0.9]
+
+
+def test_aliases_and_many_names() -> None:
+    names = {n: [f"Name {n}", f"Alias of {n}"] for n in range(3000)}
+    assert ends(["Name 12", " Alias of", " 2999", "."], names) == {(0, 12): 0.0, (2, 2999): 0.0}
+
+
+def test_equal_hashes_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were two names to share a hash, the letters decide."""
+    subjects = Subjects.of([(1, "Paris")], {1: ["Oslo"]}.__getitem__)
+    assert len(subjects.ends(folded(["Paris"]))[0]) == 0
+
+
+def test_extended_is_as_built_at_once() -> None:
+    names = {1: ["Paris"], 2: ["Oslo"], 3: ["New York City"], 4: ["  "]}
+    whole = Subjects.of([(e, n) for e, all_ in names.items() for n in all_], names.__getitem__)
+    grown = Subjects.of([(1, "Paris")], names.__getitem__).extended(
+        [(3, "New York City"), (2, "Oslo"), (1, "Paris")], names.__getitem__
+    )
+    assert np.array_equal(whole.hashes, grown.hashes) and np.array_equal(whole.entries, grown.entries)
+    assert whole.longest == grown.longest == len("New York City") and len(whole) == 3
