@@ -350,6 +350,23 @@ class NeuralDB:
         self.refresh()
         return done
 
+    def share_index(self, sources: Sequence[str | Path]) -> Path | None:
+        """After a merge of databases searched by "ivf": take over the quantiser of one of them, if its size suits.
+
+        Returns the source it came from; None where one is to be trained anew (or there is nothing to train: "flat").
+        """
+        from neuraldb_faiss.search.ivf import share_clustering
+
+        index = self._settings["index"]
+        if index["kind"] != "ivf":
+            return None
+        stores = [Store(source) for source in sources]
+        pairs = [(store.snapshot(), store.root / "search") for store in stores]
+        used = share_clustering(self._snapshot, self.path / "search", pairs, nlist=index.get("nlist"))
+        for store in stores:
+            store.close()
+        return None if used is None else stores[used].root
+
     def calibrate(
         self, model: Any, tokenizer: Any, text: str | Path, *, target_rate: float = 1e-4, tokens: int = 200_000,
         report: Callable[[int], None] | None = None, wait: float = 10.0,

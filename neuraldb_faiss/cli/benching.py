@@ -30,7 +30,7 @@ def bench(what: str, facts: int, d1: int, d2: int, repeats: int, work: Path | No
     """Measure what merging or refreshing costs, on made-up databases.
 
     merge: merging two databases, by copying and by linking, against `cp -r` of the same bytes. refresh: a live
-    matcher moving to the generation that added 100 facts, against opening the database anew.
+    matcher moving to the generation that added 100 facts, against opening the database anew, with and without guard.
     """
     from neuraldb_faiss.benchmarks import lifecycle
 

@@ -64,6 +64,10 @@ def merge(
         )
     with database:
         info = database.info()
+        shared = database.share_index(sources) if into is None else None
+        if info["index"]["kind"] == "ivf":
+            database.matcher()  # the index is made now, not when the first question is asked
+            say("ivf: " + (f"the quantiser of {shared} is shared" if shared else "the quantiser was trained anew"))
     if as_json:
         emit_json(info)
         return

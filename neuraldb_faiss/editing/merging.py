@@ -51,7 +51,7 @@ def merge(
         check_alike(stores[0].root, settings[0], store.root, other)
     gate = common_gate(settings, gamma)
     solve = solver(settings[0], model, tokenizer, report)
-    new = {**settings[0], **gate, "epoch": 1, "history_start": 1, "index": {"kind": "flat"}}
+    new = {**settings[0], **gate, "epoch": 1, "history_start": 1, "index": _common_index(settings)}
     target = into or Store.create(out or "", new)
     try:
         done = merge_into(
@@ -63,6 +63,14 @@ def merge(
             target.discard()
         raise
     return target, done
+
+
+def _common_index(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How all of them are searched; flat where they differ in kind, and sizes only where they agree."""
+    first, *others = (one["index"] for one in settings)
+    if any(other["kind"] != first["kind"] for other in others):
+        return {"kind": "flat"}
+    return {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
 
 
 def solver(settings: Mapping[str, Any], model: Any, tokenizer: Any, report: Report | None) -> SolveGroups | None:

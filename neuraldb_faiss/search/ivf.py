@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,29 @@ class IvfSearcher:
             settings["sel"] = chosen
         with small_batches(self._d1):
             return self._index.search(queries, k, params=self._faiss.SearchParametersIVF(**settings))
+
+
+def share_clustering(
+    target: KeySource, directory: Path, sources: Sequence[tuple[KeySource, Path]], *, nlist: int | None = None
+) -> int | None:
+    """Give merged keys the centroids of the largest of their `sources` (with its `search/` folder) whose number of
+    lists still suits; each key is only assigned to them. Which source, or None: then opening trains anew.
+    """
+    wanted = automatic_nlist(target.n_keys) if nlist is None else nlist
+    fitting: list[tuple[int, int, np.ndarray]] = []
+    for number, (source, folder) in enumerate(sources):
+        saved = load_clustering(folder, source)
+        slack = 2 if nlist is None else 1
+        if saved and wanted / slack <= len(saved.centroids) <= wanted * slack:
+            fitting.append((source.n_keys, -number, saved.centroids))
+    if not fitting:
+        return None
+    _, number, centroids = max(fitting, key=lambda one: one[:2])
+    searcher = IvfSearcher(centroids)
+    for block in unit_blocks(target):
+        searcher.add(block)
+    saved_now = save_clustering(directory, target, Clustering(centroids, searcher.lists))
+    return -number if saved_now else None
 
 
 def train(source: KeySource, nlist: int) -> np.ndarray:

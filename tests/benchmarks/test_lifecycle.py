@@ -16,7 +16,10 @@ from neuraldb_faiss.store import Store, verify
 
 @pytest.mark.parametrize(
     ("what", "ratios"),
-    [("merge", {"merge_to_cp_ratio", "merge_link_to_cp_ratio"}), ("refresh", {"refresh_to_open_ratio"})],
+    [
+        ("merge", {"merge_to_cp_ratio", "merge_link_to_cp_ratio"}),
+        ("refresh", {"plain_refresh_to_open_ratio", "guarded_refresh_to_open_ratio"}),
+    ],
 )
 def test_reports_ratios(what: str, ratios: set[str], tmp_path: Path) -> None:
     options = ["--facts", "60", "--d1", "8", "--d2", "4", "--repeats", "2", "--work", str(tmp_path), "--json"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,25 @@ def test_other_layers_and_gates_are_refused(run: Run, tmp_path: Path, make) -> N
     done = run("merge", a, gate, "--out", tmp_path / "new", "--gamma", 0.6, "--json")
     assert json.loads(done.stdout)["gamma"] == 0.6
     assert run("merge", a, gate).exit_code == 2
+
+
+def test_ivf_shares_a_quantiser_or_says_that_it_trains_anew(run: Run, model: Path, tmp_path: Path) -> None:
+    options = ("--model", model, "--residual", "none", "--guard", "none", "--index", "ivf", "--nlist", 2)
+    for name in "ab":
+        records = [{**FACTS[2], "subject": f"Marie {name}{n}", "id": ""} for n in range(3)]
+        facts = write(tmp_path / f"{name}.jsonl", records)
+        assert run("build", facts, "--out", tmp_path / name, *options).exit_code == 0
+
+    def merge(out: str) -> str:
+        done = run("merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / out)
+        assert done.exit_code == 0, done.output
+        info = json.loads(run("info", tmp_path / out, "--json").stdout)
+        assert info["index"] == {"kind": "ivf", "nlist": 2} and info["facts"] == 6
+        assert run("verify", tmp_path / out, "--deep").exit_code == 0
+        assert {path.name for path in (tmp_path / out / "search").iterdir()} >= {"ivf.json"}
+        return str(done.stderr)
+
+    assert f"quantiser of {tmp_path / 'a'} is shared" in merge("shared")
+    for name in "ab":
+        shutil.rmtree(tmp_path / name / "search")
+    assert "trained anew" in merge("anew")

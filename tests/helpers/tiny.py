@@ -225,8 +225,9 @@ def tiny_tokenizer(kind: str = "bytelevel") -> PreTrainedTokenizerFast:
 
 
 def tiny(kind: str = "llama", tokenizer: str = "bytelevel") -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """A fresh random model of ``kind`` (KINDS, SEEING_KINDS, REFUSED_KINDS) in float32, eval mode, with its tokenizer:
-    4 layers, hidden size 64, intermediate size 128 (256 where the architecture wants four times the hidden)."""
+    """A fresh random model of ``kind`` (KINDS, SEEING_KINDS, REFUSED_KINDS) in float32, eval mode, with its
+    tokenizer: 4 layers, hidden size 64, intermediate size 128 (256 where the architecture fixes it at four times
+    the hidden size)."""
     words = tiny_tokenizer(tokenizer)
     common = {
         "vocab_size": len(words),

@@ -38,6 +38,15 @@ def test_a_loaded_model_is_the_saved_one(folder: Path) -> None:
         assert torch.equal(model(**inputs).logits, saved(**inputs).logits)
 
 
+@pytest.mark.parametrize("kind", ["gemma3", "llava", "qwen2_vl"])
+def test_a_model_that_sees_is_loaded_too(kind: str, tmp_path: Path) -> None:
+    model, tokenizer = load_model(save_tiny(tmp_path / kind, kind), device="cpu")
+    assert type(model) is type(tiny(kind)[0])
+    inputs = tokenizer("Rome is the capital of", return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits, tiny(kind)[0](**inputs).logits)
+
+
 @pytest.mark.parametrize(
     ("dtype", "expected"), [("bf16", torch.bfloat16), (torch.float16, torch.float16), ("auto", torch.float32)]
 )
