@@ -68,7 +68,8 @@ def demo(
             f"{out}: {count(len(facts), 'fact')} in {count(info['entries'], 'entry', 'entries')}, {how}"
         )
         click.echo(
-            f"model: {model_dir}, edited at layer {info['layer']}; gate: cosine above {info['gamma']:g}\n"
+            f"model: {model_dir}, edited at layer {info['layer']}; gate: cosine above {info['gamma']:g},"
+            f" guard: {info['guard']}\n"
         )
         shown = []
         for number, one in enumerate(logic.show(db, model, tokenizer, logic.selection(facts)), start=1):

@@ -37,6 +37,13 @@ def measure(full: FullForward, r: Tensor) -> Plain:
     return Plain(r.detach(), base, logits, weights, _with_slope(full, r, base, weights)[1], full.h_norm)
 
 
+def is_quantised(model: torch.nn.Module) -> bool:
+    """Whether some weights are not plain floating-point tensors: only then can a gradient be silently wrong."""
+    return bool(getattr(model, "is_quantized", False)) or any(
+        not weight.is_floating_point() or type(weight.data) is not Tensor for weight in model.parameters()
+    )
+
+
 def has_gradient(full: FullForward, plain: Plain) -> bool:
     """Whether the gradient says what a step along r does.
 

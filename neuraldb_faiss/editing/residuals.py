@@ -182,7 +182,7 @@ def _proved_mode(
         if "does not require grad" not in str(error):
             raise
         raise BuildError(_NO_GRADIENT.format(layer=site.layer)) from error
-    if bool(plain.logits.isfinite().all()) and not proof.has_gradient(full, plain):
+    if proof.is_quantised(model) and bool(plain.logits.isfinite().all()) and not proof.has_gradient(full, plain):
         raise BuildError(_NO_GRADIENT.format(layer=site.layer))
     reason = "its results differ from a plain forward pass"
     for mode in ("block", "ffn") if attention is None else ("ffn",):

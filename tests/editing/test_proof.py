@@ -31,6 +31,7 @@ def solve(model: Any, tokenizer: Any, layer: int = 1) -> Any:
 def test_a_layer_without_gradient_is_found_out(lost: str) -> None:
     """As in a kernel that has no backward pass: what flows around it still gives some gradient."""
     model, tokenizer = tiny("llama")
+    model.register_parameter("packed", nn.Parameter(torch.ones(2, dtype=torch.int8), requires_grad=False))
     layers: list[nn.Module] = [model.lm_head]
     if lost != "lm_head":
         layers = [getattr(block, lost) for block in model.model.layers[2:]]
