@@ -230,12 +230,11 @@ class NeuralDB:
         from neuraldb_faiss.editing.editor import check_model
         from neuraldb_faiss.hook import attach
         from neuraldb_faiss.models.fingerprint import Fingerprint
-        from neuraldb_faiss.models.sites import unwrap
 
         stored = Fingerprint.from_json(self._settings["fingerprint"])
         site = check_model(stored, self._settings, model, strict=strict)
         gate = self.gate(model, tokenizer, gamma=gamma, guard=guard, search=search)
-        return attach(gate, unwrap(model), site=site, newest=self._newest)
+        return attach(gate, model, site=site, newest=self._newest)
 
     def gate(
         self, model: Any, tokenizer: Any = None, *, gamma: float | None = None, guard: str | None = None,

@@ -13,14 +13,13 @@ from transformers.pytorch_utils import Conv1D
 
 from neuraldb_faiss.baselines.settings import Ft
 from neuraldb_faiss.baselines.weights import Weights
-from neuraldb_faiss.editing.forwards import input_device
 from neuraldb_faiss.editing.passes import frozen, gathered_head
 from neuraldb_faiss.editing.pipeline import Progress, Report
 from neuraldb_faiss.editing.rows import pad
 from neuraldb_faiss.errors import BuildError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.models import FFNSite, encode_pairs
-from neuraldb_faiss.models.sites import unwrap
+from neuraldb_faiss.models.sites import input_device, unwrap
 
 
 def write(

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neuraldb_faiss.editing.forwards import input_device
 from neuraldb_faiss.editing.passes import Stop, frozen, on_output, stopping
 from neuraldb_faiss.editing.rows import pad
 from neuraldb_faiss.models import encode_all
-from neuraldb_faiss.models.sites import unwrap
+from neuraldb_faiss.models.sites import input_device, unwrap
 
 Place = tuple[str, tuple[int, int]]  # a text and its subject's span
 

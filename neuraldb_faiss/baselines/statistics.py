@@ -20,7 +20,6 @@ from torch import Tensor
 from neuraldb_faiss.baselines import arrays
 from neuraldb_faiss.baselines.reading import by_length
 from neuraldb_faiss.editing.editor import model_name
-from neuraldb_faiss.editing.forwards import input_device
 from neuraldb_faiss.editing.passes import Stop, frozen, on_input, stopping
 from neuraldb_faiss.editing.pipeline import Progress, Report
 from neuraldb_faiss.editing.rows import pad
@@ -28,7 +27,7 @@ from neuraldb_faiss.errors import BuildError, FingerprintError
 from neuraldb_faiss.facts.readers import read_texts
 from neuraldb_faiss.models import FFNSite, Fingerprint, find_site
 from neuraldb_faiss.models.fingerprint import fingerprint
-from neuraldb_faiss.models.sites import unwrap
+from neuraldb_faiss.models.sites import input_device, unwrap
 
 FOLDER = "statistics"
 TOKENS = 1_000_000

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neuraldb_faiss.editing.forwards import input_device
 from neuraldb_faiss.editing.pipeline import Progress
 from neuraldb_faiss.errors import EvaluationError
 from neuraldb_faiss.evaluation import metrics as m
@@ -19,6 +18,7 @@ from neuraldb_faiss.evaluation.runs import Row, RunWriter, base_path, surroundin
 from neuraldb_faiss.evaluation.scoring import score_pairs
 from neuraldb_faiss.evaluation.text import TfIdf
 from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.models.sites import input_device
 
 if TYPE_CHECKING:
     from neuraldb_faiss.evaluation.methods import Stage

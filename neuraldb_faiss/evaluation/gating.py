@@ -14,6 +14,7 @@ from neuraldb_faiss.editing.passes import Stop, on_input, stopping
 from neuraldb_faiss.hook.context import Tokens
 from neuraldb_faiss.hook.gates import Gate
 from neuraldb_faiss.models import FFNSite
+from neuraldb_faiss.models.sites import input_device, unwrap
 from neuraldb_faiss.store import Snapshot
 
 BATCH_TOKENS = 4096
@@ -39,7 +40,7 @@ class Seen:
 
 def see(model: Any, tokenizer: Any, site: FFNSite, texts: Iterable[str], *, special: bool = True) -> Iterator[Seen]:
     """Run texts up to the edited layer, a batch of like lengths at a time, in the order given."""
-    device = model.get_input_embeddings().weight.device
+    device = input_device(unwrap(model))
     for batch in _batches(texts, tokenizer, special):
         width = max(len(ids) for _, ids, _ in batch)
         rows = torch.zeros((len(batch), width), dtype=torch.long)
@@ -131,22 +132,27 @@ class PlainScan:
 
 
 class Truth:
-    """Whether an entry's subject, or an alias, really ends at a token: letter for letter, as words of their own."""
+    """Whether an entry's subject, or an alias, really ends at a token: as words of their own, letter for letter but for
+    a capital at the beginning and the white space between words."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
-        self._names: dict[int, tuple[str, ...]] = {}
+        self._patterns: dict[int, list[tuple[int, re.Pattern[str]]]] = {}
 
     def __call__(self, seen: Seen, token: int, entry: int) -> bool:
-        if entry not in self._names:
-            self._names[entry] = self._snapshot.names(entry)
+        if entry not in self._patterns:
+            self._patterns[entry] = [(len(name), _pattern(name)) for name in self._snapshot.names(entry)]
         start, stop = (int(place) for place in seen.spans[token])
-        for name in self._names[entry]:
-            pattern = rf"(?<!\w){re.escape(name)}(?!\w)"
-            text = seen.text[max(0, start - len(name)) : stop + 40]
-            base = max(0, start - len(name))
-            before = seen.text[base - 1 : base] if base else ""
-            for match in re.finditer(pattern, before + text):
-                if start < match.end() - len(before) + base <= stop:
-                    return True
+        for length, pattern in self._patterns[entry]:
+            first = max(0, start - 2 * length - 8)
+            found = pattern.finditer(seen.text, first, stop + length)
+            if any(start < match.end() <= stop for match in found):
+                return True
         return False
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    first, *rest = name.split()
+    head = f"[{re.escape(first[0])}{re.escape(first[0].upper())}]{re.escape(first[1:])}"
+    words = r"\s+".join([head, *map(re.escape, rest)])
+    return re.compile(rf"(?<!\w){words}(?!\w)")

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neuraldb_faiss.editing.forwards import input_device
 from neuraldb_faiss.editing.rows import pad
 from neuraldb_faiss.errors import EvaluationError
+from neuraldb_faiss.models.sites import input_device
 
 TOP_K = 5
 CPU_ROWS = 64

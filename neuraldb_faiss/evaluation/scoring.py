@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from neuraldb_faiss.baselines.reading import by_length
-from neuraldb_faiss.editing.forwards import input_device
 from neuraldb_faiss.editing.passes import gathered_head
 from neuraldb_faiss.editing.rows import pad
 from neuraldb_faiss.errors import EvaluationError
 from neuraldb_faiss.models import encode_pairs
+from neuraldb_faiss.models.sites import input_device
 
 Pair = tuple[str, str]  # prompt, target
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from neuraldb_faiss.errors import FactError, ModelError
+from neuraldb_faiss.models.sites import input_device, unwrap
 
 if TYPE_CHECKING:
     from neuraldb_faiss.database import NeuralDB
@@ -91,7 +92,7 @@ def _encode(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
 
 
 def _continue(model: Any, tokenizer: Any, ids: list[int], max_new_tokens: int) -> list[int]:
-    rows = torch.tensor([ids], device=model.get_input_embeddings().weight.device)
+    rows = torch.tensor([ids], device=input_device(unwrap(model)))
     with torch.no_grad():
         out = model.generate(
             input_ids=rows,

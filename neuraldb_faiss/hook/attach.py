@@ -14,6 +14,7 @@ from neuraldb_faiss.hook.compiled import mark, unmark
 from neuraldb_faiss.hook.context import Context
 from neuraldb_faiss.hook.gates import Gate
 from neuraldb_faiss.hook.lookup import Fire, Lookup
+from neuraldb_faiss.models.sites import unwrap
 from neuraldb_faiss.search.searcher import EntrySource
 
 
@@ -107,7 +108,7 @@ def attach(
     """Hook a database into one layer of a model.
 
     gate: decides what fires (`PlainGate`, `SubjectGate`). model: the model whose
-    forward is called, as it is or from `torch.compile`. site: the layer. newest: gives the snapshot that
+    forward is called, as it is, from `torch.compile` or from PEFT. site: the layer. newest: gives the snapshot that
     `refresh()` moves to. trace_size: how many firings `trace()` remembers.
 
     Code that torch.compile made before is made anew; lookups run outside of its graph, so that
@@ -115,7 +116,7 @@ def attach(
 
     Raises FingerprintError where the shapes differ, ModelError where the site is another model's.
     """
-    model = getattr(model, "_orig_mod", model)
+    model = unwrap(model)
     source = gate.source
     if (source.d1, source.d2) != (site.d1, site.d2):
         raise FingerprintError(

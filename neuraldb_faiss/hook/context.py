@@ -55,7 +55,7 @@ class _Call:
     mask: Any
     position_ids: torch.Tensor | None
     cache: Any
-    past: int | torch.Tensor
+    past: int | torch.Tensor | None
     shape: torch.Size | None  # [B, T]
     known: Tokens | None = None
 
@@ -64,24 +64,31 @@ class _Call:
             self.known = self._read(batch, length)
         return self.known
 
+    def before(self, length: int) -> int:
+        """How many tokens went in before these `length`; a cache that cannot say leaves it to the mask's width."""
+        if self.past is not None:
+            return int(self.past)
+        return max(0, self.mask.shape[-1] - length) if isinstance(self.mask, torch.Tensor) else 0
+
     def _read(self, batch: int, length: int) -> Tokens:
         ids = _as_rows(self.ids, batch, length)
-        past = recall(self.cache, batch, int(self.past))
+        before = self.before(length)
+        past = recall(self.cache, batch, before)
         mask = self.mask
         if isinstance(mask, Mapping):  # one mask a kind of layer; the full one sees every token
             mask = mask.get("full_attention", next(iter(mask.values()), None))
         found = None
         if isinstance(mask, torch.Tensor) and mask.shape[0] in (1, batch):
             if mask.ndim == 2:
-                found = _from_mask(mask, int(self.past), length)
+                found = _from_mask(mask, before, length)
             elif mask.ndim == 4 and mask.shape[2] == length:
-                found = _from_square(mask, int(self.past), length)
+                found = _from_square(mask, before, length)
         if found is not None:
             real, positions = (np.broadcast_to(part, (batch, length)) for part in found)
             return Tokens(positions, None if real.all() else real, ids, True, past)
         given = _as_rows(self.position_ids, batch, length)  # also where texts are packed into one row
         if given is None:
-            given = np.broadcast_to(int(self.past) + np.arange(length), (batch, length))
+            given = np.broadcast_to(before + np.arange(length), (batch, length))
         return Tokens(given, None, ids, True, past)
 
 
@@ -156,7 +163,7 @@ def _remember(call: _Call, made: Any) -> None:
     tokens = call.tokens(*call.ids.shape)
     if tokens.ids is not None:
         ids = tokens.ids if tokens.real is None else np.where(tokens.real, tokens.ids, -1)
-        remember(cache, tokens.past, ids, int(call.past) + ids.shape[1])
+        remember(cache, tokens.past, ids, call.before(ids.shape[1]) + ids.shape[1])
 
 
 def _owners(model: nn.Module, module_name: str) -> list[nn.Module]:
@@ -186,10 +193,13 @@ def _read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _
     )  # fmt: skip
 
 
-def _past_length(cache: Any) -> int | torch.Tensor:
-    """Tokens in the KV cache before this forward."""
+def _past_length(cache: Any) -> int | torch.Tensor | None:
+    """Tokens in the KV cache before this forward; None where it does not say (layers that keep no tokens)."""
     if hasattr(cache, "get_seq_length"):
-        length: int | torch.Tensor = cache.get_seq_length()
+        try:
+            length: int | torch.Tensor = cache.get_seq_length()
+        except ValueError:
+            return None
         # A static cache counts on in this very tensor while the layers run.
         return length.clone() if isinstance(length, torch.Tensor) else length
     if isinstance(cache, tuple | list) and cache and cache[0] is not None:

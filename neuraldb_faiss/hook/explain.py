@@ -14,6 +14,7 @@ from neuraldb_faiss.errors import FactError
 from neuraldb_faiss.hook.context import Tokens
 from neuraldb_faiss.hook.gates import Gate
 from neuraldb_faiss.models import FFNSite, Fingerprint
+from neuraldb_faiss.models.sites import input_device, unwrap
 
 if TYPE_CHECKING:
     from neuraldb_faiss.database import NeuralDB
@@ -86,7 +87,7 @@ def _site_inputs(model: Any, site: FFNSite, ids: list[int]) -> torch.Tensor:
         caught.append(hidden)
         raise Stop
 
-    rows = torch.tensor([ids], device=model.get_input_embeddings().weight.device)
+    rows = torch.tensor([ids], device=input_device(unwrap(model)))
     with torch.no_grad(), stopping(), on_input(site.module, catch):
         model(input_ids=rows, attention_mask=torch.ones_like(rows), use_cache=False)
     return caught[0].reshape(len(ids), -1)

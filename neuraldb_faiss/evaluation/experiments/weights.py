@@ -15,7 +15,6 @@ from torch import Tensor
 
 from neuraldb_faiss.baselines import layer_kernel
 from neuraldb_faiss.baselines.reading import Place, by_length
-from neuraldb_faiss.editing.forwards import input_device
 from neuraldb_faiss.editing.passes import Stop, frozen, on_input, stopping
 from neuraldb_faiss.editing.rows import pad
 from neuraldb_faiss.evaluation import plots
@@ -23,7 +22,7 @@ from neuraldb_faiss.evaluation.cases import Case
 from neuraldb_faiss.evaluation.experiments.lab import Lab, Result
 from neuraldb_faiss.evaluation.runs import Row
 from neuraldb_faiss.models import encode_all, find_site
-from neuraldb_faiss.models.sites import FFNSite
+from neuraldb_faiss.models.sites import FFNSite, input_device
 
 ABOUT = "The weights a linear editor gives to every fact's residual, for edited, paraphrased and neighbour prompts."
 DEFAULTS = {"methods": ["memit", "alphaedit"], "layer": -1}  # -1: NeuralDB's own
