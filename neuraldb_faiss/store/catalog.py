@@ -80,6 +80,19 @@ class Catalog:
                 raise
 
     @contextmanager
+    def reading(self) -> Iterator[None]:
+        """One state of the database for every statement inside, whatever is committed meanwhile."""
+        with self._lock:
+            nested = self._connection.in_transaction
+            if not nested:
+                self.all("BEGIN")
+            try:
+                yield
+            finally:
+                if not nested:
+                    self.all("COMMIT")
+
+    @contextmanager
     def attached(self, path: Path) -> Iterator[str]:
         """Another catalog, already checked, readable in our statements under the name this yields."""
         with self._lock:

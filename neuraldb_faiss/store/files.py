@@ -172,10 +172,11 @@ def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
             have = os.fstat(file.fileno()).st_size
             if have != want:
                 raise CorruptError(f"{path}: {have} bytes long, should be {want} (a half-copied file?)")
+            if 0 in shape:
+                return np.empty(shape, dtype)
+            # By the open file, not by its name: a compaction may take that away in between.
+            return np.memmap(file, dtype=dtype, mode="r", offset=start, shape=shape)
     except FileNotFoundError:
         raise StoreError(f"{path} is missing (a half-copied database?)") from None
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from error
-    if 0 in shape:
-        return np.empty(shape, dtype)
-    return np.memmap(path, dtype=dtype, mode="r", offset=start, shape=shape)

@@ -98,14 +98,17 @@ class Store:
         """
         while True:
             newest = self.catalog.generation
-            wanted = newest if generation is None else generation
-            settings = self.check_generation(wanted)
-            epoch = settings["epoch"]
-            lend = {s.record.segment: s for s in like.segments} if like and like.epoch == epoch else None
             try:
-                return Snapshot(
-                    self.root, self.catalog, wanted, epoch=epoch, d1=settings["d1"], d2=settings["d2"], segments=lend
-                )
+                with self.catalog.reading():
+                    newest = self.catalog.generation
+                    wanted = newest if generation is None else generation
+                    settings = self.check_generation(wanted)
+                    epoch = settings["epoch"]
+                    lend = {s.record.segment: s for s in like.segments} if like and like.epoch == epoch else None
+                    return Snapshot(
+                        self.root, self.catalog, wanted, epoch=epoch, d1=settings["d1"], d2=settings["d2"],
+                        segments=lend,
+                    )  # fmt: skip
             except StoreError:
                 # Between reading the catalog and opening the arrays a compaction may have replaced them.
                 if self.catalog.generation == newest:

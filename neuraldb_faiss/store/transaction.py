@@ -221,7 +221,8 @@ class Transaction:
 
     def _check_ids(self) -> None:
         twice = self.catalog.all(
-            f"SELECT id FROM facts WHERE {VISIBLE} AND id IN (SELECT id FROM facts WHERE made = :g)"
+            # An id that somebody chose is part of every clash; the others are the identities themselves.
+            f"SELECT id FROM facts WHERE {VISIBLE} AND id IN (SELECT id FROM facts WHERE id <> identity)"
             " GROUP BY id HAVING COUNT(DISTINCT identity) > 1 LIMIT 1",
             {"g": self.generation},
         )
@@ -269,14 +270,17 @@ class Transaction:
         def count(where: str) -> int:
             return catalog.one(f"SELECT COUNT(DISTINCT identity) FROM facts AS f WHERE {where}", {"g": g, "b": base})
 
+        last = catalog.all("SELECT facts, entries FROM generations WHERE generation = ?", (base,))
+        facts, entries = (last[0]["facts"], last[0]["entries"]) if last else (0, 0)
+        if not facts:
+            added = count("made = :g")
+            return Generation(g, now(), self.command, added, 0, 0, added, entries + delta_entries, "")
         # Inside a subquery a bare column name is the inner table's.
         old = f"SELECT 1 FROM facts AS o WHERE o.identity = f.identity AND {was}"
         added = count(f"made = :g AND NOT EXISTS ({old})")
         updated = count(f"made = :g AND EXISTS ({old} AND o.target <> f.target)")
         new = f"SELECT 1 FROM facts AS n WHERE n.identity = f.identity AND {VISIBLE}"
         removed = count(f"ended = :g AND NOT EXISTS ({new})")
-        last = catalog.all("SELECT facts, entries FROM generations WHERE generation = ?", (base,))
-        facts, entries = (last[0]["facts"], last[0]["entries"]) if last else (0, 0)
         return Generation(
             g, now(), self.command, added, updated, removed, facts + added - removed, entries + delta_entries, ""
         )
