@@ -1,0 +1,76 @@
+"""What an attached database costs a model: prefill and decode, with and without it, taking turns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import torch
+
+from neuraldb_faiss.database import NeuralDB
+from neuraldb_faiss.models.sites import input_device, unwrap
+
+PREFILL = 512  # tokens
+DECODED = 32  # tokens a row
+BATCHES = (1, 16)
+
+
+def bench_lookup(
+    db: NeuralDB, model: Any, tokenizer: Any, *, guards: Sequence[str], repeats: int
+) -> dict[str, Any]:
+    """Seconds of a prefill of 512 tokens and of 32 decoded tokens at batch 1 and 16, without and with `db`.
+
+    The text is the database's own prompts, one behind the other, so that facts fire. Runs without and with take turns,
+    so that what else the machine does falls on both; the ratio is the median of the turns' ratios.
+    """
+    text = " ".join(fact.text + " " + fact.target + "." for fact in db.facts(limit=200))
+    ids = tokenizer(text, return_tensors="pt").input_ids[:, :PREFILL].to(input_device(unwrap(model)))
+    works: dict[str, Callable[[], object]] = {"prefill": lambda: _prefill(model, ids)}
+    for batch in BATCHES:
+        rows = ids[:, :64].expand(batch, -1).contiguous()
+        works[f"decode_{batch}"] = lambda rows=rows: _decode(model, rows)  # type: ignore[misc]
+    report: dict[str, Any] = {"facts": len(db), "entries": db.info()["entries"], "seconds": {}, "hits": {}}
+    for guard in guards:
+        with db.attach(model, tokenizer, guard=guard) as handle:
+            for name, work in works.items():
+                with handle.disabled():
+                    work()
+                work()
+                handle.clear_trace()
+                before, pairs = handle.hits, []
+                for _ in range(repeats):
+                    with handle.disabled():
+                        without = _seconds(work)
+                    pairs.append((without, _seconds(work)))
+                times = {"without": median(a for a, _ in pairs), "with": median(b for _, b in pairs)}
+                ratios = sorted(b / a for a, b in pairs)
+                key = f"{name}_guard_{guard}"
+                report["seconds"][key] = {one: round(value, 5) for one, value in times.items()}
+                report["hits"][key] = (handle.hits - before) // repeats
+                report[f"{key}_ratio"] = round(median(ratios), 4)
+                report[f"{key}_ratio_range"] = [round(ratios[0], 4), round(ratios[-1], 4)]
+    return report
+
+
+def _prefill(model: Any, ids: torch.Tensor) -> None:
+    with torch.no_grad():
+        model(input_ids=ids, use_cache=True, logits_to_keep=1)
+
+
+def _decode(model: Any, rows: torch.Tensor) -> None:
+    """The prompt is short, so decoding is what counts; it is part of both sides all the same."""
+    with torch.no_grad():
+        model.generate(
+            input_ids=rows, attention_mask=torch.ones_like(rows), max_new_tokens=DECODED, min_new_tokens=DECODED,
+            do_sample=False, pad_token_id=0,
+        )  # fmt: skip
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
