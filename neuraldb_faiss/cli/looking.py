@@ -89,9 +89,8 @@ def facts(
         raise click.UsageError("choose one of --json and --csv")
     from neuraldb_faiss.database import NeuralDB
 
-    with NeuralDB.open(db) as database:
+    with NeuralDB.open(db, generation=at) as database:
         found = database.facts(
-            at=at,
             ids=list(ids) or None,
             subject=subject,
             contains=contains,
@@ -100,8 +99,9 @@ def facts(
             waiting=waiting,
             limit=limit,
         )
+        norms = {fact.id: {"key_norms": database.key_norms(fact)} for fact in found} if ids else {}
     if as_json:
-        emit_json_list(fact.to_dict() for fact in found)
+        emit_json_list({**fact.to_dict(), **norms.get(fact.id, {})} for fact in found)
     elif as_csv:
         _write_csv(found)
     else:

@@ -198,6 +198,7 @@ def test_facts_filters_and_shapes(run: Run, db: Path) -> None:
     assert lines[0].startswith("tower  The Eiffel Tower is located in the city of → Rome")
     (whole,) = told(run("facts", db, "--id", "curie", "--json"))
     assert {"made", "ended", "loss", "probability", "residual", "sources", "time"} <= set(whole)
+    assert len(whole["key_norms"]) == 2 and min(whole["key_norms"]) > 0
 
 
 def test_texts_cannot_drive_a_terminal(run: Run, model: Path, tmp_path: Path) -> None:
