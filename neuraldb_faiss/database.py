@@ -143,7 +143,7 @@ class NeuralDB:
         return list(self._store.catalog.facts(generation, **where))
 
     def key_norms(self, fact: StoredFact) -> list[float]:
-        """The lengths that the keys of a fact's entry had before they were made unit length; none where they are lost."""
+        """The lengths that the keys of a fact's entry had before they were made unit length; none if they are lost."""
         at = self._snapshot.key_entries == fact.entry
         return [round(float(norm), 4) for norm in self._snapshot.key_norms[at]]
 
