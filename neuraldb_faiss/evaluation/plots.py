@@ -14,7 +14,7 @@ _COLOURS = {
     "neuraldb": "#1b6ca8", "base": "#8a8a8a", "memit": "#d1495b", "alphaedit": "#edae49", "rect": "#66a182",
     "pmet": "#8d6a9f", "rome": "#c97b4a", "ft": "#4a4e69",
 }  # fmt: skip
-_OTHERS = ("#2e4057", "#a23b72", "#3b8ea5", "#f18f01", "#5c946e", "#7a5195")
+_OTHERS = ("#2e4057", "#a23b72", "#3b8ea5", "#f18f01", "#5c946e", "#7a5195", "#b56576", "#00798c")
 
 
 def colour(name: str, number: int = 0) -> str:
@@ -147,7 +147,10 @@ def _svg(figure: Any, axes: Any) -> str:
 
     handles, labels = axes.get_legend_handles_labels()
     if labels:
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=8)
+        columns = 4 if max(map(len, labels)) <= 16 else 2  # more would not fit the width
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=min(columns, len(labels)), frameon=False, fontsize=8
+        )
     out = io.StringIO()
     # Text stays text, and the same data give the same bytes.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "neuraldb", "font.family": "sans-serif", "font.size": 9}):
