@@ -125,7 +125,8 @@ def compact(db: Path, wait: float, as_json: bool) -> None:
 
     with NeuralDB.open(db, "rw") as database:
         before = database.info()["bytes"]
-        done = database.compact(wait=wait)
+        with progress("compacting"):
+            done = database.compact(wait=wait)
         after = database.info()["bytes"]
     if as_json:
         emit_json({**done.to_dict(), "bytes_before": before, "bytes": after})
@@ -148,7 +149,8 @@ def rollback(db: Path, generation: int, wait: float, as_json: bool) -> None:
     from neuraldb_faiss.database import NeuralDB
 
     with NeuralDB.open(db, "rw") as database:
-        done = database.rollback(generation, wait=wait)
+        with progress("rolling back"):
+            done = database.rollback(generation, wait=wait)
     _tell(
         done,
         as_json,
@@ -168,7 +170,8 @@ def reindex(db: Path, index: str, nlist: int | None, nprobe: int | None, wait: f
     from neuraldb_faiss.database import NeuralDB
 
     with NeuralDB.open(db, "rw") as database:
-        done = database.reindex(settings["kind"], nlist=nlist, nprobe=nprobe, wait=wait)
+        with progress("making the index"):
+            done = database.reindex(settings["kind"], nlist=nlist, nprobe=nprobe, wait=wait)
     _tell(done, as_json, f"generation {done.generation}: the keys are searched by {settings['kind']}")
 
 

@@ -45,7 +45,8 @@ def export(db: Path, format_: str | None, at: int | None, out: str, as_json: boo
     to: str | BinaryIO = sys.stdout.buffer if out == STDOUT else out
     store = Store(db)  # not NeuralDB: facts can be saved where arrays are damaged
     try:
-        done = write(store, to, format_, at=at)
+        with progress("exporting"):
+            done = write(store, to, format_, at=at)
     finally:
         store.close()
     if as_json:
@@ -100,7 +101,7 @@ def import_(
 
     VectorFile(file)  # refused before a model is loaded
     loaded, tokenizer = (None, None) if model is None else load_model(model, device, dtype)
-    with progress("solving what shares a key") as report:
+    with progress("importing") as report:
         store = import_file(
             file,
             out=out,
@@ -148,9 +149,10 @@ def push(
     from neuraldb_faiss.database import NeuralDB
 
     with NeuralDB.open(db) as database:
-        url = database.push_to_hub(
-            repo, private=private or None, revision=revision, commit_message=message, license=licence
-        )
+        with progress("pushing"):
+            url = database.push_to_hub(
+                repo, private=private or None, revision=revision, commit_message=message, license=licence
+            )
     if as_json:
         emit_json({"repo": repo, "revision": revision or "main", "commit": url})
     else:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neuraldb_faiss.cli import options as opt
-from neuraldb_faiss.cli.output import console, count, emit_json, emit_json_list, key_values, plain, say
+from neuraldb_faiss.cli.output import console, count, emit_json, emit_json_list, key_values, plain, progress, say
 
 if TYPE_CHECKING:
     from neuraldb_faiss.store import StoredFact
@@ -176,7 +176,8 @@ def verify(db: Path, deep: bool, repair: bool, wait: float, as_json: bool) -> No
     def check(deep: bool) -> tuple[list[Any], int, int]:
         store = Store(db)
         try:
-            problems = health.check(store, deep=deep)
+            with progress("reading every byte" if deep else "checking"):
+                problems = health.check(store, deep=deep)
             last = store.catalog.generations()[-1]
             return problems, last.generation, last.facts
         finally:
@@ -190,7 +191,8 @@ def verify(db: Path, deep: bool, repair: bool, wait: float, as_json: bool) -> No
     quarantined: tuple[str, ...] = ()
     problems = found
     if repair and found:
-        done = health.repair(db, wait=wait)
+        with progress("repairing"):
+            done = health.repair(db, wait=wait)
         affected, quarantined = list(done.facts), done.quarantined
         problems, generation, number = check(True)
     if as_json:

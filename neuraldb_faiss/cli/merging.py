@@ -48,7 +48,7 @@ def merge(
 
     loaded, tokenizer = (None, None) if model is None else load_model(model, device, dtype)
     command = " ".join(["merge", *map(str, sources), "--into" if into else "--out", str(into or out)])
-    with progress("solving what shares a key") as report:
+    with progress("merging") as report:
         database = merge_databases(
             sources,
             out,
