@@ -1,7 +1,7 @@
 """Settings of the weight editors that are known to work, by the model's shape.
 
 Those of GPT-2 XL, GPT-J 6B and Llama 3 8B are the reference codes' (see docs/baselines.md for each one's source);
-those of the demo model were chosen by scripts/tune_baselines.py on facts outside the test.
+those of the demo model are first guesses (scripts/tune_baselines.py would choose them on facts outside the test).
 """
 
 from __future__ import annotations
