@@ -1,8 +1,7 @@
-"""NeuralDB: the one noun object, and `build` and `merge`, which make one."""
+"""NeuralDB: the one noun object. `making` has what makes one."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +32,6 @@ class NeuralDB:
     def __init__(self, store: Store, generation: int | None = None) -> None:
         self._store = store
         self._snapshot = store.snapshot(generation)
-        self._settings = store.settings(self._snapshot.generation)
         self._matcher: Matcher | None = None
 
     @classmethod
@@ -126,6 +124,10 @@ class NeuralDB:
 
     def __repr__(self) -> str:
         return f"<NeuralDB {self.path} generation {self.generation}: {len(self)} facts at layer {self.layer}>"
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return self._snapshot.settings
 
     def _record(self) -> Generation:
         return next(g for g in self.history() if g.generation == self.generation)
@@ -247,28 +249,16 @@ class NeuralDB:
     ) -> Gate:  # fmt: skip
         """What decides which tokens fire, for `attach`; arguments as there."""
         from neuraldb_faiss.editing.editor import check_gamma, check_guard
-        from neuraldb_faiss.hook import PlainGate, SubjectGate
-        from neuraldb_faiss.hook.texts import Texts
+        from neuraldb_faiss.hook.gates import make_gate
         from neuraldb_faiss.models.defaults import GAMMAS
-        from neuraldb_faiss.models.loading import tokenizer_of
-        from neuraldb_faiss.search.subject_matcher import SubjectMatcher
 
         wanted = self.guard if guard is None else check_guard(guard)
         if gamma is None:
             gamma = self.gamma if wanted == self.guard else GAMMAS[wanted]
-        if wanted == "subject":
-            tokenizer = tokenizer if tokenizer is not None else tokenizer_of(model)
-        if wanted == "none" or tokenizer is None:
-            if wanted == "subject":
-                warnings.warn(
-                    "no tokenizer was given and none lies beside the model: the plain cosine gate is used instead of"
-                    " the subject guard; pass attach(model, tokenizer)", stacklevel=3,
-                )  # fmt: skip
-                gamma = max(gamma, GAMMAS["none"])
-            return PlainGate(self.matcher(search, gamma=gamma))
-        matcher = SubjectMatcher(self._snapshot, gamma=check_gamma(gamma))
-        plain_gamma = max(gamma, GAMMAS["none"])
-        return SubjectGate(matcher, Texts.of(tokenizer), lambda: self.matcher(search, gamma=plain_gamma))
+        return make_gate(
+            wanted, check_gamma(gamma), self._snapshot, model, tokenizer,
+            plain=lambda gamma: self.matcher(search, gamma=gamma),
+        )  # fmt: skip
 
     def _newest(self) -> Snapshot:
         """The newest generation, for a live handle; this object itself keeps the one it shows."""
@@ -423,6 +413,8 @@ class NeuralDB:
         Only texts are taken from this database; keys and residuals are made anew. When each fact came, and where from,
         stays with it. Arguments as for `build`; `residual`, `keys` and `guard` are this database's unless given.
         """
+        from neuraldb_faiss.making import build
+
         return build(
             self.facts(), model, tokenizer, path, layer=layer, residual=residual or self._settings["residual"],
             keys=keys or self._settings["keys"], guard=guard or self.guard, gamma=gamma, **how,
@@ -431,7 +423,6 @@ class NeuralDB:
     def refresh(self) -> int:
         """Show the newest generation; arrays that did not change stay open. Returns its number."""
         self._snapshot = self._store.snapshot(like=self._snapshot)
-        self._settings = self._store.settings(self._snapshot.generation)
         self._matcher = None
         return self.generation
 
@@ -453,96 +444,3 @@ class NeuralDB:
         if done is not None:
             self.refresh()
         return done
-
-
-def build(
-    facts: Iterable[Fact],
-    model: Any,
-    tokenizer: Any,
-    path: str | Path,
-    *,
-    layer: int | None = None,
-    residual: str = "memit",
-    keys: str = "two",
-    guard: str = "subject",
-    gamma: float | None = None,
-    ffn_module: str | None = None,
-    seed: int = 0,
-    on_conflict: str = "error",
-    drop_failed: bool = False,
-    report: Report | None = None,
-    command: str = "build",
-    index: Mapping[str, Any] | None = None,
-    **overrides: float | None,
-) -> NeuralDB:
-    """Build a database of `facts` for `model` in the new folder `path`; killed, the same call resumes.
-
-    Args:
-        layer: the FFN to edit; a known model's default else (`edit_defaults`).
-        residual: "memit" (eq. 21), "pmet" (its objective has a second vector, at the attention, that is not
-            kept), or "none" (zeros: for measuring gates and lookups).
-        keys: "two" a fact (raw, and mean behind prefixes), or the "paper"'s one average (eq. 20).
-        guard: "subject" (a fact fires only where the text ends with its subject), or "none" (the paper's plain gate).
-        gamma: the gate; `GAMMAS` of the guard by default.
-        ffn_module: the down-projection's name with {} for the layer, where it is not found by itself.
-        seed: of the context prefixes.
-        on_conflict: "error", "first" or "last" where two targets are given for one subject and prompt.
-        drop_failed: leave out facts whose target is not the arg-max after solving.
-        report: called with a `Progress` after every staged piece.
-        command: what the history calls this.
-        index: how the keys are searched: kind ("flat" by default, or "ivf"), and for ivf nlist and nprobe.
-        overrides: steps, lr, weight_decay, clamp, kl_factor, stop_loss of the residual's objective.
-
-    Raises:
-        NeuralDBError: its subclass and message say what is wrong.
-    """
-    from neuraldb_faiss.editing import changes
-    from neuraldb_faiss.editing.editor import Editor
-
-    folded = fold(facts, on_conflict)
-    editor = Editor.new(
-        model, tokenizer, layer=layer, residual=residual, keys=keys, guard=guard, gamma=gamma, ffn_module=ffn_module,
-        seed=seed,
-        **overrides,
-    )  # fmt: skip
-    store = changes.build(
-        folded.facts, editor, path, drop_failed=drop_failed, report=report, command=command, index=index
-    )
-    return NeuralDB(store)
-
-
-def merge(
-    sources: Sequence[str | Path],
-    out: str | Path | None = None,
-    *,
-    into: str | Path | None = None,
-    on_conflict: str = "error",
-    gamma: float | None = None,
-    link: bool = False,
-    model: Any = None,
-    tokenizer: Any = None,
-    report: Report | None = None,
-    **how: Any,
-) -> NeuralDB:
-    """Merge databases of one model and layer into the new folder `out`, or `into` one that exists.
-
-    Args:
-        on_conflict: for facts with another target in another database: "error" (lists them, changes nothing), or
-            "first" / "last" by the order of the sources (`into` comes first).
-        gamma: needed where the gates differ.
-        link: hard-link the arrays instead of copying them.
-        model, tokenizer: to solve facts jointly that share a key; without, they wait for `solve`.
-
-    Raises:
-        ConflictError, FingerprintError, StoreError: nothing has changed then.
-    """
-    from neuraldb_faiss.editing.merging import merge as merge_stores
-
-    stores = [Store(path) for path in sources]
-    target, _ = merge_stores(
-        stores, out=out, into=None if into is None else Store(into, "rw"), on_conflict=on_conflict, gamma=gamma,
-        link=link, model=model, tokenizer=tokenizer, report=report, **how,
-    )  # fmt: skip
-    for store in stores:
-        store.close()
-    return NeuralDB(target)

@@ -125,7 +125,7 @@ def rebuild(db: Path, out: Path, model: str, as_json: bool, **making: Any) -> No
 
 
 def _checked(making: dict[str, Any]) -> dict[str, Any]:
-    """The options as `database.build` takes them, without those left to their defaults.
+    """The options as `making.build` takes them, without those left to their defaults.
 
     Wrong ones are refused here, before anything slow.
     """
@@ -141,7 +141,7 @@ def _checked(making: dict[str, Any]) -> dict[str, Any]:
 
 def _make(facts: Sequence[Fact], out: Path, model: str, command: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Build, and say what came of it, as JSON values."""
-    from neuraldb_faiss.database import build as make
+    from neuraldb_faiss.making import build as make
 
     started = time.monotonic()
     loaded, tokenizer = load_model(model, settings.pop("device", None), settings.pop("dtype", None))

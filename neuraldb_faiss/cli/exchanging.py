@@ -59,19 +59,7 @@ def export(db: Path, format_: str | None, at: int | None, out: str, as_json: boo
 
 @click.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), metavar="DB", help="A new folder for the database.")
-@click.option("--into", type=click.Path(path_type=Path), metavar="DB", help="Take the facts into this one instead.")
-@click.option(
-    "--on-conflict",
-    type=click.Choice(["error", "first", "last"]),
-    default="error",
-    show_default=True,
-    help="With --into, a fact with another target there: refuse, or take the database's (first) or the file's (last).",
-)
-@click.option("--gamma", type=float, help="The gate from now on; needed where the file's and the database's differ.")
-@click.option(
-    "--model", metavar="M", help="With --into: solve facts that come to share a key at once. [default: they wait]"
-)
+@opt.into_or_out
 @opt.where
 @opt.wait
 @opt.as_json

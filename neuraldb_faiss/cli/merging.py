@@ -13,18 +13,8 @@ from neuraldb_faiss.cli.output import count, emit_json, progress, say
 
 @click.command()
 @click.argument("sources", nargs=-1, required=True, metavar="DB...", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), metavar="DB", help="A new folder for the merged database.")
-@click.option("--into", type=click.Path(path_type=Path), metavar="DB", help="Merge into this one instead.")
-@click.option(
-    "--on-conflict",
-    type=click.Choice(["error", "first", "last"]),
-    default="error",
-    show_default=True,
-    help="A fact with another target in another database: refuse, or take the first or last database's.",
-)
-@click.option("--gamma", type=float, help="The gate of the merged database; needed where the gates differ.")
+@opt.into_or_out
 @click.option("--link", is_flag=True, help="Hard-link the arrays instead of copying them (same file system).")
-@click.option("--model", metavar="M", help="Solve facts that come to share a key at once. [default: they wait]")
 @opt.where
 @opt.wait
 @opt.as_json
@@ -44,7 +34,7 @@ def merge(
     """Merge databases of one model and layer, as one generation."""
     if (out is None) == (into is None):
         raise click.UsageError("say where to merge: --out NEW or --into DB")
-    from neuraldb_faiss.database import merge as merge_databases
+    from neuraldb_faiss.making import merge as merge_databases
 
     loaded, tokenizer = (None, None) if model is None else load_model(model, device, dtype)
     command = " ".join(["merge", *map(str, sources), "--into" if into else "--out", str(into or out)])

@@ -130,6 +130,19 @@ reading = both(
         "--skip-bad", is_flag=True, help="Leave bad records out and count them, instead of stopping."
     ),
 )
+into_or_out = both(
+    click.option("--out", type=click.Path(path_type=Path), metavar="DB", help="A new folder for the database."),
+    click.option("--into", type=click.Path(path_type=Path), metavar="DB", help="Take the facts into this one instead."),
+    click.option(
+        "--on-conflict",
+        type=click.Choice(["error", "first", "last"]),
+        default="error",
+        show_default=True,
+        help="A fact that comes with several targets: refuse, or take the first or the last (--into counts as first).",
+    ),
+    click.option("--gamma", type=float, help="The gate from now on; needed where the gates differ."),
+    click.option("--model", metavar="M", help="Solve facts that come to share a key at once. [default: they wait]"),
+)
 drop_failed = click.option(
     "--drop-failed", is_flag=True, help="Leave out facts that the model still does not say after solving."
 )

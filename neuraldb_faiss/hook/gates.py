@@ -13,9 +13,11 @@ import torch
 from neuraldb_faiss.hook.context import Tokens
 from neuraldb_faiss.hook.history import UNKNOWN
 from neuraldb_faiss.hook.texts import Texts
+from neuraldb_faiss.models.defaults import GAMMAS
+from neuraldb_faiss.models.loading import tokenizer_of
 from neuraldb_faiss.search.matcher import Matcher, Matches
 from neuraldb_faiss.search.searcher import EntrySource
-from neuraldb_faiss.search.subject_matcher import SubjectMatcher
+from neuraldb_faiss.search.subject_matcher import NamedSource, SubjectMatcher
 
 UTF8 = 4  # bytes a code point takes, at most
 
@@ -53,15 +55,10 @@ class Gate(Protocol):
     def refresh(self, source: Any) -> None: ...
 
 
-class PlainGate:
-    """The nearest key of all by cosine, where that exceeds gamma (eq. 11)."""
+class _Matched:
+    """What both gates are: a matcher, its gamma, its snapshot."""
 
-    guard = "none"
-    wants_past = False
-
-    def __init__(self, matcher: Matcher) -> None:
-        self._matcher = matcher
-        self._warned = False
+    _matcher: Matcher | SubjectMatcher
 
     @property
     def gamma(self) -> float:
@@ -70,6 +67,17 @@ class PlainGate:
     @property
     def source(self) -> EntrySource:
         return self._matcher.source
+
+
+class PlainGate(_Matched):
+    """The nearest key of all by cosine, where that exceeds gamma (eq. 11)."""
+
+    guard = "none"
+    wants_past = False
+
+    def __init__(self, matcher: Matcher) -> None:
+        self._matcher: Matcher = matcher
+        self._warned = False
 
     def refresh(self, source: EntrySource) -> None:
         self._matcher.refresh(source)
@@ -88,7 +96,7 @@ class PlainGate:
         return Fired.of(self._matcher.match(rows, first_tokens=first if kept is None else first[kept]), kept)
 
 
-class SubjectGate:
+class SubjectGate(_Matched):
     """Entries whose subject (or an alias of it) the text ends with at a token; of these the nearest by cosine, where
     that exceeds gamma.
 
@@ -100,18 +108,11 @@ class SubjectGate:
 
     def __init__(self, matcher: SubjectMatcher, texts: Texts, plain: Callable[[], Matcher]) -> None:
         """plain: makes the matcher of the plain gate, when it is first needed."""
-        self._matcher, self._texts = matcher, texts
+        self._matcher: SubjectMatcher = matcher
+        self._texts = texts
         self._make_plain = plain
         self._plain: PlainGate | None = None
         self._warned = False
-
-    @property
-    def gamma(self) -> float:
-        return self._matcher.gamma
-
-    @property
-    def source(self) -> EntrySource:
-        return self._matcher.source
 
     def refresh(self, source: Any) -> None:
         self._matcher.refresh(source)
@@ -134,3 +135,26 @@ class SubjectGate:
         real = np.ones(tokens.ids.shape, bool) if tokens.real is None else tokens.real
         text = self._texts.fold(tokens.past, tokens.ids, real, tokens.positions == 0, UTF8 * self._matcher.reach)
         return Fired.of(self._matcher.match(keys, text, tokens.first_tokens().reshape(-1)), None)
+
+
+def make_gate(
+    guard: str, gamma: float, source: NamedSource, model: Any, tokenizer: Any, *, plain: Callable[[float], Matcher]
+) -> Gate:
+    """The gate of this guard over `source`.
+
+    The guard "subject" reads texts with `tokenizer`, or with the one that lies beside the model; where there is none, a
+    warning says that the plain gate takes its place. `plain` makes the plain gate's matcher for a gamma, which is never
+    below the one that suits a gate without a guard.
+    """
+    if guard == "none":
+        return PlainGate(plain(gamma))
+    unguarded = max(gamma, GAMMAS["none"])
+    if tokenizer is None:
+        tokenizer = tokenizer_of(model)
+    if tokenizer is None:
+        warnings.warn(
+            "no tokenizer was given and none lies beside the model: the plain cosine gate is used instead of the"
+            " subject guard; pass attach(model, tokenizer)", stacklevel=4,
+        )  # fmt: skip
+        return PlainGate(plain(unguarded))
+    return SubjectGate(SubjectMatcher(source, gamma=gamma), Texts.of(tokenizer), lambda: plain(unguarded))

@@ -198,15 +198,21 @@ class Matcher:
 
 def decide(
     source: EntrySource, rows: np.ndarray, which: np.ndarray, positions: np.ndarray, best: np.ndarray,
-    scores: np.ndarray,
+    scores: np.ndarray, floors: np.ndarray | None = None,
 ) -> None:  # fmt: skip
     """The exact winner among candidates: queries `which` [m] of `rows` against the keys at `positions` [m].
 
-    Fills the queries' places in `best` (key position) and `scores` (cosine, float64).
+    Fills the queries' places in `best` (key position) and `scores` (cosine, float64). A candidate whose cosine is below
+    its floor [m] is none.
     """
     if not len(which):
         return
     cosines = exact_cosines(source, rows, which, positions)
+    if floors is not None:
+        high = cosines >= floors
+        which, positions, cosines = which[high], positions[high], cosines[high]
+        if not len(which):
+            return
     order = np.lexsort((positions, -cosines, which))
     winners = order[np.r_[True, np.diff(which[order]) != 0]]
     best[which[winners]] = positions[winners]

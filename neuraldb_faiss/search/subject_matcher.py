@@ -12,7 +12,7 @@ import torch
 from neuraldb_faiss.search.matcher import Matches, as_rows, check_gamma, decide
 from neuraldb_faiss.search.searcher import EntrySource
 from neuraldb_faiss.search.subjects import Folded, Subjects
-from neuraldb_faiss.search.vectors import exact_cosines, unit_rows
+from neuraldb_faiss.search.vectors import unit_rows
 
 
 class NamedSource(EntrySource, Protocol):
@@ -111,8 +111,7 @@ class SubjectMatcher:
             wide = as_rows(queries[torch.from_numpy(asked).to(queries.device)])
             usable = unit_rows(wide)[1][place]
             best, cosines = np.full(len(asked), -1, np.int64), np.zeros(len(asked), np.float64)
-            high = exact_cosines(source, wide, place[usable], positions[usable]) >= floors[usable]
-            decide(source, wide, place[usable][high], positions[usable][high], best, cosines)
+            decide(source, wide, place[usable], positions[usable], best, cosines, floors[usable])
             found = best >= 0
             entries[asked[found]] = source.key_entries[best[found]]
             scores[asked[found]] = cosines[found]

@@ -13,7 +13,7 @@ from neuraldb_faiss.store.records import Generation, StoredFact
 from neuraldb_faiss.store.segments import Segment
 from neuraldb_faiss.store.store import Store
 from neuraldb_faiss.store.transaction import Transaction
-from neuraldb_faiss.store.verify import segment_problems, verify
+from neuraldb_faiss.store.verify import verify
 
 QUARANTINE = "quarantine"
 
@@ -43,8 +43,9 @@ def repair(store: Store, *, wait: float = 10.0) -> Repaired:
         CorruptError: the catalog itself is damaged; nothing has changed then.
     """
     with store.write("verify --repair", wait=wait) as tx:
-        damaged = {p.segment for p in segment_problems(store, tx.base, deep=True) if p.segment is not None}
-        beyond = [problem for problem in verify(store, deep=True) if problem.segment is None]
+        problems = verify(store, deep=True)
+        damaged = {problem.segment for problem in problems if problem.segment is not None}
+        beyond = [problem for problem in problems if problem.segment is None]
         if beyond:
             raise CorruptError(
                 f"{store.root / beyond[0].file}: {beyond[0].what}. The catalog cannot be rebuilt from anything else:"

@@ -23,12 +23,15 @@ class Snapshot:
     """
 
     def __init__(
-        self, root: Path, catalog: Catalog, generation: int, *, epoch: int, d1: int, d2: int,
+        self, root: Path, catalog: Catalog, generation: int, settings: dict[str, Any],
         segments: dict[int, Segment] | None = None,
     ) -> None:  # fmt: skip
+        """settings: those of `generation`. segments: open ones, lent by another snapshot of the same epoch."""
         self.generation = generation
-        self.epoch = epoch
-        self.d1, self.d2 = d1, d2
+        self.settings = settings
+        self.epoch: int = settings["epoch"]
+        self.d1: int = settings["d1"]
+        self.d2: int = settings["d2"]
         self._catalog = catalog
         known = segments or {}
         self.segments = [
@@ -118,7 +121,7 @@ class Snapshot:
     @cached_property
     def floors(self) -> dict[str, float]:
         """Name -> the cosine that `neuraldb calibrate` found it needs."""
-        found = self._catalog.settings(self.generation).get("floors", {})
+        found = self.settings.get("floors")
         return {name: float(floor) for name, floor in found.items()} if isinstance(found, dict) else {}
 
     def subject_names(self, after: int = -1) -> Iterator[tuple[int, int, str]]:

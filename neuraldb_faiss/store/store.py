@@ -105,10 +105,7 @@ class Store:
                     settings = self.check_generation(wanted)
                     epoch = settings["epoch"]
                     lend = {s.record.segment: s for s in like.segments} if like and like.epoch == epoch else None
-                    return Snapshot(
-                        self.root, self.catalog, wanted, epoch=epoch, d1=settings["d1"], d2=settings["d2"],
-                        segments=lend,
-                    )  # fmt: skip
+                    return Snapshot(self.root, self.catalog, wanted, settings, lend)
             except StoreError:
                 # Between reading the catalog and opening the arrays a compaction may have replaced them.
                 if self.catalog.generation == newest:

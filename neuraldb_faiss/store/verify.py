@@ -50,7 +50,7 @@ def _verify(store: Store, deep: bool) -> Iterator[Problem]:
         return
     settings = store.check_generation(newest)
     whole = True
-    for problem in segment_problems(store, newest, deep=deep):
+    for problem in _segments(store, newest, deep=deep):
         whole = False
         yield problem
     if not deep:
@@ -59,7 +59,7 @@ def _verify(store: Store, deep: bool) -> Iterator[Problem]:
     yield from _references(store, newest, whole=whole)
 
 
-def segment_problems(store: Store, generation: int, *, deep: bool) -> Iterator[Problem]:
+def _segments(store: Store, generation: int, *, deep: bool) -> Iterator[Problem]:
     """What is wrong with the arrays that `generation` names."""
     settings = store.settings(generation)
     for record in store.catalog.segments(generation):

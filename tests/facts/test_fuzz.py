@@ -26,6 +26,11 @@ records = some.dictionaries(some.sampled_from(NAMES), values, max_size=6)
 lines = some.binary(max_size=40) | records.map(lambda record: json.dumps(record).encode())
 
 
+def is_array(content: bytes) -> bool:
+    """Whether the file is one JSON array, which is good or bad as a whole."""
+    return content.removeprefix(b"\xef\xbb\xbf").strip().startswith(b"[")
+
+
 def read(content: bytes, name: str, **how: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
@@ -52,7 +57,7 @@ def test_damaged_gzip(content: bytes, at: int) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(content=some.lists(lines, max_size=5).map(b"\n".join))
+@given(content=some.lists(lines, max_size=5).map(b"\n".join).filter(lambda content: not is_array(content)))
 def test_bad_records_can_be_left_out(content: bytes) -> None:
     bad: list[Any] = []
     try:
@@ -60,6 +65,6 @@ def test_bad_records_can_be_left_out(content: bytes) -> None:
             path = Path(folder) / "facts.jsonl"
             path.write_bytes(content)
             list(read_facts(path, format="jsonl", on_bad=bad.append))
-    except FactError as error:  # only for the file as a whole
+    except FactError as error:
         pytest.fail(f"a bad record was not left out: {error}")
     assert all(one.line >= 1 for one in bad)

@@ -112,7 +112,7 @@ class Lab:
         what is built otherwise than the setting "build" says.
         """
         from neuraldb_faiss.database import NeuralDB
-        from neuraldb_faiss.database import build as make
+        from neuraldb_faiss.making import build as make
 
         facts, how = self.facts(count), {**self.config["build"], **build}
         told = "-".join(f"{name}={value}" for name, value in sorted(build.items()))
