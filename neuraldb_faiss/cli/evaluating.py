@@ -47,7 +47,7 @@ _out = click.option(
 @click.command("eval")
 @opt.db
 @click.option(
-    "--dataset", type=click.Choice(["counterfact", "zsre"]), required=True, help="What the cases look like."
+    "--dataset", type=click.Choice(["counterfact", "zsre", "knowedit"]), required=True, help="What the cases look like."
 )
 @click.option("--cases", "file", required=True, metavar="FILE", help="The cases: a file, or datasets:NAME[:SPLIT].")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Evaluate the first N cases; all facts stay.")
@@ -73,7 +73,7 @@ def evaluate(
     references: Path | None, quirks: tuple[str, ...], seed: int, no_base: bool, out: Path, model: str | None,
     device: str | None, dtype: str | None, as_json: bool, **how: Any,
 ) -> None:  # fmt: skip
-    """Measure what the facts of DB do to its model, on CounterFact or zsRE cases.
+    """Measure what the facts of DB do to its model, on CounterFact, zsRE or KnowEdit cases.
 
     All facts of DB are in place whichever cases are evaluated; cases whose fact is not in DB are left out. The base
     model is measured beside, once for all runs in the folder of --out.

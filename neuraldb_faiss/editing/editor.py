@@ -72,12 +72,12 @@ class Editor:
         gamma: float | None = None,
         ffn_module: str | None = None,
         seed: int = 0,
-        **overrides: float | None,
+        **overrides: Any,
     ) -> Editor:
         """For a new database. None stands for the model's default (`edit_defaults`).
 
         Args:
-            overrides: fields of ResidualConfig (steps, lr, weight_decay, clamp, kl_factor, stop_loss).
+            overrides: fields of ResidualConfig (steps, lr, weight_decay, clamp, kl_factor, stop_loss, kl_prompts).
 
         Raises:
             BuildError: an unknown kind, or a value out of range.
@@ -140,7 +140,7 @@ class Editor:
             "prefixes": list(self.prefixes),
             "keys": self.keys,
             "residual": self.residual,
-            "config": asdict(self.config),
+            "config": {**asdict(self.config), "kl_prompts": list(self.config.kl_prompts)},
             "guard": self.guard,
             "gamma": self.gamma,
             "model_name": self.name,
@@ -218,7 +218,7 @@ def _one_of(name: str, value: str, known: Sequence[str]) -> None:
         raise BuildError(f"{name} is {value!r}: it must be one of {', '.join(known)}")
 
 
-def _config(defaults: EditDefaults, overrides: Mapping[str, float | None]) -> ResidualConfig:
+def _config(defaults: EditDefaults, overrides: Mapping[str, Any]) -> ResidualConfig:
     given = {name: value for name, value in overrides.items() if value is not None}
     base = {name: getattr(defaults, name) for name in ("steps", "lr", "weight_decay", "clamp", "kl_factor")}
     return ResidualConfig(**{**base, **given})

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neuraldb_faiss.editing.rows import Picks
+from neuraldb_faiss.errors import BuildError
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,9 @@ class ResidualConfig:
 
     `weight_decay` weighs ||r|| / ||h_init||^2, `clamp` bounds ||r|| by clamp * ||h_init||, `steps` counts
     loss evaluations (the last one is not followed by an update), `stop_loss` ends a group early.
+
+    `kl_prompts` are templates with one {} for the subject. Beside what follows the subject itself (in "{} is a", as
+    in the reference code), what the model would say next behind each of these is kept: the KL term is their mean.
     """
 
     steps: int
@@ -29,6 +33,14 @@ class ResidualConfig:
     clamp: float
     kl_factor: float
     stop_loss: float = 0.05
+    kl_prompts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises BuildError for a KL prompt without one {}."""
+        for template in self.kl_prompts:
+            if template.count("{}") != 1:
+                raise BuildError(f"the KL prompt {template!r} must hold one {{}}, where the subject goes")
+        object.__setattr__(self, "kl_prompts", tuple(self.kl_prompts))  # JSON has lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +62,9 @@ def evaluate(
     config: ResidualConfig,
     nll_scale: Tensor,
 ) -> Evaluation:
-    """Equation 21 from the logits [N + G, vocab] at `picks`.
+    """Equation 21 from the logits [N + K, vocab] at `picks`.
 
-    `base` [G, vocab] are the unedited log-probabilities at the KL places, `r` float32 [G, S, d2], `h_norm`
+    `base` [K, vocab] are the unedited log-probabilities at the KL places, `r` float32 [G, S, d2], `h_norm`
     float32 [G, S], `nll_scale` float32 [G] a factor on the NLL term. The divergence is KL(edited || base), the
     weight decay that of all S vectors. Everything is computed in float32.
     """
@@ -61,10 +73,9 @@ def evaluate(
     nll = F.cross_entropy(logits[:n], picks.target, reduction="none")
     fact_nll = nll.new_zeros(n_facts).index_add(0, picks.fact, nll * picks.share)
     n_groups = len(r)
-    facts_of_group = torch.bincount(picks.group_of_fact, minlength=n_groups)
-    mean_nll = fact_nll.new_zeros(n_groups).index_add(0, picks.group_of_fact, fact_nll) / facts_of_group
+    mean_nll = group_mean(fact_nll, picks.group_of_fact, n_groups)
     edited = F.log_softmax(logits[n:], dim=1)
-    kl = (edited.exp() * (edited - base)).sum(1)
+    kl = group_mean((edited.exp() * (edited - base)).sum(1), picks.group_of_kl, n_groups)
     decay = (r.norm(dim=2) / h_norm.square()).sum(1)
     rest = config.kl_factor * kl + config.weight_decay * decay
     with torch.no_grad():
@@ -74,6 +85,12 @@ def evaluate(
         missed = torch.bincount(picks.group_of_fact[picks.fact[wrong]], minlength=n_groups)
         stop = nll_scale * worst + rest
     return Evaluation(nll_scale * mean_nll + rest, stop, kl.detach(), missed == 0)
+
+
+def group_mean(values: Tensor, group: Tensor, n_groups: int) -> Tensor:
+    """float32 [n_groups]: the mean of each group's `values` [n]; `group` int64 [n] names every group."""
+    total = values.new_zeros(n_groups).index_add(0, group, values)
+    return total / torch.bincount(group, minlength=n_groups)
 
 
 @torch.no_grad()

@@ -87,12 +87,12 @@ def solve_residuals(
 ) -> list[Solved]:
     """One residual for every group of facts that share a key, in the groups' order.
 
-    Minimises, for each group, the mean over all its rows (each fact's prompt, raw and behind each prefix)
-    of the NLL per target token, plus kl_factor * KL(edited || base) at the subject's last token of
-    "{subject} is a", plus weight_decay * ||r|| / ||h_init||^2, with Adam from zeros and ||r|| <= clamp *
-    ||h_init|| after each step (equation 21 with the reference code's settings). A group stops once the
-    loss, with its worst fact's NLL in the place of the mean, is below stop_loss. kind="pmet" adds a second
-    vector, bounds both otherwise, and may stop earlier: see `pmet`.
+    Minimises, for each group, the mean over all its rows (each fact's prompt, raw and behind each prefix) of the NLL
+    per target token, plus kl_factor * KL(edited || base) at the subject's last token of "{subject} is a" (and at the
+    ends of config.kl_prompts: the mean of all), plus weight_decay * ||r|| / ||h_init||^2, with Adam from zeros and
+    ||r|| <= clamp * ||h_init|| after each step (equation 21 with the reference code's settings). A group stops once
+    the loss, with its worst fact's NLL in the place of the mean, is below stop_loss. kind="pmet" adds a second vector,
+    bounds both otherwise, and may stop earlier: see `pmet`.
 
     The model may be of any dtype; residuals and losses are float32. Weights are never changed. `max_tokens`
     bounds the places computed in one pass (memory); groups are split into passes by length. Raises
@@ -115,7 +115,7 @@ def solve_residuals(
     attention = find_attention(model, site) if kind == "pmet" else None
     if max_tokens is None:
         max_tokens = CPU_TOKENS if input_device(model).type == "cpu" else GPU_TOKENS
-    rows = [tuple(group_rows(tokenizer, g, group, prefixes)) for g, group in enumerate(groups)]
+    rows = [tuple(group_rows(tokenizer, g, group, prefixes, config.kl_prompts)) for g, group in enumerate(groups)]
     solved: dict[int, Solved] = {}
     with torch.inference_mode(False), torch.enable_grad(), frozen(model):
         mode = _proved_mode(model, site, Batch((rows[0],)), config, attention)
@@ -231,7 +231,7 @@ def _solve_batch(
             nll_scale = pmet.next_nll_scale(now)
         last = step == config.steps
         done = [i for i, ends in enumerate(end.tolist()) if last or ends or not math.isfinite(stop[i])]
-        facts = _outcomes(logits, picks) if done else []
+        facts = _outcomes(logits, picks, len(active)) if done else []
         for i in done:
             if math.isfinite(stop[i]):
                 residual = r[i, 0].detach().cpu().numpy().astype(np.float32, copy=True)  # the FFN's vector
@@ -245,7 +245,8 @@ def _solve_batch(
         r = r.detach()
         if len(kept) < len(active):
             index = torch.tensor(kept, device=device)
-            r, grad, h_norm, base = r[index], grad[index], h_norm[index], base[index]
+            r, grad, h_norm = r[index], grad[index], h_norm[index]
+            base = base[torch.isin(picks.group_of_kl, index)]
             nll_scale = nll_scale[index]
             adam.keep(index)
             forward.keep(kept)
@@ -264,16 +265,16 @@ def _kept_alone(
     ffn = torch.stack(kept).to(forward.h_norm.device)
     with torch.no_grad():
         logits = forward.logits(torch.stack([ffn, torch.zeros_like(ffn)], 1))
-    facts = _outcomes(logits, batch.picks(ffn.device))
+    facts = _outcomes(logits, batch.picks(ffn.device), len(results))
     return [
         None if one is None else replace(one, facts=told) for one, told in zip(results, facts, strict=True)
     ]
 
 
-def _outcomes(logits: Tensor, picks: Picks) -> list[tuple[FactOutcome, ...]]:
-    """Each group's, from the logits [N + G, vocab] at `picks`."""
+def _outcomes(logits: Tensor, picks: Picks, n_groups: int) -> list[tuple[FactOutcome, ...]]:
+    """Each group's, from the logits [N + K, vocab] at `picks`."""
     nll, took = (values.tolist() for values in outcomes(logits, picks))
-    found: list[list[FactOutcome]] = [[] for _ in range(len(logits) - len(picks.target))]
+    found: list[list[FactOutcome]] = [[] for _ in range(n_groups)]
     for group, n, t in zip(picks.group_of_fact.tolist(), nll, took, strict=True):
         found[group].append(FactOutcome(n, math.exp(-n), t))
     return [tuple(one) for one in found]

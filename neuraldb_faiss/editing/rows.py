@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,16 +26,18 @@ class Row:
     ids: tuple[int, ...]
     last: int  # index of the subject's last token
     targets: tuple[int, ...]  # predicted from the last len(targets) positions
-    kl: bool  # KL(edited || base) is taken at `last`
+    kl: int = -1  # index of the token at which KL(edited || base) is taken; -1: nowhere
 
 
-def group_rows(tokenizer: Any, group: int, facts: Sequence[Fact], prefixes: Sequence[str]) -> list[Row]:
-    """Rows of one group: for each fact its raw prompt and one behind each prefix, and "{subject} is a" for
-    KL.
+def group_rows(
+    tokenizer: Any, group: int, facts: Sequence[Fact], prefixes: Sequence[str], kl_prompts: Sequence[str] = ()
+) -> list[Row]:
+    """Rows of one group: for each fact its raw prompt and one behind each prefix; for KL "{subject} is a", and the
+    subject in each of `kl_prompts` that is none of the facts' own templates.
 
-    What a model computes at the subject's last token depends only on the tokens up to it. Where the raw
-    prompt begins with the subject, that is the KL row's own beginning: the raw row then serves for KL too,
-    and the KL row is spared.
+    In "{subject} is a" the KL is taken at the subject's last token, in `kl_prompts` at the prompt's. What a model
+    computes at the subject's last token depends only on the tokens up to it. Where the raw prompt begins with the
+    subject, that is the beginning of "{subject} is a": the raw row then serves for KL too, and that row is spared.
     """
     texts = [place for fact in facts for place in contexts(fact, prefixes)]
     per_fact = 1 + len(prefixes)
@@ -53,7 +55,6 @@ def group_rows(tokenizer: Any, group: int, facts: Sequence[Fact], prefixes: Sequ
             row.ids[:-1],
             row.last,
             row.ids[row.target_start :],
-            False,
         )
         for number, row in enumerate(encoded)
     ]
@@ -62,25 +63,32 @@ def group_rows(tokenizer: Any, group: int, facts: Sequence[Fact], prefixes: Sequ
     head = about.ids[: about.last + 1]
     if rows[0].ids[: rows[0].last + 1] == head:
         raw = rows[0]
-        rows[0] = Row(raw.group, raw.fact, True, raw.ids, raw.last, raw.targets, True)
+        rows[0] = replace(raw, kl=raw.last)
     else:
-        rows.append(Row(group, -1, False, head, about.last, (), True))
+        rows.append(Row(group, -1, False, head, about.last, (), about.last))
+    own = {fact.template for fact in facts}
+    for template in kl_prompts:
+        if template not in own:
+            before, _, behind = template.partition("{}")
+            asked = encode(tokenizer, before + subject + behind, (len(before), len(before) + len(subject)))
+            rows.append(Row(group, -1, False, asked.ids, asked.last, (), len(asked.ids) - 1))
     return rows
 
 
 @dataclass(frozen=True, slots=True)
 class Picks:
-    """The places whose logits the loss needs, group by group. N target places come first, then G KL places.
+    """The places whose logits the loss needs, group by group. N target places come first, then K KL places.
 
     Columns count from the subject's last token (column 0), rows from the batch's first.
     """
 
-    row: Tensor  # int64 [N + G]
-    column: Tensor  # int64 [N + G]
+    row: Tensor  # int64 [N + K]
+    column: Tensor  # int64 [N + K]
     target: Tensor  # int64 [N]: the token wanted at each target place
     fact: Tensor  # int64 [N]: index of the place's fact among all the batch's facts
     raw: Tensor  # bool [N]: the place is in a raw row
     share: Tensor  # float32 [N]: 1 / (tokens of the target * rows of the fact)
+    group_of_kl: Tensor  # int64 [K]
     group_of_fact: Tensor  # int64 [F]
     group_of_row: Tensor  # int64 [rows]
 
@@ -115,6 +123,8 @@ class Batch:
         raw: list[bool] = []
         share: list[float] = []
         kl_row: list[int] = []
+        kl_column: list[int] = []
+        group_of_kl: list[int] = []
         group_of_fact: list[int] = []
         group_of_row: list[int] = []
         number = 0
@@ -124,8 +134,10 @@ class Batch:
             group_of_fact += [g] * n_facts
             for r in rows:
                 group_of_row.append(g)
-                if r.kl:
+                if r.kl >= 0:
                     kl_row.append(number)
+                    kl_column.append(r.kl - r.last)
+                    group_of_kl.append(g)
                 n_rows = sum(other.fact == r.fact for other in rows)
                 start = len(r.ids) - len(r.targets) - r.last
                 for offset, token in enumerate(r.targets):
@@ -142,11 +154,12 @@ class Batch:
 
         return Picks(
             row=ints(row + kl_row),
-            column=ints(column + [0] * len(kl_row)),
+            column=ints(column + kl_column),
             target=ints(target),
             fact=ints(fact),
             raw=torch.tensor(raw, dtype=torch.bool, device=device),
             share=torch.tensor(share, dtype=torch.float32, device=device),
+            group_of_kl=ints(group_of_kl),
             group_of_fact=ints(group_of_fact),
             group_of_row=ints(group_of_row),
         )

@@ -1,4 +1,4 @@
-"""Evaluation cases: what to ask about each fact of a CounterFact or zsRE file, read by the readers of facts."""
+"""Evaluation cases: what to ask about each fact of a CounterFact, zsRE or KnowEdit file."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Any
 from neuraldb_faiss.errors import EvaluationError, FactError
 from neuraldb_faiss.evaluation.scoring import Pair
 from neuraldb_faiss.facts import Fact, read_numbered
+from neuraldb_faiss.facts.fact import clip
 
-DATASETS = ("counterfact", "zsre")
+DATASETS = ("counterfact", "zsre", "knowedit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +25,22 @@ class Case:
     Attributes:
         fact: prompt and target are the edit; target_true is the old object (zsRE: None where the target is true).
         paraphrases: prompts that ask for the same fact.
-        neighbours: (prompt, its own true answer) that the edit must not touch.
+        neighbours: (prompt, its own true answer) about other subjects, that the edit must not touch.
+        relations: (prompt, true answer) about other relations of the same subject, that the edit must not touch.
+        portability: (prompt, answer) that follow from the edit, or name the subject otherwise.
         generation: prompts to continue for fluency and consistency; empty where the record has none.
         references: texts about the target's attribute, for consistency; empty where there are none.
+        compared: P(new) is compared with P(true) (eqs. 13-15); else the share of arg-max tokens counts (eqs. 17-19).
     """
 
     fact: Fact
-    paraphrases: tuple[str, ...]
-    neighbours: tuple[Pair, ...]
+    paraphrases: tuple[str, ...] = ()
+    neighbours: tuple[Pair, ...] = ()
+    relations: tuple[Pair, ...] = ()
+    portability: tuple[Pair, ...] = ()
     generation: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
+    compared: bool = False
 
     @property
     def id(self) -> str:
@@ -51,7 +58,8 @@ def read_cases(path: str | Path, dataset: str, *, references: str | Path | None 
 
     Args:
         path: JSON lines or a JSON array, plain or gzipped, or datasets:NAME[:SPLIT], as `read_facts` takes them.
-        dataset: "counterfact" (nested or flat records) or "zsre".
+        dataset: "counterfact" (nested or flat records), "zsre", or "knowedit" (its ZsRE, wikidata_counterfact and
+            wikidata_recent: relations and portability, sometimes paraphrases, no neighbours).
         references: texts about objects for consistency (see `read_references`); else a record's attribute_prompts,
             each continued with the target, are used: sentences that are true of other subjects.
 
@@ -62,9 +70,9 @@ def read_cases(path: str | Path, dataset: str, *, references: str | Path | None 
     if dataset not in DATASETS:
         raise EvaluationError(f"unknown dataset {dataset!r}: choose one of {', '.join(DATASETS)}")
     texts = read_references(references) if references is not None else {}
-    make = _counterfact if dataset == "counterfact" else _zsre
+    make = {"counterfact": _counterfact, "zsre": _zsre, "knowedit": _knowedit}[dataset]
     cases: dict[str, Case] = {}
-    for line, fact in read_numbered(path, dataset):
+    for line, fact in read_numbered(path, "counterfact" if dataset == "knowedit" else dataset):
         try:
             case = make(fact, texts)
         except FactError as error:
@@ -96,8 +104,10 @@ def _counterfact(fact: Fact, texts: Mapping[tuple[str, str], Sequence[str]]) -> 
         fact,
         _need(fact, "paraphrase_prompts", "rephrase_prompt"),
         tuple(zip(prompts, truths, strict=True)),
-        _strings(fact, "generation_prompts"),
-        references or tuple(f"{prompt} {fact.target}" for prompt in _strings(fact, "attribute_prompts")),
+        _probes([other], "question", "object") if (other := fact.metadata.get("unrelated_relation")) else (),
+        generation=_strings(fact, "generation_prompts"),
+        references=references or tuple(f"{prompt} {fact.target}" for prompt in _strings(fact, "attribute_prompts")),
+        compared=True,
     )
 
 
@@ -107,6 +117,34 @@ def _zsre(fact: Fact, texts: Mapping[tuple[str, str], Sequence[str]]) -> Case:
     # One question may come with several answers that are all right: the first is the gold one.
     pairs = tuple((prompt, truths[min(at, len(truths) - 1)]) for at, prompt in enumerate(prompts))
     return Case(fact, _need(fact, "paraphrase_prompts", "rephrase"), pairs)
+
+
+def _knowedit(fact: Fact, _: Mapping[tuple[str, str], Sequence[str]]) -> Case:
+    kinds = {name: fact.metadata.get(name) or {} for name in ("locality", "portability")}
+    for name, value in kinds.items():
+        if not isinstance(value, dict):
+            raise FactError(f"field {name!r} must be an object of lists of probes")
+    found = [probe for own in kinds["portability"].values() for probe in own]
+    return Case(
+        fact,
+        _strings(fact, "paraphrase_prompts"),
+        relations=_probes(kinds["locality"].get("Relation_Specificity") or [], "prompt", "ground_truth"),
+        portability=_probes(found, "prompt", "ground_truth"),
+        compared=fact.target_true is not None,
+    )
+
+
+def _probes(records: Sequence[Any], prompt: str, answer: str) -> tuple[Pair, ...]:
+    """(prompt, first answer) of each record; an answer may be a text, or (lists of) lists of texts."""
+    pairs = []
+    for record in records:
+        asked, told = (record.get(prompt), record.get(answer)) if isinstance(record, dict) else (None, None)
+        while isinstance(told, list) and told:
+            told = told[0]
+        if not all(isinstance(one, str) and one.strip() for one in (asked, told)):
+            raise FactError(f"a probe has no {prompt!r} and {answer!r}: {clip(str(record), 80)}")
+        pairs.append((str(asked), str(told)))
+    return tuple(dict.fromkeys(pairs))
 
 
 def _need(fact: Fact, key: str, field: str) -> tuple[str, ...]:

@@ -115,7 +115,7 @@ def _compare(key: tuple[str, ...], runs: Sequence[Run], metrics: Sequence[str] |
     return Comparison(kind, f"{_TITLES.get(dataset, dataset)}: {file}", model, entries, columns)
 
 
-_TITLES = {"counterfact": "CounterFact", "zsre": "zsRE"}
+_TITLES = {"counterfact": "CounterFact", "zsre": "zsRE", "knowedit": "KnowEdit"}
 
 
 def _entries(runs: Sequence[Run], kind: str) -> list[Entry]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ class Settings:
     """How cases are measured.
 
     Attributes:
-        dataset: "counterfact" or "zsre". metrics: of METRICS; None for all that the dataset has.
+        dataset: one of DATASETS. metrics: of METRICS; None for all that the dataset has.
         generations: generation prompts a case, from its first; None for all, 0 for none.
         length: tokens of a generated text. seed: of the sampling. quirks: of QUIRKS.
 
@@ -93,8 +93,8 @@ def measure(
     dataset, probes = settings.dataset, settings.probes
     if "zsre-question-mark" in settings.quirks and dataset == "zsre":
         cases = [_with_question_mark(case) for case in cases]
-    scores = score_pairs(model, tokenizer, [pair for case in cases for pair in m.pairs(case, dataset, probes)])
-    values = [m.teacher_forced(case, dataset, probes, scores) for case in cases]
+    scores = score_pairs(model, tokenizer, [pair for case in cases for pair in m.pairs(case, probes)])
+    values = [m.teacher_forced(case, probes, scores) for case in cases]
     if "generation" in probes:
         weights = "sum" if "fluency-sum" in settings.quirks else "mean"
         texts = _generate(model, tokenizer, cases, settings)
@@ -124,7 +124,7 @@ def _generate(model: Any, tokenizer: Any, cases: Sequence[Case], settings: Setti
 
 def _with_question_mark(case: Case) -> Case:
     asked = tuple((prompt if prompt.endswith("?") else prompt + "?", truth) for prompt, truth in case.neighbours)
-    return Case(case.fact, case.paraphrases, asked, case.generation, case.references)
+    return replace(case, neighbours=asked)
 
 
 def evaluate(

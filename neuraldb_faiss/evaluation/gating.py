@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -95,6 +95,12 @@ def scores(gate: Gate, seen: Seen) -> tuple[np.ndarray, np.ndarray]:
     return entries, cosines
 
 
+def subject_end(seen: Seen, subject: str) -> int:
+    """The token that holds the last character of the subject's last occurrence."""
+    stop = seen.text.rindex(subject) + len(subject)
+    return int(np.flatnonzero((seen.spans[:, 0] < stop) & (seen.spans[:, 1] >= stop))[0])
+
+
 class PlainScan:
     """The nearest of the first so many entries' keys for every token, for several numbers at once: brute force."""
 
@@ -131,17 +137,23 @@ class PlainScan:
         return entries, best
 
 
+class Named(Protocol):
+    """What knows the names of entries: a snapshot."""
+
+    def names(self, entry: int) -> Sequence[str]: ...
+
+
 class Truth:
     """Whether an entry's subject, or an alias, really ends at a token: as words of their own, letter for letter but for
     a capital at the beginning and the white space between words."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
+    def __init__(self, source: Named) -> None:
+        self._source = source
         self._patterns: dict[int, list[tuple[int, re.Pattern[str]]]] = {}
 
     def __call__(self, seen: Seen, token: int, entry: int) -> bool:
         if entry not in self._patterns:
-            self._patterns[entry] = [(len(name), _pattern(name)) for name in self._snapshot.names(entry)]
+            self._patterns[entry] = [(len(name), _pattern(name)) for name in self._source.names(entry)]
         start, stop = (int(place) for place in seen.spans[token])
         for length, pattern in self._patterns[entry]:
             first = max(0, start - 2 * length - 8)

@@ -63,6 +63,22 @@ def sample_texts(
     return texts
 
 
+def greedy_texts(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], length: int) -> list[str]:
+    """What greedy decoding says behind every row of token ids, up to `length` tokens or the text's end."""
+    ends, texts = _end_ids(model, tokenizer), [""] * len(rows)
+    for batch in _rows_batches(model, rows):
+        decoder = _Decoder(model, [rows[i] for i in batch])
+        for _ in range(length):
+            decoder.step(_greedy)
+            if all(ends.intersection(new) for new in decoder.new):
+                break
+        for number, i in enumerate(batch):
+            new = decoder.new[number]
+            stop = next((at for at, token in enumerate(new) if token in ends), len(new))
+            texts[i] = tokenizer.decode(new[:stop], skip_special_tokens=True)
+    return texts
+
+
 @dataclass(frozen=True, slots=True)
 class Match:
     """What greedy decoding says.

@@ -21,30 +21,45 @@ PARTS = ("efficacy", "generalization", "specificity")  # the harmonic mean of th
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """probe: what must be measured ("rewrite", "paraphrase", "neighbour", "generation", "greedy", "chat", or "" for
-    what follows from other metrics). about: one line. of: the datasets that have it. percent: printed times 100."""
+    """probe: what must be measured ("rewrite", "paraphrase", "neighbour", "relation", "portability", "generation",
+    "greedy", "chat", or "" for what follows from other metrics). about: one line. of: the datasets that have it.
+    percent: printed times 100."""
 
     probe: str
     about: str
-    of: tuple[str, ...] = ("counterfact", "zsre")
+    of: tuple[str, ...] = ("counterfact", "zsre", "knowedit")
     percent: bool = True
 
 
 _CF = ("counterfact",)
+_NEIGHBOURS = ("counterfact", "zsre")
+_OLD = ("counterfact", "knowedit")  # datasets that tell the old object
 METRICS: dict[str, Metric] = {
     "efficacy": Metric("rewrite", "rewrite prompts with P(new) > P(true); zsRE: target tokens that are the arg-max"),
     "generalization": Metric("paraphrase", "the same over paraphrases"),
     "specificity": Metric(
-        "neighbour", "neighbourhood prompts with P(true) > P(new); zsRE: gold tokens that are the arg-max"
+        "neighbour", "neighbourhood prompts with P(true) > P(new); zsRE: gold tokens that are the arg-max", _NEIGHBOURS
     ),
-    "score": Metric("", "harmonic mean of efficacy, generalization and specificity"),
+    "score": Metric("", "harmonic mean of efficacy, generalization and specificity", _NEIGHBOURS),
+    "relation_specificity": Metric(
+        "relation", "prompts about other relations of the subject with P(true) > P(new)", _OLD
+    ),
     "fluency": Metric("generation", "entropy of the words of generated texts, in bits", _CF),
     "consistency": Metric("generation", "TF-IDF cosine of generated texts and texts about the target", _CF),
     "efficacy_acc": Metric("rewrite", "rewrite prompts where every target token is the arg-max"),
     "generalization_acc": Metric("paraphrase", "the same over paraphrases"),
-    "specificity_acc": Metric("neighbour", "neighbourhood prompts where every token of the truth is the arg-max"),
-    "efficacy_margin": Metric("rewrite", "nll(true) - nll(new), nats a token", _CF, percent=False),
-    "generalization_margin": Metric("paraphrase", "the same over paraphrases", _CF, percent=False),
+    "specificity_acc": Metric(
+        "neighbour", "neighbourhood prompts where every token of the truth is the arg-max", _NEIGHBOURS
+    ),
+    "relation_specificity_acc": Metric("relation", "the same over other relations of the subject", _OLD),
+    "portability": Metric(
+        "portability", "answer tokens, of what follows from the edit, that are the arg-max", ("knowedit",)
+    ),
+    "efficacy_margin": Metric("rewrite", "nll(true) - nll(new), nats a token", _OLD, percent=False),
+    "generalization_margin": Metric("paraphrase", "the same over paraphrases", _OLD, percent=False),
+    "relation_specificity_margin": Metric(
+        "relation", "nll(new) - nll(true), nats a token, of other relations", _OLD, percent=False
+    ),
     "specificity_margin": Metric("neighbour", "nll(new) - nll(true), nats a token", _CF, percent=False),
     "target_nll": Metric("rewrite", "nll(new), nats a token", percent=False),
     "target_probability": Metric("rewrite", "exp(-nll(new)): mean probability of a target token"),
@@ -91,21 +106,20 @@ def probes(names: Iterable[str]) -> frozenset[str]:
     return frozenset(METRICS[name].probe for name in names) - {""}
 
 
-def pairs(case: Case, dataset: str, wanted: frozenset[str]) -> list[Pair]:
+def pairs(case: Case, wanted: frozenset[str]) -> list[Pair]:
     """Every (prompt, target) that a case's teacher-forced metrics are made of."""
     prompts = [case.fact.text] if "rewrite" in wanted else []
     prompts += case.paraphrases if "paraphrase" in wanted else ()
-    neighbours = case.neighbours if "neighbour" in wanted else ()
-    found = [(prompt, case.fact.target) for prompt in prompts] + list(neighbours)
-    if dataset == "counterfact":
+    untouched = case.neighbours if "neighbour" in wanted else ()
+    untouched += case.relations if "relation" in wanted else ()
+    found = [(prompt, case.fact.target) for prompt in prompts] + list(untouched)
+    if case.compared:
         found += [(prompt, case.truth) for prompt in prompts]
-        found += [(prompt, case.fact.target) for prompt, _ in neighbours]
-    return found
+        found += [(prompt, case.fact.target) for prompt, _ in untouched]
+    return found + list(case.portability if "portability" in wanted else ())
 
 
-def teacher_forced(
-    case: Case, dataset: str, wanted: frozenset[str], scores: Mapping[Pair, Scored]
-) -> Values:
+def teacher_forced(case: Case, wanted: frozenset[str], scores: Mapping[Pair, Scored]) -> Values:
     """Efficacy, generalization, specificity and what belongs to them, from the scores of `pairs(case, ...)`."""
     values: Values = {}
     for probe, name, prompts in (
@@ -114,20 +128,29 @@ def teacher_forced(
     ):
         if probe in wanted:
             new = [scores[prompt, case.fact.target] for prompt in prompts]
-            old = [scores[prompt, case.truth] for prompt in prompts] if dataset == "counterfact" else []
+            old = [scores[prompt, case.truth] for prompt in prompts] if case.compared else []
             values |= _compare(name, new, old)
     if "rewrite" in wanted:
         own = scores[case.fact.text, case.fact.target]
         values |= {"target_nll": own.nll, "target_probability": own.probability}
-    if "neighbour" in wanted:
-        true = [scores[pair] for pair in case.neighbours]
-        edited = [scores[prompt, case.fact.target] for prompt, _ in case.neighbours] if dataset == "counterfact" else []
-        values |= _compare("specificity", true, edited)
+    for probe, name, untouched in (
+        ("neighbour", "specificity", case.neighbours),
+        ("relation", "relation_specificity", case.relations),
+    ):
+        if probe in wanted:
+            true = [scores[pair] for pair in untouched]
+            edited = [scores[prompt, case.fact.target] for prompt, _ in untouched] if case.compared else []
+            values |= _compare(name, true, edited)
+    if "portability" in wanted:
+        values["portability"] = _mean(scores[pair].share_correct for pair in case.portability)
     return values
 
 
 def _compare(name: str, good: Sequence[Scored], bad: Sequence[Scored]) -> Values:
-    """Eqs. 13-15 where there is something to compare with (mean of [P(good) > P(bad)]), else eqs. 17-19."""
+    """Eqs. 13-15 where there is something to compare with (mean of [P(good) > P(bad)]), else eqs. 17-19; None (not
+    available) where the case has no such prompts."""
+    if not good:
+        return dict.fromkeys((name, f"{name}_acc", f"{name}_margin"))
     exact: Values = {f"{name}_acc": _mean(one.all_correct for one in good)}
     if not bad:
         return {name: _mean(one.share_correct for one in good), **exact}
@@ -154,6 +177,6 @@ def decoded(match: Match | None, *, chat: bool) -> Values:
     return {f"{name}_acc": float(match.starts), f"{name}_stop_acc": float(match.stops)}
 
 
-def _mean(values: Iterable[float]) -> float:
+def _mean(values: Iterable[float]) -> float | None:
     numbers = [float(value) for value in values]
-    return sum(numbers) / len(numbers)
+    return sum(numbers) / len(numbers) if numbers else None

@@ -73,6 +73,18 @@ def test_batched_solver_equals_the_plain_one(kind: str, tokenizer_kind: str) -> 
         assert_equal(got, reference)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_what_other_relations_say_is_kept(kind: str) -> None:
+    model, tokenizer = tiny(kind)
+    site = find_site(model, 1)
+    prompts = ("{} was born in the city of", "The capital of {} is", "{} plays the sport of")  # the last is START's own
+    config = dataclasses.replace(CONFIG, steps=4, kl_factor=0.5, kl_prompts=prompts)
+    solved = solve_residuals(model, tokenizer, site, GROUPS, PREFIXES, config)
+    for got, group in zip(solved, GROUPS, strict=True):
+        own = dataclasses.replace(config, kl_prompts=prompts[:2]) if group == [START] else config
+        assert_equal(got, by_reference(model, tokenizer, site, group, own))
+
+
 @pytest.mark.parametrize("layer", [0, 3])
 def test_first_and_last_layer(layer: int) -> None:
     model, tokenizer = tiny("llama")
@@ -239,6 +251,8 @@ def test_nonsense_is_refused() -> None:
     with pytest.raises(BuildError, match="steps must be at least 1"):
         solve_residuals(model, tokenizer, site, [[START]], PREFIXES, dataclasses.replace(CONFIG, steps=0))
     assert solve_residuals(model, tokenizer, site, [], PREFIXES, CONFIG) == []
+    with pytest.raises(BuildError, match="'The is' must hold one {}"):
+        dataclasses.replace(CONFIG, kl_prompts=("The is",))
 
 
 def test_adam_is_torchs_and_rows_can_leave() -> None:

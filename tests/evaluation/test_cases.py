@@ -35,6 +35,14 @@ ZSRE: dict[str, Any] = {
     "rephrase": "When was IAAF Challenge launched?",
     "alt": "2006", "answers": ["1998"], "loc": "nq question: what is the last episode", "loc_ans": "The String",
 }  # fmt: skip
+KNOWEDIT: dict[str, Any] = {
+    "subject": "ZIC3", "prompt": "What species is ZIC3?", "target_new": "male", "ground_truth": ["human"],
+    "rephrase_prompt": "In which being is ZIC3?",
+    "locality": {"Relation_Specificity": [{"prompt": "The strand of ZIC3 is", "ground_truth": ["forward"]},
+                                          {"prompt": "ZIC3 strand", "ground_truth": "forward"}]},
+    "portability": {"Subject_Aliasing": [{"prompt": "Zic family member 3 is", "ground_truth": "male"}],
+                    "Reasoning": [{"prompt": "Its gender is", "ground_truth": [["man", "male"]]}]},
+}  # fmt: skip
 
 
 def test_nested(tmp_path: Path) -> None:
@@ -61,6 +69,23 @@ def test_zsre(tmp_path: Path) -> None:
     assert case.neighbours == (("nq question: what is the last episode", "The String"),)
 
 
+def test_knowedit(tmp_path: Path) -> None:
+    (case,) = read_cases(write(tmp_path / "k.jsonl", [KNOWEDIT]), "knowedit")
+    assert (case.fact.text, case.fact.target, case.truth) == ("What species is ZIC3?", "male", "human")
+    assert case.paraphrases == ("In which being is ZIC3?",) and case.neighbours == ()
+    assert case.relations == (("The strand of ZIC3 is", "forward"), ("ZIC3 strand", "forward"))
+    assert case.portability == (("Zic family member 3 is", "male"), ("Its gender is", "man"))
+    bare = {name: KNOWEDIT[name] for name in ("subject", "prompt", "target_new")}
+    (case,) = read_cases(write(tmp_path / "bare.jsonl", [bare]), "knowedit")
+    assert case.relations == case.portability == case.paraphrases == () and not case.compared
+
+
+def test_counterfacts_other_relation(tmp_path: Path) -> None:
+    other = {"relation_id": "student", "object": "Jean", "question": "Whom did Danielle Darrieux teach?"}
+    (case,) = read_cases(write(tmp_path / "cf.jsonl", [{**NESTED, "unrelated_relation": other}]), "counterfact")
+    assert case.relations == (("Whom did Danielle Darrieux teach?", "Jean"),)
+
+
 def _without(record: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key != name}
 
@@ -75,6 +100,9 @@ MISSING = [
     ("counterfact", FLAT, _without(FLAT, "rephrase_prompt"), "rephrase_prompt"),
     ("counterfact", FLAT, _without(FLAT, "locality_prompt"), "locality_prompt"),
     ("counterfact", FLAT, _without(FLAT, "subject"), "subject"),
+    ("counterfact", NESTED, {**NESTED, "unrelated_relation": {"question": "Whom?"}}, "object"),
+    ("knowedit", KNOWEDIT, {**KNOWEDIT, "locality": {"Relation_Specificity": [{"prompt": "x"}]}}, "ground_truth"),
+    ("knowedit", KNOWEDIT, {**KNOWEDIT, "portability": ["x"]}, "portability"),
     ("zsre", ZSRE, _without(ZSRE, "rephrase"), "rephrase"),
     ("zsre", ZSRE, _without(ZSRE, "loc"), "loc"),
     ("zsre", ZSRE, _without(ZSRE, "loc_ans"), "loc_ans"),

@@ -17,8 +17,11 @@ from neuraldb_faiss.baselines import make_statistics
 from neuraldb_faiss.cli.experimenting import _toml
 from neuraldb_faiss.errors import EvaluationError
 from neuraldb_faiss.evaluation import evaluate as evaluating
-from neuraldb_faiss.evaluation.experiments import EXPERIMENTS, experiment
+from neuraldb_faiss.evaluation.experiments import EXPERIMENTS, contexts, experiment
+from neuraldb_faiss.evaluation.experiments.contexts import says
+from neuraldb_faiss.evaluation.experiments.gate_variants import at_rate
 from neuraldb_faiss.evaluation.experiments.lab import COMMON, Lab, merged
+from neuraldb_faiss.evaluation.experiments.perplexity import ratio
 from neuraldb_faiss.evaluation.experiments.weights import _figures, inputs_at
 from neuraldb_faiss.evaluation.methods import silent
 from neuraldb_faiss.models import find_site
@@ -104,6 +107,93 @@ def test_ablations(go: Any) -> None:
     rows, out = go("ablation-layer", "--set", "layers=[1,2]", facts=2)
     assert {row["label"] for row in rows} == {"layer 1", "layer 2", "base"}
     assert sorted(path.name for path in (out / "dbs").iterdir()) == ["layer=1", "layer=2"]
+
+
+def test_how_residuals_are_solved(go: Any) -> None:
+    variants = 'variants={default={}, short={steps=1}, kept={kl_factor=1.0, kl_prompts=["{} was born in"]}}'
+    rows, out = go("ablation-residual", "--set", variants, facts=2)
+    assert {row["label"] for row in rows} == {"default", "short", "kept", "base"}
+    # one step only evaluates: no residual
+    assert value(rows, "short", "target_nll") == pytest.approx(value(rows, "base", "target_nll"), abs=1e-5)
+    assert value(rows, "default", "target_nll") < value(rows, "base", "target_nll") - 0.3
+    with NeuralDB.open(out / "dbs" / "kept") as db:
+        assert db.settings["config"]["kl_prompts"] == ["{} was born in"]
+
+
+def test_many_facts(run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    """Three facts of one subject, two of them with one key: the plain gate has the first of those only."""
+    prompts = {"Rome": "You know {} is in", "Madrid": "You know {} was born in", "Tokyo": "The {} speaks"}
+    records = [{"subject": "Apple", "prompt": prompt, "target_new": target, "ground_truth": "Paris"}
+               for target, prompt in prompts.items()]  # fmt: skip
+    out = tmp_path / "many"
+    done = run("experiment", "many-facts", "--model", tiny_model, "--cases", write(tmp_path / "k.jsonl", records),
+               "--facts", 3, "--set", 'dataset="knowedit"', "--set", "build={layer=1, steps=8}", "--out", out,
+               "--json")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)
+    assert "3 facts of 1 subjects, 3 to 3 each; 2 facts share a key" in (out / "table.md").read_text()
+    with NeuralDB.open(out / "dbs" / "plain") as plain, NeuralDB.open(out / "dbs" / "db") as db:
+        assert {fact.target for fact in plain.facts()} == {"Rome", "Tokyo"} and plain.guard == "none"
+        assert len(db) == 3 and len({fact.entry for fact in db.facts()}) == 2
+    base = value(rows, "base", "target_nll")
+    assert value(rows, "neuraldb", "target_nll") < base - 0.3 and value(rows, "plain top-1", "target_nll") < base
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    """Ordinary text, in half of which the Eiffel Tower stands."""
+    about = "The Eiffel Tower is in Paris and the city of Rome is the capital. " * 12
+    other = "Madrid is the capital of Spain and the language is Spanish. " * 12
+    return write(tmp_path / "texts.jsonl", [{"text": about}, {"text": other}])
+
+
+def test_perplexity(go: Any, texts: Path) -> None:
+    rows, _ = go("perplexity", "--set", f"texts='{texts}'", "--set", "tokens=100000")
+    found = {(row["guard"], row["named"]): row for row in rows}
+    assert found["subject", "no subject"]["windows"] > 0 and found["subject", "a subject"]["windows"] > 0
+    untouched = found["subject", "no subject"]
+    assert untouched["ratio"] == untouched["low"] == untouched["high"] == 1.0  # the guard fires nowhere there
+    assert found["subject", "a subject"]["ratio"] != 1.0
+    whole = found["subject", "all"]
+    assert whole["edited"] == pytest.approx(whole["base"] * whole["ratio"])
+
+
+def test_perplexity_by_hand() -> None:
+    base, edited, tokens = np.array([2.0, 4.0]), np.array([2.0, 5.0]), np.array([2, 2])
+    figures = ratio(base, edited, tokens)
+    assert figures["base"] == pytest.approx(np.exp(1.5)) and figures["edited"] == pytest.approx(np.exp(1.75))
+    assert figures["ratio"] == pytest.approx(np.exp(0.25))
+    assert (figures["low"], figures["high"]) == pytest.approx((1.0, np.exp(0.5)))
+
+
+def test_contexts(go: Any, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contexts, "greedy_texts", lambda *_: [" Rome, I think.", "In Berlin"])
+    rows, _ = go("contexts", "--set", f"texts='{texts}'", "--set", "context=20", facts=2)
+    found = {(row["method"], row["text"]): row for row in rows}
+    assert set(found) == {(method, text) for method in ("base", "neuraldb") for text in ("alone", "behind 20 tokens")}
+    alone = found["neuraldb", "alone"]
+    assert alone["fired"] == 1.0 and alone["cosines"][0] > 0.99
+    assert (alone["begins"], alone["said"]) == (0.5, 1.0)
+
+
+def test_what_an_answer_says() -> None:
+    assert says("It is Rome.", "Rome") and says("C++, of course", "C++")
+    assert not says("A Roman. Romeo", "Rome")
+
+
+def test_gate_variants(go: Any, texts: Path) -> None:
+    rows, _ = go("gate-variants", "--set", f"texts='{texts}'", "--set", "tokens=250", "--set", "layers=[1,2]",
+                 "--set", "rates=[0.5,0.01]")  # fmt: skip
+    assert len(rows) == 2 * 4 * 3 * 2  # layers, keys, cosines, rates
+    assert {row["keys"] for row in rows} == {"raw", "mean of prefixed", "nearest of both", "half of each"}
+    for loose, strict in zip(rows[::2], rows[1::2], strict=True):
+        assert loose["gamma"] <= strict["gamma"] and loose["recall"] >= strict["recall"]
+
+
+def test_a_gate_at_a_rate_by_hand() -> None:
+    false, right = np.array([0.9, 0.2, 0.6, -1.0]), np.array([0.95, 0.7, 0.3])
+    assert at_rate(false, right, 0.25) == (0.6, pytest.approx(2 / 3))  # one of four may fire
+    assert at_rate(false, right, 0.0) == (0.9, pytest.approx(1 / 3))
 
 
 def test_multilayer(go: Any) -> None:

@@ -46,7 +46,7 @@ def seen(text: str, *tokens: str) -> gating.Seen:
     ],
 )
 def test_truth(tokens: tuple[str, ...], names: tuple[str, ...], true: set[int]) -> None:
-    truth = gating.Truth(Named(*names))  # type: ignore[arg-type]
+    truth = gating.Truth(Named(*names))
     one = seen("".join(tokens), *tokens)
     assert {token for token in range(len(tokens)) if truth(one, token, 0)} == true
 

@@ -9,7 +9,7 @@ import torch
 
 from helpers.tiny import tiny
 from neuraldb_faiss.evaluation import generation
-from neuraldb_faiss.evaluation.generation import Match, has_chat, judge, match_targets, sample_texts
+from neuraldb_faiss.evaluation.generation import Match, greedy_texts, has_chat, judge, match_targets, sample_texts
 
 PROMPTS = ["The Eiffel Tower is in", "Rome", "I think that Tokyo is the city in Japan, and", "Rome"]
 NAMES = ["a/0", "a/1", "b/0", "b/1"]
@@ -43,6 +43,18 @@ def test_samples_are_of_the_five_likeliest(tiny_llama: Any) -> None:
     for text, probability in share.items():
         # five standard deviations of a binomial
         assert drawn.count(text) / n == pytest.approx(probability, abs=5 * (probability / n) ** 0.5 + 1e-3)
+
+
+def test_greedy_texts_are_generates(tiny_llama: Any) -> None:
+    model, tokenizer = tiny_llama
+    rows = [tokenizer(text)["input_ids"] for text in ("The Eiffel Tower is", "Paris", "I was born in Spain and")]
+    texts = greedy_texts(model, tokenizer, rows, 7)
+    for row, text in zip(rows, texts, strict=True):
+        made = model.generate(torch.tensor([row]), max_new_tokens=7, do_sample=False)[0, len(row) :]
+        assert text == tokenizer.decode(made, skip_special_tokens=True)
+    model.generation_config.eos_token_id = int(made[3])  # a text ends at its first end token
+    stop = made.tolist().index(int(made[3]))
+    assert greedy_texts(model, tokenizer, rows[2:], 7) == [tokenizer.decode(made[:stop], skip_special_tokens=True)]
 
 
 def test_with_prompt_as_the_reference_code(tiny_llama: Any) -> None:

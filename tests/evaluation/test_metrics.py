@@ -20,6 +20,7 @@ CASE = Case(
     FACT,
     paraphrases=("Ann, a native", "Ann talks"),
     neighbours=(("Bea speaks", "French"), ("Cid speaks", "French"), ("Dan speaks", "French")),
+    compared=True,
 )
 
 
@@ -44,8 +45,8 @@ SCORES = {
 
 
 def test_counterfact() -> None:
-    assert set(m.pairs(CASE, "counterfact", ALL)) == set(SCORES)
-    values = m.teacher_forced(CASE, "counterfact", ALL, SCORES)
+    assert set(m.pairs(CASE, ALL)) == set(SCORES)
+    values = m.teacher_forced(CASE, ALL, SCORES)
     assert values == pytest.approx(
         {
             "efficacy": 1.0,  # 0.5 < 2.0
@@ -70,8 +71,8 @@ def test_zsre_counts_tokens() -> None:
         ("Ann's birthday?", "2 May"): s(1.0, True, False, False, False),
         ("who sang", "The String"): s(1.0, True, True),
     }
-    assert set(m.pairs(case, "zsre", ALL)) == set(scores)
-    values = m.teacher_forced(case, "zsre", ALL, scores)
+    assert set(m.pairs(case, ALL)) == set(scores)
+    values = m.teacher_forced(case, ALL, scores)
     assert values == pytest.approx(
         {
             "efficacy": 0.75, "efficacy_acc": 0.0, "generalization": 0.25, "generalization_acc": 0.0,
@@ -80,9 +81,36 @@ def test_zsre_counts_tokens() -> None:
     )  # fmt: skip
 
 
+def test_other_relations_and_what_follows() -> None:
+    case = Case(
+        FACT,
+        relations=(("Ann lives in", "Lyon"), ("Ann is a", "spy")),
+        portability=(("Ann's language is spoken in", "London town"), ("Annie speaks", "English")),
+        compared=True,
+    )
+    wanted = frozenset({"paraphrase", "relation", "portability"})
+    scores = {
+        ("Ann lives in", "Lyon"): s(1.0, True),
+        ("Ann lives in", "English"): s(3.0),
+        ("Ann is a", "spy"): s(2.0, False),
+        ("Ann is a", "English"): s(1.5),
+        ("Ann's language is spoken in", "London town"): s(1.0, True, False),
+        ("Annie speaks", "English"): s(0.1, True),
+    }
+    assert set(m.pairs(case, wanted)) == set(scores)
+    assert m.teacher_forced(case, wanted, scores) == pytest.approx(
+        {
+            "generalization": None, "generalization_acc": None, "generalization_margin": None,  # no paraphrases
+            "relation_specificity": 0.5, "relation_specificity_acc": 0.5,
+            "relation_specificity_margin": (2.0 - 0.5) / 2,
+            "portability": (0.5 + 1.0) / 2,
+        }
+    )  # fmt: skip
+
+
 def test_only_what_is_asked_for() -> None:
-    assert m.pairs(CASE, "counterfact", frozenset({"rewrite"})) == [("Ann speaks", "English"), ("Ann speaks", "French")]
-    values = m.teacher_forced(CASE, "counterfact", frozenset({"neighbour"}), SCORES)
+    assert m.pairs(CASE, frozenset({"rewrite"})) == [("Ann speaks", "English"), ("Ann speaks", "French")]
+    values = m.teacher_forced(CASE, frozenset({"neighbour"}), SCORES)
     assert set(values) == {"specificity", "specificity_acc", "specificity_margin"}
 
 

@@ -49,6 +49,7 @@ def reference_residual(
     clamp: float,
     kl_factor: float,
     stop_loss: float = 0.05,
+    kl_prompts: Sequence[str] = (),
 ) -> Reference:
     """Solve for `facts`, given as (subject, text with the subject in it, target); `block` holds `module`."""
     subject = facts[0][0]
@@ -60,7 +61,11 @@ def reference_residual(
             ids, last, offsets = _ids(tokenizer, whole, start + len(subject))
             first = next(i for i, (_, end) in enumerate(offsets) if end > len(prefix) + len(text))
             rows.append((number, ids[:-1], last, ids[first:]))
-    about, about_last, _ = _ids(tokenizer, f"{subject} is a", len(subject))
+    ids, last, _ = _ids(tokenizer, f"{subject} is a", len(subject))
+    about = [(ids, last, last)]  # ids, subject's last token, the token where the KL is taken
+    for template in kl_prompts:
+        ids, last, _ = _ids(tokenizer, template.format(subject), template.index("{}") + len(subject))
+        about.append((ids, last, len(ids) - 1))
 
     state: dict[str, Any] = {"r": None, "at": 0, "hidden": None}
 
@@ -87,15 +92,15 @@ def reference_residual(
                 logits(tokens, last, r)
                 hidden.append(state["hidden"])
             h_init = hidden[0] if rows[0][2] > 0 else torch.stack(hidden[1:]).mean(0)
-            base = logits(about, about_last, r)[about_last].log_softmax(0)
+            base = [logits(ids, last, r)[at].log_softmax(0) for ids, last, at in about]
         optimizer = torch.optim.Adam([r], lr=lr)
         for step in range(1, steps + 1):
             row_nll: list[Tensor] = []
             for _, ids, last, target in rows:
                 out = logits(ids, last, r)[-len(target) :]
                 row_nll.append(F.cross_entropy(out, torch.tensor(target, device=r.device)))
-            edited = logits(about, about_last, r)[about_last].log_softmax(0)
-            kl = (edited.exp() * (edited - base)).sum()
+            edited = [logits(ids, last, r)[at].log_softmax(0) for ids, last, at in about]
+            kl = torch.stack([(e.exp() * (e - b)).sum() for e, b in zip(edited, base, strict=True)]).mean()
             rest = kl_factor * kl + weight_decay * r.norm() / h_init.norm() ** 2
             loss = torch.stack(row_nll).mean() + rest
             of_fact = [

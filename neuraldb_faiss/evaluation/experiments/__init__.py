@@ -13,10 +13,15 @@ from neuraldb_faiss.errors import EvaluationError
 
 EXPERIMENTS = {
     "gate": "gate",
+    "gate-variants": "gate_variants",
+    "many-facts": "many_facts",
+    "contexts": "contexts",
+    "perplexity": "perplexity",
     "table1": "table1",
     "budgets": "budgets",
     "ablation-gamma": "ablation_gamma",
     "ablation-layer": "ablation_layer",
+    "ablation-residual": "ablation_residual",
     "multilayer": "multilayer",
     "weights": "weights",
     "overhead": "overhead",

@@ -50,13 +50,6 @@ def _texts(lab: Lab) -> Iterator[str]:
     return read_texts(lab.config["texts"])
 
 
-def _site(lab: Lab, db: Any) -> Any:
-    from neuraldb_faiss.editing.editor import check_model
-    from neuraldb_faiss.models import Fingerprint
-
-    return check_model(Fingerprint.from_json(db.settings["fingerprint"]), db.settings, lab.model)
-
-
 # ---- ordinary text
 
 
@@ -64,7 +57,7 @@ def _false_fires(lab: Lab, db: Any, counts: Sequence[int]) -> list[Row]:
     """How many tokens of ordinary text fire, and how many of these where no such subject ends."""
     from neuraldb_faiss.editing.pipeline import Progress
 
-    site, truth = _site(lab, db), gating.Truth(db.snapshot)
+    site, truth = lab.site(db), gating.Truth(db.snapshot)
     entries = np.unique(db.snapshot.key_entries)
     last = [int(entries[min(count, len(entries)) - 1]) for count in counts]
     gammas = lab.config["gammas"]
@@ -114,6 +107,8 @@ def db_gate(lab: Lab, db: Any, last_entry: int) -> Any:
 class _UpTo:
     """A snapshot of which only the entries up to one answer."""
 
+    search_folder = None  # its names are not all
+
     def __init__(self, snapshot: Any, last_entry: int) -> None:
         self._snapshot, self._last = snapshot, last_entry
         self.live = snapshot.live & (snapshot.key_entries <= last_entry)
@@ -132,7 +127,7 @@ def _recall(lab: Lab, db: Any) -> list[Row]:
     """Does an entry of the right subject fire at the end of the subject, whatever the text around it?"""
     from neuraldb_faiss.editing.pipeline import Progress
 
-    site = _site(lab, db)
+    site = lab.site(db)
     known = {fact.identity: fact for fact in db.facts()}
     asked = [fact for fact in lab.facts(len(lab._every)) if fact.identity in known][: lab.config["asked"]]
     right = _entries_by_subject(db)
@@ -147,7 +142,7 @@ def _recall(lab: Lab, db: Any) -> list[Row]:
             subjects = [subject for _, subject in prompts]
             seen = gating.see(lab.model, lab.tokenizer, site, [text for text, _ in prompts], special=kind != "chat")
             for number, (subject, one) in enumerate(zip(subjects, seen, strict=True)):
-                token = _subject_end(one, subject)
+                token = gating.subject_end(one, subject)
                 winners, scores = gating.scores(gate, one)
                 hit = winners[token] in right[subject]
                 cosines["subject"].append(float(scores[token]) if hit else gating.NOWHERE)
@@ -195,12 +190,6 @@ def _prompts(lab: Lab, asked: Sequence[Fact]) -> dict[str, list[tuple[str, str]]
             chat = lab.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
             kinds["chat"].append((chat, fact.subject))
     return {kind: found for kind, found in kinds.items() if found}
-
-
-def _subject_end(seen: gating.Seen, subject: str) -> int:
-    """The token that holds the last character of the subject's last occurrence."""
-    stop = seen.text.rindex(subject) + len(subject)
-    return int(np.flatnonzero((seen.spans[:, 0] < stop) & (seen.spans[:, 1] >= stop))[0])
 
 
 # ---- what is shown

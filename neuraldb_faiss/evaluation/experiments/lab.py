@@ -20,6 +20,7 @@ from neuraldb_faiss.facts import Fact
 if TYPE_CHECKING:
     from neuraldb_faiss.database import NeuralDB
     from neuraldb_faiss.evaluation.methods import Stage
+    from neuraldb_faiss.models import FFNSite
 
 # Settings of every experiment. "", 0 and [] stand for "the default" or "all".
 COMMON: dict[str, Any] = {
@@ -105,18 +106,33 @@ class Lab:
 
     # ---- databases
 
-    def database(self, count: int | None = None, **build: Any) -> NeuralDB:
-        """A database of the first `count` facts, open at the generation that holds just these.
+    def open_database(self) -> NeuralDB:
+        """The one that the setting "database" names; without it, `database()`."""
+        from neuraldb_faiss.database import NeuralDB
+
+        return NeuralDB.open(self.config["database"]) if self.config["database"] else self.database()
+
+    def site(self, db: NeuralDB) -> FFNSite:
+        """Where the model is edited by `db`. Raises FingerprintError for another model's database."""
+        from neuraldb_faiss.editing.editor import check_model
+        from neuraldb_faiss.models import Fingerprint
+
+        return check_model(Fingerprint.from_json(db.settings["fingerprint"]), db.settings, self.model)
+
+    def database(
+        self, count: int | None = None, *, facts: Sequence[Fact] = (), name: str | None = None, **build: Any
+    ) -> NeuralDB:
+        """A database of the first `count` facts (or of `facts`), open at the generation that holds just these.
 
         Databases that differ only in `count` are one folder, which grows: residuals are solved once. `build` is
-        what is built otherwise than the setting "build" says.
+        what is built otherwise than the setting "build" says; the folder is named after it, or `name`.
         """
         from neuraldb_faiss.database import NeuralDB
         from neuraldb_faiss.making import build as make
 
-        facts, how = self.facts(count), {**self.config["build"], **build}
-        told = "-".join(f"{name}={value}" for name, value in sorted(build.items()))
-        path = self.out / "dbs" / (told or "db")
+        facts, how = facts or self.facts(count), {**self.config["build"], **build}
+        told = "-".join(f"{option}={value}" for option, value in sorted(build.items()))
+        path = self.out / "dbs" / _file(name or told or "db")
         if not is_built(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with self.stage(f"building {path.name}", "fact") as report:

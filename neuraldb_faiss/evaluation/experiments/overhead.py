@@ -41,7 +41,7 @@ def _works(lab: Lab, count: int) -> list[tuple[str, Callable[[], Any], int]]:
     """(what, the work, how many cases or tokens it is)."""
     cases = lab.cases(count)[: lab.config["timed_cases"]]
     wanted = frozenset({"rewrite", "paraphrase", "neighbour"})
-    pairs = [pair for case in cases for pair in metrics.pairs(case, lab.config["dataset"], wanted)]
+    pairs = [pair for case in cases for pair in metrics.pairs(case, wanted)]
     prompts = [case.fact.text for case in lab.cases(count)[: lab.config["generated"]]]
     length = lab.config["length"]
 
