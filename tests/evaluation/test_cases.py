@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from neuraldb_faiss.errors import EvaluationError, NeuralDBError
 from neuraldb_faiss.evaluation.cases import in_place, read_cases, read_references, sha256
 from neuraldb_faiss.facts import Fact
 
+ROOT = Path(__file__).resolve().parents[2]
 NESTED: dict[str, Any] = {
     "case_id": 7,
     "requested_rewrite": {
@@ -78,6 +81,29 @@ def test_knowedit(tmp_path: Path) -> None:
     bare = {name: KNOWEDIT[name] for name in ("subject", "prompt", "target_new")}
     (case,) = read_cases(write(tmp_path / "bare.jsonl", [bare]), "knowedit")
     assert case.relations == case.portability == case.paraphrases == () and not case.compared
+
+
+def test_mquake_becomes_knowedit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def rewrite(subject: str, new: str, true: str) -> dict[str, Any]:
+        return {"prompt": "{} lives in", "relation_id": "P1", "subject": subject, "question": f"Where is {subject}?",
+                "target_new": {"str": new, "id": "Q1"}, "target_true": {"str": true, "id": "Q2"}}  # fmt: skip
+
+    record = {"requested_rewrite": [rewrite("Ann", "Oslo", "Bonn"), rewrite("Oslo", "Iran", "Norway")],
+              "questions": ["Where is Ann's city?"], "new_answer": "Iran"}  # fmt: skip
+    source = write(tmp_path / "mquake.jsonl", [record, record])
+    spec = importlib.util.spec_from_file_location("mquake", ROOT / "scripts" / "mquake.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(sys, "argv", ["mquake.py", str(source), "--limit", "1"])
+    script.main()
+    (tmp_path / "made.jsonl").write_text(capsys.readouterr().out)
+    first, second = read_cases(tmp_path / "made.jsonl", "knowedit")
+    assert (first.fact.text, first.fact.target, first.paraphrases) == ("Ann lives in", "Oslo", ("Where is Ann?",))
+    assert first.portability == (("Where is Ann's city?", "Iran"),) and second.portability == ()
+    assert (second.fact.subject, second.truth) == ("Oslo", "Norway")
 
 
 def test_counterfacts_other_relation(tmp_path: Path) -> None:
