@@ -197,8 +197,11 @@ class NeuralDB:
             self._matcher = self.matcher()
         return self._matcher.match(keys, gamma=gamma)
 
-    def matcher(self, search: str = "auto", *, gamma: float | None = None) -> Matcher:
-        """A searcher over this generation's keys; "auto" is the kind that `reindex` set (flat at first)."""
+    def matcher(
+        self, search: str = "auto", *, gamma: float | None = None, device: torch.device | None = None
+    ) -> Matcher:
+        """A searcher over this generation's keys; "auto" is the kind that `reindex` set (flat at first). It lies on the
+        GPU `device` where one is given that FAISS can use."""
         from neuraldb_faiss.editing.editor import check_gamma
         from neuraldb_faiss.search import Matcher
 
@@ -208,7 +211,7 @@ class NeuralDB:
         gate = self.gamma if gamma is None else check_gamma(gamma)
         return Matcher(
             self._snapshot, index["kind"], gamma=gate, nlist=index.get("nlist"), nprobe=index.get("nprobe"),
-            directory=self.path / "search",
+            directory=self.path / "search", device=device,
         )  # fmt: skip
 
     def attach(
@@ -251,13 +254,14 @@ class NeuralDB:
         from neuraldb_faiss.editing.editor import check_gamma, check_guard
         from neuraldb_faiss.hook.gates import make_gate
         from neuraldb_faiss.models.defaults import GAMMAS
+        from neuraldb_faiss.models.sites import layer_device
 
         wanted = self.guard if guard is None else check_guard(guard)
         if gamma is None:
             gamma = self.gamma if wanted == self.guard else GAMMAS[wanted]
         return make_gate(
             wanted, check_gamma(gamma), self._snapshot, model, tokenizer,
-            plain=lambda gamma: self.matcher(search, gamma=gamma),
+            plain=lambda gamma: self.matcher(search, gamma=gamma, device=layer_device(model, self._settings)),
         )  # fmt: skip
 
     def _newest(self) -> Snapshot:
@@ -335,10 +339,10 @@ class NeuralDB:
         from neuraldb_faiss.search import Matcher
 
         index = {name: value for name, value in (("kind", kind), ("nlist", nlist), ("nprobe", nprobe)) if value}
-        Matcher(
-            self._snapshot, kind, gamma=self.gamma, nlist=nlist, nprobe=nprobe, directory=self.path / "search"
-        )  # fmt: skip
         with self._store.write(f"reindex --index {kind}", wait=wait) as transaction:
+            Matcher(
+                self._snapshot, kind, gamma=self.gamma, nlist=nlist, nprobe=nprobe, directory=self.path / "search"
+            )  # fmt: skip
             transaction.set_setting("index", index)
             done = transaction.commit()
         self.refresh()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from neuraldb_faiss import store as st
 from neuraldb_faiss.search.clustering import damaged_files, forget_clustering
+from neuraldb_faiss.search.subject_files import damaged_subjects, forget_subjects
 from neuraldb_faiss.store import Problem, Repaired, Store
 
 DERIVED = "search"
@@ -28,6 +29,7 @@ def repair(path: str | Path, *, wait: float = 10.0) -> Repaired:
         done = st.repair(store, wait=wait)
         if _derived(store.root):
             forget_clustering(store.root / DERIVED)
+            forget_subjects(store.root / DERIVED)
         return done
     finally:
         store.close()
@@ -36,5 +38,5 @@ def repair(path: str | Path, *, wait: float = 10.0) -> Repaired:
 def _derived(root: Path) -> list[Problem]:
     return [
         Problem(f"{DERIVED}/{name}", f"{what}; it is derived: --repair drops it, and it is made anew")
-        for name, what in damaged_files(root / DERIVED)
+        for name, what in damaged_files(root / DERIVED) + damaged_subjects(root / DERIVED)
     ]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
 
 from neuraldb_faiss.database import NeuralDB
-from neuraldb_faiss.models.sites import input_device, unwrap
+from neuraldb_faiss.hook import Handle, attach
+from neuraldb_faiss.models.sites import find_site, input_device, unwrap
 
 PREFILL = 512  # tokens
 DECODED = 32  # tokens a row
@@ -27,39 +29,52 @@ def bench_lookup(
     """
     text = " ".join(fact.text + " " + fact.target + "." for fact in db.facts(limit=200))
     ids = tokenizer(text, return_tensors="pt").input_ids[:, :PREFILL].to(input_device(unwrap(model)))
-    works: dict[str, Callable[[], object]] = {"prefill": lambda: _prefill(model, ids)}
+    works: dict[str, Callable[[], object]] = {"prefill": lambda: prefill(model, ids)}
     for batch in BATCHES:
         rows = ids[:, :64].expand(batch, -1).contiguous()
-        works[f"decode_{batch}"] = lambda rows=rows: _decode(model, rows)  # type: ignore[misc]
+        works[f"decode_{batch}"] = lambda rows=rows: decode(model, rows)  # type: ignore[misc]
     report: dict[str, Any] = {"facts": len(db), "entries": db.info()["entries"], "seconds": {}, "hits": {}}
+    site = find_site(model, db.layer, db.settings["ffn_module"])
     for guard in guards:
-        with db.attach(model, tokenizer, guard=guard) as handle:
-            for name, work in works.items():
-                with handle.disabled():
-                    work()
-                work()
-                handle.clear_trace()
-                before, pairs = handle.hits, []
-                for _ in range(repeats):
-                    with handle.disabled():
-                        without = _seconds(work)
-                    pairs.append((without, _seconds(work)))
-                times = {"without": median(a for a, _ in pairs), "with": median(b for _, b in pairs)}
-                ratios = sorted(b / a for a, b in pairs)
-                key = f"{name}_guard_{guard}"
-                report["seconds"][key] = {one: round(value, 5) for one, value in times.items()}
-                report["hits"][key] = (handle.hits - before) // repeats
-                report[f"{key}_ratio"] = round(median(ratios), 4)
-                report[f"{key}_ratio_range"] = [round(ratios[0], 4), round(ratios[-1], 4)]
+        attached = partial(attach, db.gate(model, tokenizer, guard=guard), model, site=site)
+        for name, work in works.items():
+            key = f"{name}_guard_{guard}"
+            for part, value in take_turns(attached, work, repeats).items():
+                if part in ("seconds", "hits"):
+                    report[part][key] = value
+                else:
+                    report[f"{key}_{part}"] = value
     return report
 
 
-def _prefill(model: Any, ids: torch.Tensor) -> None:
+def take_turns(attached: Callable[[], Handle], work: Callable[[], object], repeats: int) -> dict[str, Any]:
+    """`work` without and with what `attached` attaches, in turns: seconds (medians), hits a run, the median of the
+    turns' ratios and their range. Without means that no hook is there at all."""
+    hits, pairs = 0, []
+    for turn in range(1 + repeats):
+        without = _seconds(work)
+        with attached() as handle:
+            within = _seconds(work)
+            found = handle.hits
+        if turn:  # the first warms up
+            hits += found
+            pairs.append((without, within))
+    times = {"without": median(a for a, _ in pairs), "with": median(b for _, b in pairs)}
+    ratios = sorted(b / a for a, b in pairs)
+    return {
+        "seconds": {one: round(value, 5) for one, value in times.items()},
+        "hits": hits // repeats,
+        "ratio": round(median(ratios), 4),
+        "ratio_range": [round(ratios[0], 4), round(ratios[-1], 4)],
+    }
+
+
+def prefill(model: Any, ids: torch.Tensor) -> None:
     with torch.no_grad():
         model(input_ids=ids, use_cache=True, logits_to_keep=1)
 
 
-def _decode(model: Any, rows: torch.Tensor) -> None:
+def decode(model: Any, rows: torch.Tensor) -> None:
     """The prompt is short, so decoding is what counts; it is part of both sides all the same."""
     with torch.no_grad():
         model.generate(

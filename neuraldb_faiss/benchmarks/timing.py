@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -26,12 +26,27 @@ def measure(
     action: Callable[[], object], *, repeats: int = 5, warm_up: int = 1, before: Callable[[], object] | None = None
 ) -> Timing:
     """Time `action`; `before` runs ahead of each, untimed."""
-    seconds: list[float] = []
+    return measure_in_turn({"": action}, repeats=repeats, warm_up=warm_up, before=before)[""]
+
+
+def measure_in_turn(
+    actions: Mapping[str, Callable[[], object]], *, repeats: int = 5, warm_up: int = 1,
+    before: Callable[[], object] | None = None,
+) -> dict[str, Timing]:  # fmt: skip
+    """Time several, one after the other in each round, so that what else the machine does falls on all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in actions}
     for number in range(warm_up + repeats):
-        if before is not None:
-            before()
-        start = time.perf_counter()
-        action()
-        if number >= warm_up:
-            seconds.append(time.perf_counter() - start)
-    return Timing(median(seconds), min(seconds), max(seconds), repeats)
+        for name, action in actions.items():
+            if before is not None:
+                before()
+            took = seconds_of(action)
+            if number >= warm_up:
+                seconds[name].append(took)
+    return {name: Timing(median(took), min(took), max(took), repeats) for name, took in seconds.items()}
+
+
+def seconds_of(action: Callable[[], object]) -> float:
+    """Wall time of one run."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start

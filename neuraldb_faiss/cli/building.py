@@ -42,6 +42,13 @@ _making = opt.both(
         "--clamp", type=click.FloatRange(0, min_open=True), help="Longest residual, in lengths of the output."
     ),
     click.option("--kl-factor", type=click.FloatRange(0), help="Factor on the change of what the subject is."),
+    click.option(
+        "--kl-prompt",
+        "kl_prompts",
+        multiple=True,
+        metavar="TEMPLATE",
+        help='Keep also what follows this prompt about another relation, as in "{} was born in". Repeatable.',
+    ),
     click.option("--stop-loss", type=click.FloatRange(0), help="Loss at which a fact is done."),
     opt.drop_failed,
     opt.index,

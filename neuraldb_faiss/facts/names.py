@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 
@@ -13,19 +14,22 @@ def names_in_texts(subject: str, prompt: str, aliases: Any = ()) -> tuple[str, .
         aliases: other names that the fact lists; anything but a list of texts counts as none.
     """
     listed = [name for name in aliases if isinstance(name, str)] if isinstance(aliases, list | tuple) else []
-    mark = "{}" if "{}" in prompt else subject
-    left, _, right = prompt.partition(mark)
-    before = _word_end(left) if subject[:1].isalnum() else ""
-    after = _word_start(right) if subject[-1:].isalnum() else ""
-    whole = before + subject + after
+    # Prompts are mostly one of few templates.
+    before, after = _joined(prompt, "{}") if "{}" in prompt else _joined.__wrapped__(prompt, subject)
+    if not (before or after or listed):
+        return (subject,)
+    whole = (before if subject[:1].isalnum() else "") + subject + (after if subject[-1:].isalnum() else "")
     return tuple(dict.fromkeys((subject, whole, *listed)))
+
+
+@lru_cache(maxsize=4096)
+def _joined(prompt: str, mark: str) -> tuple[str, str]:
+    """The letters and digits that stand right before and behind the mark."""
+    left, _, right = prompt.partition(mark)
+    return _word_start(left[::-1])[::-1], _word_start(right)
 
 
 def _word_start(text: str) -> str:
     """The letters and digits that `text` begins with."""
     size = next((n for n, char in enumerate(text) if not char.isalnum()), len(text))
     return text[:size]
-
-
-def _word_end(text: str) -> str:
-    return _word_start(text[::-1])[::-1]

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-import torch
 from torch import nn
 
 from neuraldb_faiss.errors import FingerprintError, ModelError, NeuralDBError
@@ -44,7 +43,7 @@ class Handle:
         self._newest = newest
         self._context = Context(model, site.module_name, remembers=gate.wants_past)
         self._lookup = Lookup(gate, self._context, trace_size)
-        self._hook = site.module.register_forward_hook(torch.compiler.disable(self._lookup.__call__))
+        self._hook = site.module.register_forward_hook(self._lookup.hook)
         self._module = site.module
         mark(self._module)
 
@@ -111,7 +110,8 @@ def attach(
     forward is called, as it is, from `torch.compile` or from PEFT. site: the layer. newest: gives the snapshot that
     `refresh()` moves to. trace_size: how many firings `trace()` remembers.
 
-    Code that torch.compile made before is made anew; lookups run outside of its graph, so that
+    Code that torch.compile made before is made anew. A lookup is one operator of its graph, `neuraldb::lookup`, unless
+    a gate that reads the text (`SubjectGate`) meets a KV cache: then it runs outside of the graph, and
     `fullgraph=True` fails, with torch's own message.
 
     Raises FingerprintError where the shapes differ, ModelError where the site is another model's.

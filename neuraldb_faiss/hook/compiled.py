@@ -1,13 +1,84 @@
-"""Hooks under torch.compile, whose code by itself would not notice that one came or went."""
+"""Hooks under torch.compile: the lookup as an operator of the graph, and code that notices that a hook came or went.
+
+The graph knows an attachment by its number only. So what it answers, a refresh, or its end, need no new code.
+"""
 
 from __future__ import annotations
 
 import sys
 from functools import wraps
-from typing import Any
+from itertools import count
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from neuraldb_faiss.hook.calls import Call
+
+
+class Attached(Protocol):
+    """What the operator stands for."""
+
+    def added(self, keys: Tensor, output: Tensor, call: Call) -> Tensor: ...
+
+
+_attached: WeakValueDictionary[int, Attached] = WeakValueDictionary()
+_numbers = count()
+_SCHEMA = (
+    "(Tensor keys, Tensor output, Tensor? ids, Tensor? mask, Tensor? position_ids, SymInt past, Tensor? past_tensor,"
+    " SymInt[] shape, int number) -> Tensor"
+)
+# It waits for the GPU and works on the host, which no CUDA graph can hold; older versions of torch have no such tag.
+_OPTIONS: dict[str, Any] = {"tags": torch.Tag.cudagraph_unsafe} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
+
+
+def number(attached: Attached) -> int:
+    """A new number for it, for as long as it lives."""
+    found = next(_numbers)
+    _attached[found] = attached
+    return found
+
+
+@torch.library.custom_op("neuraldb::lookup", mutates_args=(), schema=_SCHEMA, **_OPTIONS)
+def _operator(
+    keys: Tensor, output: Tensor, ids: Tensor | None, mask: Tensor | None, position_ids: Tensor | None,
+    past: int, past_tensor: Tensor | None, shape: list[int], number: int,
+) -> Tensor:  # fmt: skip
+    """`output` [..., d2] with what fires on `keys` [..., d1] added; always a new tensor. The rest is the forward's
+    `Call`, past -1 and shape [] for None."""
+    one = _attached.get(number)
+    if one is None:
+        return output.clone()
+    before = past_tensor if past_tensor is not None else None if past < 0 else past
+    call = Call(None, ids, mask, position_ids, None, before, torch.Size(shape) if shape else None)
+    return one.added(keys, output, call)
+
+
+@_operator.register_fake
+def _like_the_output(keys: Tensor, output: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(output)
+
+
+def _no_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    pass
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    return None, gradient, *[None] * 7  # what is added does not depend on the output
+
+
+_operator.register_autograd(_backward, setup_context=_no_context)
+
+
+def lookup(keys: Tensor, output: Tensor, call: Call, number: int) -> Tensor:
+    """The operator's call, as torch.compile traces it."""
+    past = call.past
+    mine = isinstance(past, Tensor)
+    return torch.ops.neuraldb.lookup(
+        keys, output, call.ids, call.full_mask(), call.position_ids, -1 if mine or past is None else past,
+        past if mine else None, [] if call.shape is None else list(call.shape), number,
+    )  # fmt: skip
 
 _USERS = "_neuraldb_handles"
 _BEFORE = "_neuraldb_before"

@@ -11,7 +11,7 @@ import torch
 from neuraldb_faiss.editing.editor import check_model
 from neuraldb_faiss.editing.passes import Stop, on_input, stopping
 from neuraldb_faiss.errors import FactError
-from neuraldb_faiss.hook.context import Tokens
+from neuraldb_faiss.hook.calls import Tokens
 from neuraldb_faiss.hook.gates import Gate
 from neuraldb_faiss.models import FFNSite, Fingerprint
 from neuraldb_faiss.models.sites import input_device, unwrap

@@ -10,14 +10,16 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from neuraldb_faiss.hook.context import Tokens
+from neuraldb_faiss.hook.calls import Tokens
 from neuraldb_faiss.hook.history import UNKNOWN
 from neuraldb_faiss.hook.texts import Texts
 from neuraldb_faiss.models.defaults import GAMMAS
 from neuraldb_faiss.models.loading import tokenizer_of
 from neuraldb_faiss.search.matcher import Matcher, Matches
+from neuraldb_faiss.search.on_device import Candidates
 from neuraldb_faiss.search.searcher import EntrySource
 from neuraldb_faiss.search.subject_matcher import NamedSource, SubjectMatcher
+from neuraldb_faiss.search.subjects import Folded
 
 UTF8 = 4  # bytes a code point takes, at most
 
@@ -51,7 +53,10 @@ class Gate(Protocol):
     @property
     def source(self) -> EntrySource: ...
     def fired(self, keys: torch.Tensor, tokens: Tokens) -> Fired:
-        """keys: [B * T, d1], any dtype and device; tokens: of [B, T]."""
+        """keys: [B * T, d1], any dtype and device; tokens: of [B, T]. Waits for keys that lie on a GPU."""
+    def candidates(self, keys: torch.Tensor, tokens: Callable[[], Tokens]) -> Candidates | None:
+        """What may fire, for `on_device.decide`; None where only `fired` can say. keys: [B * T, d1] on a GPU. tokens:
+        called when the GPU has its work."""
     def refresh(self, source: Any) -> None: ...
 
 
@@ -82,14 +87,29 @@ class PlainGate(_Matched):
     def refresh(self, source: EntrySource) -> None:
         self._matcher.refresh(source)
 
-    def fired(self, keys: torch.Tensor, tokens: Tokens) -> Fired:
+    def candidates(self, keys: torch.Tensor, tokens: Callable[[], Tokens]) -> Candidates | None:
+        if not self._matcher.on_gpu:
+            return None
+
+        def first_tokens() -> tuple[np.ndarray, np.ndarray]:
+            known = tokens()
+            self._warn(known)
+            first = known.first_tokens().reshape(-1)
+            return np.ones(len(first), bool) if known.real is None else known.real.reshape(-1), first
+
+        return self._matcher.candidates(keys, first_tokens)
+
+    def _warn(self, tokens: Tokens) -> None:
         if tokens.ids is None and not self._warned:
             self._warned = True
             warnings.warn(
                 "the edited layer runs without token ids (inputs_embeds, or the layer called by itself): "
                 "facts fire by the cosine gate alone, those at a text's first token never; pass input_ids",
-                stacklevel=2,
+                stacklevel=3,
             )
+
+    def fired(self, keys: torch.Tensor, tokens: Tokens) -> Fired:
+        self._warn(tokens)
         kept = None if tokens.real is None else np.flatnonzero(tokens.real)
         rows = keys if kept is None else keys[torch.from_numpy(kept).to(keys.device)]
         first = tokens.first_tokens().reshape(-1)
@@ -121,20 +141,33 @@ class SubjectGate(_Matched):
 
     def fired(self, keys: torch.Tensor, tokens: Tokens) -> Fired:
         if tokens.ids is None:
-            if self._plain is None:
-                self._plain = PlainGate(self._make_plain())
-                self._plain.refresh(self._matcher.source)
-            return self._plain.fired(keys, tokens)
+            return self._unguarded().fired(keys, tokens)
+        text = self._text(tokens)
+        return Fired.of(self._matcher.match(keys, text, tokens.first_tokens().reshape(-1)), None)
+
+    def candidates(self, keys: torch.Tensor, tokens: Callable[[], Tokens]) -> Candidates | None:
+        known = tokens()
+        if known.ids is None:
+            return self._unguarded().candidates(keys, tokens)
+        return self._matcher.candidates(self._text(known), known.first_tokens().reshape(-1))
+
+    def _unguarded(self) -> PlainGate:
+        if self._plain is None:
+            self._plain = PlainGate(self._make_plain())
+            self._plain.refresh(self._matcher.source)
+        return self._plain
+
+    def _text(self, tokens: Tokens) -> Folded:
+        assert tokens.ids is not None
         if not self._warned and (tokens.past == UNKNOWN).any():
             self._warned = True
             warnings.warn(
                 "the KV cache holds tokens from before the database was attached: a subject that began among them is"
                 " not seen; attach first",
-                stacklevel=2,
+                stacklevel=3,
             )
         real = np.ones(tokens.ids.shape, bool) if tokens.real is None else tokens.real
-        text = self._texts.fold(tokens.past, tokens.ids, real, tokens.positions == 0, UTF8 * self._matcher.reach)
-        return Fired.of(self._matcher.match(keys, text, tokens.first_tokens().reshape(-1)), None)
+        return self._texts.fold(tokens.past, tokens.ids, real, tokens.positions == 0, UTF8 * self._matcher.reach)
 
 
 def make_gate(

@@ -9,12 +9,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from neuraldb_faiss.hook import compiled
+from neuraldb_faiss.hook.calls import Call, Tokens
 from neuraldb_faiss.hook.context import Context
 from neuraldb_faiss.hook.gates import Gate
+from neuraldb_faiss.hook.residuals import ResidualCache
+from neuraldb_faiss.search.on_device import Candidates, decide
 from neuraldb_faiss.search.searcher import EntrySource
+from neuraldb_faiss.search.transfers import Transfer, on_gpu, to_device
+
+MAX_UNDECIDED = 256  # forwards whose outcome may wait on the GPU for somebody who asks
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,43 +52,127 @@ class _ThreadState(threading.local):
         self.disabled = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Undecided:
+    """Candidates of a forward whose outcome is still on its way from the GPU; `positions` of their tokens."""
+
+    sequences: np.ndarray
+    positions: np.ndarray
+    entries: np.ndarray
+    source: EntrySource
+    outcome: Transfer  # fires bool [m], cosines float64 [m]
+
+
 class Lookup:
-    """g(k) of eq. 11 and 12 (arXiv 2507.18028), as a forward hook on one down-projection."""
+    """g(k) of eq. 11 and 12 (arXiv 2507.18028), as a forward hook on one down-projection.
+
+    Where the keys lie on a GPU the host names the candidates, and the GPU decides and adds: the host waits once a
+    forward, to learn the tokens or what came near, and reads later what fired.
+    """
 
     def __init__(self, gate: Gate, context: Context, trace_size: int) -> None:
         self.gate = gate
         self.calls = 0
-        self.hits = 0
         self.removed = False
+        self._hits = 0
         self._context = context
+        self._residuals = ResidualCache()
         self._trace: deque[_Raw | Fire] = deque(maxlen=trace_size)
+        self._undecided: deque[_Undecided] = deque()
         self._lock = threading.Lock()
         self._thread = _ThreadState()
+        self._eagerly = torch.compiler.disable(self.__call__)
+        self._number = compiled.number(self)
+
+    @property
+    def hits(self) -> int:
+        with self._lock:
+            self._settle()
+            return self._hits
 
     @torch.no_grad()
-    def find(self, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Rows of `keys` [..., d1], flattened, that fire, and residuals float32 [m, d2]; None for none."""
-        tokens = self._context.tokens(keys.shape[:-1])
-        found = self.gate.fired(keys.detach().reshape(-1, keys.shape[-1]), tokens)
+    def find(self, keys: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Rows of `keys` [..., d1], flattened, and what to add there, [m, d2] of `dtype`; None for nothing."""
+        shape, flat = keys.shape[:-1], keys.detach().reshape(-1, keys.shape[-1])
+        if on_gpu(keys):
+            candidates = self.gate.candidates(flat, lambda: self._context.tokens(shape))
+            if candidates is not None:
+                return self._on_device(candidates, flat, shape, dtype)
+        tokens = self._context.tokens(shape)
+        found = self.gate.fired(flat, tokens)
         with self._lock:
+            self._settle()
             self.calls += 1
-            self.hits += len(found.places)
-            width = tokens.positions.shape[1]
-            for place, entry, score in zip(found.places, found.entries, found.scores, strict=True):
-                position = int(tokens.positions.reshape(-1)[place])
-                self._trace.append(_Raw(int(place) // width, position, int(entry), float(score), found.source))
+            self._note(found.places, tokens, found.entries, found.scores, found.source)
         if not len(found.places):
             return None
-        return torch.from_numpy(found.places), torch.from_numpy(found.source.residuals(found.entries))
+        residuals = to_device(found.source.residuals(found.entries), keys.device)
+        return to_device(found.places, keys.device), residuals.to(dtype)
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
+    def _on_device(
+        self, candidates: Candidates, keys: torch.Tensor, shape: torch.Size, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        if len(candidates):
+            source, rows = candidates.source, candidates.rows
+            decision = decide(candidates, keys, self.gate.gamma)
+            entries = source.key_entries[candidates.positions]
+            residuals = self._residuals.gather(source, entries, keys.device, dtype)
+            tokens = self._context.tokens(shape)
+            sequences, positions = rows // tokens.positions.shape[1], tokens.positions.reshape(-1)[rows]
+            outcome = Transfer([decision.fires, decision.cosines])
+        with self._lock:
+            self.calls += 1
+            if not len(candidates):
+                return None
+            self._undecided.append(_Undecided(sequences, positions, entries, source, outcome))
+            while len(self._undecided) > MAX_UNDECIDED or self._undecided and self._undecided[0].outcome.done:
+                self._settle_one()
+        return to_device(rows, keys.device), torch.where(decision.fires[:, None], residuals, 0)
+
+    def _settle(self) -> None:
+        """Read, oldest first, what fired on the GPU; with the lock held."""
+        while self._undecided:
+            self._settle_one()
+
+    def _settle_one(self) -> None:
+        one = self._undecided.popleft()
+        fires, cosines = one.outcome.arrays()
+        self._hits += int(fires.sum())
+        for at in np.flatnonzero(fires).tolist():
+            sequence, position = int(one.sequences[at]), int(one.positions[at])
+            self._trace.append(_Raw(sequence, position, int(one.entries[at]), float(cosines[at]), one.source))
+
+    def _note(
+        self, places: np.ndarray, tokens: Tokens, entries: np.ndarray, scores: np.ndarray, source: EntrySource
+    ) -> None:
+        self._hits += len(places)
+        width = tokens.positions.shape[1]
+        for place, entry, score in zip(places, entries, scores, strict=True):
+            position = int(tokens.positions.reshape(-1)[place])
+            self._trace.append(_Raw(int(place) // width, position, int(entry), float(score), source))
+
+    def hook(self, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
+        """The forward hook, in eager mode and as torch.compile traces it."""
+        if torch.compiler.is_compiling():
+            call = self._context.traced_call()
+            if call is not None:
+                return compiled.lookup(args[0], output, call, self._number)
+        return self._eagerly(module, args, output)
+
+    def added(self, keys: torch.Tensor, output: torch.Tensor, call: Call) -> torch.Tensor:
+        """`output` with what fires added, in the forward `call`; always a new tensor."""
+        with self._context.told(call):
+            changed = self(None, (keys,), output)
+        return output.clone() if changed is None else changed
+
+    def __call__(self, module: Any, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
         # Compiled code may go on calling a hook that was removed since; it then changes nothing.
         if self.removed or self._thread.disabled or not args[0].numel():
             return None
-        found = self.find(args[0])
+        found = self.find(args[0], output.dtype)
         if found is None:
             return None
-        rows, residuals = found[0].to(output.device), found[1].to(output.device, output.dtype)
+        rows, residuals = found[0].to(output.device), found[1].to(output.device)
         flat = output.reshape(-1, output.shape[-1])
         return flat.index_add(0, rows, residuals).reshape(output.shape)  # a copy: others may hold the output
 
@@ -95,6 +187,7 @@ class Lookup:
     def trace(self) -> list[Fire]:
         """What fired, oldest first, with the facts that each entry served in the generation that answered."""
         with self._lock:
+            self._settle()
             known: dict[tuple[int, int], tuple[str, ...]] = {}
             for index, raw in enumerate(self._trace):
                 if isinstance(raw, _Raw):
@@ -107,4 +200,5 @@ class Lookup:
 
     def clear_trace(self) -> None:
         with self._lock:
+            self._settle()
             self._trace.clear()

@@ -8,7 +8,7 @@ model's structure and shapes, never by its name.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +95,13 @@ def input_device(model: nn.Module) -> torch.device:
     if device.type == "meta":
         device = torch.device(getattr(embedding._hf_hook, "execution_device", "cpu"))
     return device
+
+
+def layer_device(model: nn.Module, settings: Mapping[str, Any]) -> torch.device:
+    """Where the layer runs that a database with these settings edits."""
+    weight: Any = find_site(model, settings["layer"], settings["ffn_module"]).module.weight
+    device: torch.device = weight.device
+    return input_device(unwrap(model)) if device.type == "meta" else device
 
 
 def text_config(model: nn.Module) -> Any:

@@ -21,12 +21,18 @@ def load_faiss() -> ModuleType:
     """The module `faiss`. Raises FaissMissing with the two commands that install it."""
     try:
         import faiss
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # faiss-gpu raises the latter where CUDA's own wheels are missing
         raise FaissMissing(
             "FAISS is not installed: run `pip install 'neuraldb-faiss[cpu]'`, or, on a machine with an "
             f"NVIDIA GPU, `pip install 'neuraldb-faiss[gpu]'`, never both ({error})"
         ) from error
     return faiss
+
+
+def gpu_count() -> int:
+    """GPUs that the installed FAISS can use: none where it is faiss-cpu."""
+    count = getattr(load_faiss(), "get_num_gpus", None)
+    return 0 if count is None else int(count())
 
 
 _lock = threading.Lock()

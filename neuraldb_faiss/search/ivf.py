@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from neuraldb_faiss.errors import SearchError
 from neuraldb_faiss.search.clustering import Clustering, load_clustering, save_clustering
-from neuraldb_faiss.search.faiss_module import load_faiss, selector, small_batches
-from neuraldb_faiss.search.searcher import KeySource
+from neuraldb_faiss.search.faiss_module import gpu_count, load_faiss, selector, small_batches
+from neuraldb_faiss.search.searcher import KeySource, Searcher
 from neuraldb_faiss.search.vectors import unit_blocks, unit_rows
 
 TRAINING_ROWS_PER_LIST = 64  # FAISS asks for 39 at least and gains little from more
@@ -48,34 +49,6 @@ class IvfSearcher:
         self._index.is_trained = True
         self._lists: list[np.ndarray] = []
 
-    @classmethod
-    def open(
-        cls, source: KeySource, *, nlist: int | None = None, nprobe: int | None = None,
-        directory: Path | None = None,
-    ) -> IvfSearcher:  # fmt: skip
-        """All keys of the source, clustered as the files in `directory` say, else anew and saved there.
-
-        Files that are missing, damaged, from another folder or of another size are replaced; a folder that
-        cannot be written is left alone. Raises SearchError for nlist or nprobe below 1.
-        """
-        for name, value in (("nlist", nlist), ("nprobe", nprobe)):
-            if value is not None and value < 1:
-                raise SearchError(f"{name} is {value}: it must be 1 or more")
-        wanted = automatic_nlist(source.n_keys) if nlist is None else min(nlist, max(1, source.n_keys))
-        saved = load_clustering(directory, source) if directory else None
-        # Automatic sizes follow the database slowly: clustering anew at every key would save nothing.
-        slack = 2 if nlist is None else 1
-        if saved and not wanted / slack <= len(saved.centroids) <= wanted * slack:
-            saved = None
-        searcher = cls(saved.centroids if saved else train(source, wanted), nprobe=nprobe)
-        known = saved.lists if saved else np.empty(0, np.int32)
-        for block in unit_blocks(source):
-            first = searcher.ntotal
-            searcher.add(block, known[first : first + len(block)])
-        if directory and (not saved or source.n_keys > SAVE_AGAIN * len(known)):
-            save_clustering(directory, source, Clustering(searcher.centroids, searcher.lists))
-        return searcher
-
     @property
     def ntotal(self) -> int:
         return int(self._index.ntotal)
@@ -110,6 +83,50 @@ class IvfSearcher:
             return self._index.search(queries, k, params=self._faiss.SearchParametersIVF(**settings))
 
 
+def open_ivf(
+    source: KeySource, *, nlist: int | None = None, nprobe: int | None = None, directory: Path | None = None,
+    device: torch.device | None = None,
+) -> Searcher:  # fmt: skip
+    """All keys of the source, clustered as the files in `directory` say, else anew and saved there; on the GPU `device`
+    if one is given.
+
+    Files that are missing, damaged, from another folder or of another size are replaced; a folder that
+    cannot be written is left alone. Raises SearchError for nlist or nprobe below 1.
+    """
+    from neuraldb_faiss.search.gpu import GpuIvfSearcher, choose_gpus
+
+    for name, value in (("nlist", nlist), ("nprobe", nprobe)):
+        if value is not None and value < 1:
+            raise SearchError(f"{name} is {value}: it must be 1 or more")
+    wanted = automatic_nlist(source.n_keys) if nlist is None else min(nlist, max(1, source.n_keys))
+    saved = load_clustering(directory, source) if directory else None
+    # Automatic sizes follow the database slowly: clustering anew at every key would save nothing.
+    slack = 2 if nlist is None else 1
+    if saved and not wanted / slack <= len(saved.centroids) <= wanted * slack:
+        saved = None
+    centroids = saved.centroids if saved else train(source, wanted)
+    known = saved.lists if saved else np.empty(0, np.int32)
+    save = directory is not None and (not saved or source.n_keys > SAVE_AGAIN * len(known))
+    searcher: IvfSearcher | GpuIvfSearcher
+    if device is None:
+        searcher = IvfSearcher(centroids, nprobe=nprobe)
+    else:
+        gpus = choose_gpus(device, 2 * 4 * source.n_keys * source.d1)  # float32, twice while its lists grow
+        searcher = GpuIvfSearcher(centroids, device, gpus, nprobe=nprobe)
+    lists = []
+    for block in unit_blocks(source):
+        if isinstance(searcher, IvfSearcher):
+            searcher.add(block, known[searcher.ntotal : searcher.ntotal + len(block)])
+        else:  # it finds the list of every key anew, and does not tell
+            if save:
+                lists.append(searcher.assign(block))
+            searcher.add(block)
+    if directory and save:
+        found = searcher.lists if isinstance(searcher, IvfSearcher) else np.concatenate([*lists, np.empty(0, np.int32)])
+        save_clustering(directory, source, Clustering(centroids, found))
+    return searcher
+
+
 def share_clustering(
     target: KeySource, directory: Path, sources: Sequence[tuple[KeySource, Path]], *, nlist: int | None = None
 ) -> int | None:
@@ -134,7 +151,8 @@ def share_clustering(
 
 
 def train(source: KeySource, nlist: int) -> np.ndarray:
-    """float32 [nlist, d1]: centroids of spherical k-means over a sample of the keys, always the same."""
+    """float32 [nlist, d1]: centroids of spherical k-means over a sample of the keys, always the same on one machine;
+    on all GPUs that FAISS can use."""
     n = source.n_keys
     if n == 0:
         return np.zeros((1, source.d1), np.float32)
@@ -146,7 +164,9 @@ def train(source: KeySource, nlist: int) -> np.ndarray:
     if nlist == 1 or len(rows) <= nlist:
         return rows[:nlist] if len(rows) else np.zeros((1, source.d1), np.float32)
     faiss = load_faiss()
-    means = faiss.Kmeans(source.d1, nlist, niter=10, spherical=True, seed=1234, min_points_per_centroid=1)
+    means = faiss.Kmeans(
+        source.d1, nlist, niter=10, spherical=True, seed=1234, min_points_per_centroid=1, gpu=gpu_count() > 0
+    )
     with small_batches(source.d1):
         means.train(rows)
     return np.ascontiguousarray(means.centroids)

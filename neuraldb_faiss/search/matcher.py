@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,10 @@ import numpy as np
 import torch
 
 from neuraldb_faiss.errors import SearchError
+from neuraldb_faiss.search.gpu import GpuSearcher
 from neuraldb_faiss.search.locks import ReadWriteLock
+from neuraldb_faiss.search.on_device import Candidates
+from neuraldb_faiss.search.proposing import propose
 from neuraldb_faiss.search.searcher import EntrySource, Searcher, make_searcher
 from neuraldb_faiss.search.vectors import exact_cosines, unit_blocks, unit_rows
 
@@ -71,15 +75,18 @@ class Matcher:
 
     def __init__(
         self, source: EntrySource, kind: str = "auto", *, gamma: float, nlist: int | None = None,
-        nprobe: int | None = None, directory: Path | None = None,
+        nprobe: int | None = None, directory: Path | None = None, device: torch.device | None = None,
     ) -> None:  # fmt: skip
         """source: a snapshot of the store. kind: auto (= flat), flat or ivf; nlist and nprobe belong to ivf.
-        gamma: the gate, 0 <= gamma < 1. directory: the database's `search/` folder, or None to keep nothing.
+        gamma: the gate, 0 <= gamma < 1. directory: the database's `search/` folder, or None to keep nothing. device:
+        where the queries will come from; a GPU that FAISS can use gets the index.
 
         Raises SearchError for an unknown kind, bad settings, or where FAISS is missing.
         """
         self.gamma = check_gamma(gamma)
-        self._make = partial(make_searcher, kind=kind, nlist=nlist, nprobe=nprobe, directory=directory)
+        self._make = partial(
+            make_searcher, kind=kind, nlist=nlist, nprobe=nprobe, directory=directory, device=device
+        )
         self._lock = ReadWriteLock()
         self._searcher: Searcher = self._make(source)
         self._view = _View.of(source)
@@ -156,6 +163,23 @@ class Matcher:
             torch.from_numpy((best >= 0) & (scores > gamma)),
             view.source,
         )
+
+    def candidates(
+        self, queries: torch.Tensor, first_tokens: Callable[[], tuple[np.ndarray, np.ndarray]]
+    ) -> Candidates:
+        """The keys that may answer queries on a GPU, for `on_device.decide`; the host waits once, as a rule.
+
+        first_tokens: called once the search is on its way: bool [n], the rows to answer, and int64 [n] as for `match`.
+        The index must be on a GPU (`on_gpu`).
+        """
+        with self._lock.read():
+            view, searcher = self._view, self._searcher
+            assert isinstance(searcher, GpuSearcher)
+            return propose(view.source, searcher, queries, first_tokens, view.later, view.heads, self.gamma)
+
+    @property
+    def on_gpu(self) -> bool:
+        return isinstance(self._searcher, GpuSearcher)
 
     def _search(
         self, view: _View, searcher: Searcher, rows: np.ndarray, unit: np.ndarray, pending: np.ndarray,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from neuraldb_faiss.errors import SearchError
+
+if TYPE_CHECKING:
+    import torch
 
 KINDS = ("auto", "flat", "ivf")
 
@@ -80,21 +83,32 @@ def make_searcher(
     nlist: int | None = None,
     nprobe: int | None = None,
     directory: Path | None = None,
+    device: torch.device | None = None,
 ) -> Searcher:
     """A searcher that holds all keys of the source, live or not.
 
-    `directory` is the database's `search/` folder: `ivf` keeps its clustering there. Raises SearchError for
-    an unknown kind, a setting the kind does not have, or where FAISS is missing.
+    `directory` is the database's `search/` folder: `ivf` keeps its clustering there. `device` is the model's: where it
+    is a GPU that the installed FAISS can use, the index lies there. Raises SearchError for an unknown kind, a setting
+    the kind does not have, or where FAISS is missing.
     """
+    from neuraldb_faiss.search.faiss_module import gpu_count
     from neuraldb_faiss.search.flat import FlatSearcher
-    from neuraldb_faiss.search.ivf import IvfSearcher
+    from neuraldb_faiss.search.gpu import GpuFlatSearcher, choose_gpus
+    from neuraldb_faiss.search.ivf import open_ivf
+    from neuraldb_faiss.search.transfers import is_gpu
     from neuraldb_faiss.search.vectors import unit_blocks
 
+    on_gpu = device is not None and is_gpu(device) and gpu_count() > 0
     if check_kind(kind) == "ivf":
-        return IvfSearcher.open(source, nlist=nlist, nprobe=nprobe, directory=directory)
+        return open_ivf(source, nlist=nlist, nprobe=nprobe, directory=directory, device=device if on_gpu else None)
     if nlist is not None or nprobe is not None:
         raise SearchError("nlist and nprobe belong to the index kind 'ivf': ask for it, or leave them out")
-    searcher = FlatSearcher(source.d1)
+    searcher: Searcher
+    if on_gpu and device is not None:
+        gpus = choose_gpus(device, 2 * 2 * source.n_keys * source.d1)  # float16, twice while it grows
+        searcher = GpuFlatSearcher(source.d1, device, gpus)
+    else:
+        searcher = FlatSearcher(source.d1)
     for block in unit_blocks(source):
         searcher.add(block)
     return searcher

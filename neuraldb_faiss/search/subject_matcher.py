@@ -4,20 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 
 from neuraldb_faiss.search.matcher import Matches, as_rows, check_gamma, decide
+from neuraldb_faiss.search.on_device import Candidates
 from neuraldb_faiss.search.searcher import EntrySource
+from neuraldb_faiss.search.subject_files import load_subjects, save_subjects
 from neuraldb_faiss.search.subjects import Folded, Subjects
 from neuraldb_faiss.search.vectors import unit_rows
 
+SAVE_AGAIN = 2_000  # names that the files lack: hashing so many costs what writing the files does
+
 
 class NamedSource(EntrySource, Protocol):
-    """A snapshot that also knows what its entries' subjects are called, and floors that were measured for names."""
+    """A snapshot that also knows what its entries' subjects are called, and floors that were measured for names.
 
+    search_folder: where the name index is kept; None to keep nothing.
+    """
+
+    @property
+    def generation(self) -> int: ...
+    @property
+    def search_folder(self) -> Path | None: ...
+    def digest_of(self, generation: int) -> str | None: ...
     @property
     def floors(self) -> Mapping[str, float]: ...
     def subject_names(self, after: int = -1) -> Iterator[tuple[int, int, str]]: ...
@@ -26,31 +39,29 @@ class NamedSource(EntrySource, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """One generation. `positions`: the keys in the order of their entries, which are `entries`."""
+    """One generation. `upto`: the last generation whose names `subjects` has. `positions`: the keys in the order of
+    their entries, which are `entries`."""
 
     source: NamedSource
     subjects: Subjects
-    last_row: int
+    upto: int
     entries: np.ndarray
     positions: np.ndarray | None  # None: the keys lie in that order
 
     @classmethod
     def of(cls, source: NamedSource, before: _View | None = None) -> _View:
-        """`before`, of the same epoch, lends its names: rows of the catalog are only ever added to within one."""
-        last = before.last_row if before else -1
-        pairs: list[tuple[int, str]] = []
-        for row, entry, name in source.subject_names(last):
-            pairs.append((entry, name))
-            last = row
-        if before is None:
-            subjects = Subjects.of(pairs, source.names, source.floors)
-        else:
-            subjects = before.subjects.extended(pairs, source.names, source.floors)
+        """`before`, of the same epoch, lends its names: within one they are only ever added to."""
+        known = (before.subjects, before.upto) if before else load_subjects(source)
+        subjects, upto = known or (Subjects.of((), source.names), -1)
+        pairs = [(entry, name) for _, entry, name in source.subject_names(upto)]
+        subjects, upto = subjects.extended(pairs, source.names, source.floors), max(upto, source.generation)
+        if before is None and len(pairs) > SAVE_AGAIN:
+            save_subjects(source, subjects)
         entries = np.asarray(source.key_entries)
-        if (np.diff(entries) >= 0).all():
-            return cls(source, subjects, last, entries, None)
+        if (entries[1:] >= entries[:-1]).all():
+            return cls(source, subjects, upto, entries, None)
         order = np.argsort(entries, kind="stable")
-        return cls(source, subjects, last, entries[order], order)
+        return cls(source, subjects, upto, entries[order], order)
 
     def keys_of(self, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(which of `entries`, key position) for every key of each."""
@@ -64,6 +75,7 @@ class _View:
 class SubjectMatcher:
     """Finds, for every token at which the subject of an entry ends, the nearest key of those entries.
 
+    The names are kept hashed in files in the source's `search_folder`, so that only the first opening hashes them all.
     Any number of threads may match while one refreshes. The cost of a token hardly depends on the number of entries.
     """
 
@@ -96,15 +108,10 @@ class SubjectMatcher:
             first_tokens: int64 [n]: as for `Matcher.match`, at a text's first token only keys taken there on the same
                 token answer, and nowhere else do those.
         """
-        view = self._view
+        found = self.candidates(text, first_tokens)
+        rows, positions, floors, source = found.rows, found.positions, found.floors, found.source
         entries = np.full(len(queries), -1, np.int64)
         scores = np.zeros(len(queries), np.float64)
-        rows, candidates, floors = view.subjects.ends(text)
-        which, positions = view.keys_of(candidates)
-        rows, floors = rows[which], floors[which]
-        source = view.source
-        fits = source.live[positions] & (source.key_tokens[positions] == first_tokens[rows])
-        rows, positions, floors = rows[fits], positions[fits], floors[fits]
         if len(rows):
             # Only these keys ever leave the device the model is on.
             asked, place = np.unique(rows, return_inverse=True)
@@ -112,12 +119,22 @@ class SubjectMatcher:
             usable = unit_rows(wide)[1][place]
             best, cosines = np.full(len(asked), -1, np.int64), np.zeros(len(asked), np.float64)
             decide(source, wide, place[usable], positions[usable], best, cosines, floors[usable])
-            found = best >= 0
-            entries[asked[found]] = source.key_entries[best[found]]
-            scores[asked[found]] = cosines[found]
+            found_one = best >= 0
+            entries[asked[found_one]] = source.key_entries[best[found_one]]
+            scores[asked[found_one]] = cosines[found_one]
         return Matches(
             torch.from_numpy(entries),
             torch.from_numpy(scores.astype(np.float32)),
             torch.from_numpy((entries >= 0) & (scores > self.gamma)),
             source,
         )
+
+    def candidates(self, text: Folded, first_tokens: np.ndarray) -> Candidates:
+        """The keys whose subjects end at each token; arguments as for `match`. It needs no query."""
+        view = self._view
+        rows, entries, floors = view.subjects.ends(text)
+        which, positions = view.keys_of(entries)
+        rows, floors = rows[which], floors[which]
+        source = view.source
+        fits = source.live[positions] & (source.key_tokens[positions] == first_tokens[rows])
+        return Candidates(rows[fits], positions[fits], floors[fits], source)

@@ -25,6 +25,7 @@ from neuraldb_faiss.search.folding import LOWER, SEPARATOR, SPACE, UPPER, fold_b
 
 _CHUNK = 20_000  # names hashed at once
 _CACHE = 1 << 16
+HASH_VERSION = 1  # of what follows and of the folding: indices on disk with another one are made anew
 _BASE = 0xD6E8FEB86659FD93  # odd, so that its powers have inverses modulo 2**64
 
 
@@ -79,15 +80,18 @@ class _Prefixes:
 
 def hash_names(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """uint64 [n] hashes, and int64 [n] lengths in code points."""
-    hashes, lengths = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
-    for first in range(0, len(names), _CHUNK):
-        part = [" ".join(name.split()).replace("\0", "\ufffd") for name in names[first : first + _CHUNK]]
-        codes, _, _ = fold_bytes("\0".join(part).encode("utf-8", "replace"))
-        cuts = np.flatnonzero(codes == SEPARATOR)
-        starts, stops = np.r_[0, cuts + 1], np.r_[cuts, len(codes)]
-        hashes.append(_Prefixes(codes).of(starts, stops))
-        lengths.append(stops - starts)
-    return np.concatenate(hashes), np.concatenate(lengths)
+    hashes, lengths = np.empty(len(names), np.uint64), np.empty(len(names), np.int64)
+    # One letter outside ASCII sends the whole chunk the slow way, so such names go by themselves.
+    plain = np.fromiter(map(str.isascii, names), bool, len(names))
+    for which in (np.flatnonzero(plain), np.flatnonzero(~plain)):
+        for first in range(0, len(which), _CHUNK):
+            rows = which[first : first + _CHUNK]
+            part = [" ".join(names[row].split()).replace("\0", "\ufffd") for row in rows.tolist()]
+            codes, _, _ = fold_bytes("\0".join(part).encode("utf-8", "replace"))
+            cuts = np.flatnonzero(codes == SEPARATOR)
+            starts, stops = np.r_[0, cuts + 1], np.r_[cuts, len(codes)]
+            hashes[rows], lengths[rows] = _Prefixes(codes).of(starts, stops), stops - starts
+    return hashes, lengths
 
 
 class Subjects:
@@ -96,16 +100,20 @@ class Subjects:
 
     def __init__(
         self, hashes: np.ndarray, entries: np.ndarray, longest: int, names_of: Callable[[int], Iterable[str]],
-        floors: Mapping[str, float] = MappingProxyType({}),
+        floors: Mapping[str, float] = MappingProxyType({}), maybe: np.ndarray | None = None,
     ) -> None:  # fmt: skip
-        """hashes: uint64 [n] ascending, entries: int64 [n], longest: code points of the longest name."""
+        """hashes: uint64 [n] ascending, entries: int64 [n], longest: code points of the longest name. maybe: that of an
+        earlier state of these names, in which theirs are marked already; it is kept where its size still suits."""
         self.hashes, self.entries, self.longest = hashes, entries, longest
         self._names_of, self._floors = names_of, floors
         self._spelled = lru_cache(_CACHE)(self._spell)
         # One bit a hash, in bytes: tells nearly all stretches that are no name without a search.
-        self._shift = np.uint64(64 - max(16, (16 * len(hashes)).bit_length()))
-        self._maybe = np.zeros(1 << (64 - int(self._shift)), bool)
-        self._maybe[(hashes >> self._shift).astype(np.int64)] = True
+        bits = max(16, (16 * len(hashes)).bit_length())
+        self._shift = np.uint64(64 - bits)
+        if maybe is None or len(maybe) != 1 << bits:
+            maybe = np.zeros(1 << bits, bool)
+            maybe[(hashes >> self._shift).astype(np.int64)] = True
+        self._maybe = maybe
 
     @classmethod
     def of(
@@ -120,19 +128,31 @@ class Subjects:
         floors: Mapping[str, float] = MappingProxyType({}),
     ) -> Subjects:  # fmt: skip
         """With more (entry, name) pairs, and the names and floors of a later generation."""
-        entries, names = [], []
+        numbers, names = [], []
         for entry, name in pairs:
-            entries.append(entry)
+            numbers.append(entry)
             names.append(name)
-        new, lengths = hash_names(names)
-        kept = lengths > 0
-        hashes = np.r_[self.hashes, new[kept]]
-        numbers = np.r_[self.entries, np.array(entries, np.int64)[kept]]
-        order = np.lexsort((numbers, hashes))
-        hashes, numbers = hashes[order], numbers[order]
-        fresh = np.r_[True, (np.diff(hashes) != 0) | (np.diff(numbers) != 0)][: len(hashes)]
-        longest = max(self.longest, int(lengths.max(initial=0)))
-        return Subjects(hashes[fresh], numbers[fresh], longest, names_of, floors)
+        hashes, lengths = hash_names(names)
+        entries, longest = np.array(numbers, np.int64), max(self.longest, int(lengths.max(initial=0)))
+        order = np.lexsort((entries, hashes))
+        order = order[lengths[order] > 0]
+        hashes, entries = hashes[order], entries[order]
+        fresh = np.r_[True, (np.diff(hashes) != 0) | (np.diff(entries) != 0)][: len(hashes)]
+        if len(self):
+            left, right = np.searchsorted(self.hashes, hashes, "left"), np.searchsorted(self.hashes, hashes, "right")
+            for one in np.flatnonzero(fresh & (right > left)):
+                fresh[one] = entries[one] not in self.entries[left[one] : right[one]]
+        hashes, entries = hashes[fresh], entries[fresh]
+        if not len(self):
+            return Subjects(hashes, entries, longest, names_of, floors)
+        if not len(hashes):
+            return Subjects(self.hashes, self.entries, longest, names_of, floors, self._maybe)
+        at = np.searchsorted(self.hashes, hashes)
+        self._maybe[(hashes >> self._shift).astype(np.int64)] = True  # one mark too many costs this one nothing
+        return Subjects(
+            np.insert(self.hashes, at, hashes), np.insert(self.entries, at, entries), longest, names_of, floors,
+            self._maybe,
+        )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.hashes)

@@ -13,12 +13,22 @@ from typing import Any
 
 from neuraldb_faiss.errors import CorruptError, StoreError
 from neuraldb_faiss.store import schema
-from neuraldb_faiss.store.records import FACT_COLUMNS, Generation, StoredFact, canonical, from_row, subject_key, to_row
+from neuraldb_faiss.store.records import (
+    FACT_COLUMNS,
+    Generation,
+    StoredFact,
+    canonical,
+    canonical_rows,
+    from_row,
+    subject_key,
+    to_row,
+)
 from neuraldb_faiss.store.segments import ARRAYS, SegmentRecord
 
 VISIBLE = "made <= :g AND (ended IS NULL OR ended > :g)"
 FIRING = ("live", "contested")
 WAITING = ("suspended", "contested")
+_ROWS = 500  # read at once for a digest
 
 
 class Catalog:
@@ -68,8 +78,11 @@ class Catalog:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing."""
+        """All or nothing; one inside another is part of it."""
         with self._lock:
+            if self._connection.in_transaction:
+                yield
+                return
             self.run("BEGIN IMMEDIATE")
             try:
                 yield
@@ -78,6 +91,11 @@ class Catalog:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
+
+    @property
+    def changing(self) -> bool:
+        """Whether a transaction is open."""
+        return self._connection.in_transaction
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -221,11 +239,12 @@ class Catalog:
         waiting: bool = False,
         every_row: bool = False,
         limit: int | None = None,
+        after: int = -1,
     ) -> Iterator[StoredFact]:
         """Facts that live at `generation`, in the order they came, narrowed by what is given.
 
         A fact can have a row for each of several entries (one subject at position 0 and elsewhere; two databases that
-        both held it); the first stands for it unless `every_row`.
+        both held it); the first stands for it unless `every_row`. `after`: only rows that come behind this one.
         """
         where = [VISIBLE]
         values: dict[str, Any] = {"g": generation}
@@ -261,7 +280,7 @@ class Catalog:
                 values[column] = json.dumps(list(wanted))
         sql = f"SELECT * FROM facts WHERE {' AND '.join(where)} AND row > :after ORDER BY row LIMIT :limit"
         # In pages, so that a slow reader never holds a writer's commit back.
-        values["after"], left = -1, limit if limit is not None else 1 << 62
+        values["after"], left = after, limit if limit is not None else 1 << 62
         while left > 0:
             rows = self.all(sql, {**values, "limit": min(left, 10_000)})
             yield from (from_row(row, states) for row in rows)
@@ -281,6 +300,35 @@ class Catalog:
             f" WHERE {VISIBLE} GROUP BY value ORDER BY number DESC, value", {"g": generation},
         )  # fmt: skip
         return {row["value"]: row["number"] for row in rows}
+
+    def gather(self, sources: Iterable[tuple[Path, int, int]]) -> None:
+        """Collect what `take` will insert: the live facts of other catalogs, already checked, each given as its path,
+        its generation, and what its entry ids are moved by. Afterwards nothing is locked, neither there nor here."""
+        columns = ", ".join(FACT_COLUMNS)
+        self.run("DROP TABLE IF EXISTS temp.gathered")
+        self.run(f"CREATE TEMP TABLE gathered AS SELECT {columns} FROM main.facts LIMIT 0")
+        for path, generation, shift in sources:
+            with self.attached(path) as other:
+                self.run(
+                    f"INSERT INTO temp.gathered SELECT {columns.replace('entry', ':shift + entry')}"
+                    f" FROM {other}.facts WHERE {VISIBLE} ORDER BY row", {"g": generation, "shift": shift},
+                )  # fmt: skip
+
+    def take(self, made: int | None) -> None:
+        """Inside a transaction: insert the facts that were gathered, in their order."""
+        columns = ", ".join(FACT_COLUMNS)
+        more = self.one("SELECT COUNT(*) FROM temp.gathered")
+        # Where most of the table is new it is quicker to make the indices afterwards, sorted.
+        mostly = more > self.one("SELECT COUNT(*) FROM facts")
+        indices = [name for name, sql in schema.TABLES.items() if mostly and sql.startswith("CREATE INDEX")]
+        for name in indices:
+            self.run(f"DROP INDEX {name}")
+        self.run(
+            f"INSERT INTO facts ({columns}, made) SELECT {columns}, ? FROM temp.gathered ORDER BY rowid", (made,)
+        )
+        for name in indices:
+            self.run(schema.TABLES[name])
+        self.run("DROP TABLE temp.gathered")
 
     def end_facts(self, rows: Iterable[int], generation: int) -> None:
         self.many("UPDATE facts SET ended = ? WHERE row = ?", ((generation, row) for row in rows))
@@ -305,10 +353,12 @@ class Catalog:
         digest = hashlib.sha256()
 
         def feed(sql: str) -> None:
-            with self._lock:
+            with self._lock, closing(self._connection.cursor()) as cursor:
+                cursor.row_factory = None
                 try:
-                    for row in self._connection.execute(sql, {"g": generation}):
-                        digest.update(canonical(list(row)).encode())
+                    cursor.execute(sql, {"g": generation})
+                    while rows := cursor.fetchmany(_ROWS):
+                        digest.update(canonical_rows(rows).encode())
                 except (sqlite3.Error, UnicodeError) as error:
                     raise StoreError(f"{self.path}: cannot be read ({error})") from error
 

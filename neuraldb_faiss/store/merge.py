@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,12 +14,12 @@ import numpy as np
 from neuraldb_faiss.errors import ConflictError, StoreError
 from neuraldb_faiss.store import files
 from neuraldb_faiss.store.catalog import FIRING
-from neuraldb_faiss.store.records import FACT_COLUMNS, Generation, StoredFact, canonical, from_row
-from neuraldb_faiss.store.segments import ARRAYS, Manifest, SegmentRecord, write_segment_files
+from neuraldb_faiss.store.records import Generation, StoredFact, canonical, from_row
+from neuraldb_faiss.store.segments import ARRAYS, SegmentRecord, begin_folder, seal_folder
 from neuraldb_faiss.store.store import Store
 from neuraldb_faiss.store.transaction import Transaction
 
-# Facts that will live after the commit: what lives now, and what is staged.
+# Facts that will live after the commit, g being its generation: what lives now, and what is staged or inserted.
 PRESENT = "((made <= :g AND (ended IS NULL OR ended > :g)) OR made IS NULL)"
 
 SolveGroups = Callable[[Transaction, list[list[StoredFact]]], None]
@@ -59,13 +62,28 @@ def merge_into(
     if any(source.root.resolve() == target.root.resolve() for source in sources):
         raise StoreError(f"{target.root} cannot be merged into itself")
 
-    def stage(tx: Transaction) -> None:
-        for source in sources:
-            _copy(tx, source, link)
-
-    return merge_staged(
-        target, stage, on_conflict=on_conflict, solve=solve, settings=settings, command=command, wait=wait
-    )
+    with target.write(command, wait=wait) as tx, ThreadPoolExecutor(1, "copying") as pool:
+        tx.restart()  # after a kill too: copying is quick
+        copies = _Copies(tx)
+        try:
+            for source in sources:
+                copies.begin(source, link, pool)
+            tx.catalog.gather(copies.rows)
+            # Nobody reads a new database yet, so all may be one transaction while a thread copies, in the kernel: no
+            # row is written twice. Elsewhere no lock is held while files are copied.
+            together = tx.base == 0 and solve is None
+            if not together:
+                copies.finish()
+            with tx.catalog.transaction() if together else nullcontext():
+                copies.stage(tx.generation if together else None)
+                merged = _settle(tx, on_conflict, solve, settings or {})
+                copies.finish()
+        except BaseException:
+            copies.stop()
+            if tx.catalog.generation == tx.base:
+                tx.drop()
+            raise
+    return merged
 
 
 def merge_staged(
@@ -80,69 +98,100 @@ def merge_staged(
 ) -> Merged:
     """`merge_into` where `stage` brings in what is to be merged: whole segments and the facts they serve."""
     with target.write(command, wait=wait) as tx:
-        tx.restart()  # after a kill too: copying is quick
+        tx.restart()
         try:
             stage(tx)
-            conflicts = _settle_conflicts(tx, on_conflict)
-            _settle_shared_keys(tx, solve)
+            return _settle(tx, on_conflict, solve, settings or {})
         except BaseException:
-            tx.drop()
+            if tx.catalog.generation == tx.base:
+                tx.drop()
             raise
-        now = target.settings(tx.generation)
-        for name, value in (settings or {}).items():
-            if now.get(name) != value:
-                tx.set_setting(name, value)
-        generation = tx.commit()
-        waiting = sum(state != "dead" for state in target.catalog.states(generation.generation).values())
-        return Merged(generation, conflicts, waiting)
 
 
-def _copy(tx: Transaction, source: Store, link: bool) -> None:
-    """Stage the segments and the live rows of one source, its entry ids moved past ours."""
-    generation = source.generation
-    shift = tx.catalog.counter("entries")
-    segments = source.catalog.segments(generation)
-    for record in segments:
-        copied = _copy_segment(tx, source.root, record, shift, link)
-        with tx.catalog.transaction():
-            tx.catalog.put_segment(copied)
-            tx.catalog.set_counter("segments", copied.segment)
-    columns = ", ".join(FACT_COLUMNS)
-    moved = columns.replace("entry", ":shift + entry")
-    with tx.catalog.attached(source.catalog.path) as other, tx.catalog.transaction():
-        tx.catalog.run(
-            f"INSERT INTO facts ({columns}, made) SELECT {moved}, NULL FROM {other}.facts"
-            " WHERE made <= :g AND (ended IS NULL OR ended > :g) ORDER BY row",
-            {"g": generation, "shift": shift},
-        )
-        tx.catalog.set_counter("entries", shift + source.catalog.counter("entries"))
-    for entry, state in source.catalog.states(generation).items():
-        tx.set_state(shift + entry, state)
+def _settle(
+    tx: Transaction, on_conflict: str, solve: SolveGroups | None, settings: Mapping[str, object]
+) -> Merged:
+    """Decide what clashes and commit."""
+    conflicts = _settle_conflicts(tx, on_conflict)
+    _settle_shared_keys(tx, solve)
+    now = tx.catalog.settings(tx.generation)
+    for name, value in settings.items():
+        if now.get(name) != value:
+            tx.set_setting(name, value)
+    generation = tx.commit()
+    waiting = sum(state != "dead" for state in tx.catalog.states(generation.generation).values())
+    return Merged(generation, conflicts, waiting)
 
 
-def _copy_segment(tx: Transaction, root: Path, record: SegmentRecord, shift: int, link: bool) -> SegmentRecord:
-    number = tx.catalog.counter("segments") + 1
-    old = root / "segments" / record.name
+class _Copies:
+    """The segments and the live rows of the sources, their entry ids moved past ours."""
+
+    def __init__(self, tx: Transaction) -> None:
+        self._tx = tx
+        self._shift, self._number = tx.catalog.counter("entries"), tx.catalog.counter("segments")
+        self._records: list[SegmentRecord] = []
+        self._copying: list[Future[None]] = []
+        self.rows: list[tuple[Path, int, int]] = []  # for `Catalog.gather`
+
+    def begin(self, source: Store, link: bool, pool: ThreadPoolExecutor) -> None:
+        """Have the pool copy the arrays of one more source."""
+        generation = source.generation
+        for record in source.catalog.segments(generation):
+            self._number += 1
+            staged, finish = _begin_segment(self._tx, source.root, record, self._number, self._shift, link)
+            self._records.append(staged)
+            self._copying.append(pool.submit(finish))
+        self.rows.append((source.catalog.path, generation, self._shift))
+        for entry, state in source.catalog.states(generation).items():
+            self._tx.set_state(self._shift + entry, state)
+        self._shift += source.catalog.counter("entries")
+
+    def stage(self, made: int | None) -> None:
+        """Name all of it in the catalog."""
+        catalog = self._tx.catalog
+        with catalog.transaction():
+            catalog.take(made)
+            for staged in self._records:
+                catalog.put_segment(staged)
+            catalog.set_counter("segments", self._number)
+            catalog.set_counter("entries", self._shift)
+
+    def finish(self) -> None:
+        """Wait; raises what went wrong."""
+        for one in self._copying:
+            one.result()
+
+    def stop(self) -> None:
+        for one in self._copying:
+            one.cancel()
+        wait_for(self._copying)
+
+
+def _begin_segment(
+    tx: Transaction, root: Path, record: SegmentRecord, number: int, shift: int, link: bool
+) -> tuple[SegmentRecord, Callable[[], None]]:
+    """What the catalog will say of the copy, and what completes it: the only array that changes is written already."""
     new = replace(record, segment=number, made=None)
+    old, folder = root / "segments" / record.name, tx.root / "segments" / new.name
+    temporary = begin_folder(folder)
+    entries = files.map_array(files.within(root, old / "entries.npy"), "<i8", (record.entries,))
+    moved = files.write_array(temporary / "entries.npy", "<i8", (record.entries,), [np.asarray(entries) + shift])
 
-    def fill(folder: Path) -> Manifest:
-        manifest = dict(record.files)
+    def finish() -> None:
         for name in (f"{array}.npy" for array in ARRAYS if array != "entries"):
-            files.copy_file(files.within(root, old / name), folder / name, link=link)
-        entries = files.map_array(files.within(root, old / "entries.npy"), "<i8", (record.entries,))
-        manifest["entries.npy"] = files.write_array(
-            folder / "entries.npy", "<i8", (record.entries,), [np.asarray(entries) + shift]
-        )
-        return manifest
+            files.copy_file(files.within(root, old / name), temporary / name, link=link)
+        seal_folder(temporary, folder)
 
-    return replace(new, files=write_segment_files(tx.root / "segments" / new.name, fill))
+    return replace(new, files={**record.files, "entries.npy": moved}), finish
 
 
 def _settle_conflicts(tx: Transaction, on_conflict: str) -> int:
     """End the losing rows of every fact with several targets; how many such facts there were."""
-    catalog, g = tx.catalog, {"g": tx.base}
+    catalog, g = tx.catalog, {"g": tx.generation}
+    # The index alone tells which few facts have several rows.
     clashing = (
-        f"SELECT identity FROM facts WHERE {PRESENT} GROUP BY identity HAVING COUNT(DISTINCT target) > 1"
+        f"SELECT identity FROM facts WHERE {PRESENT} AND {_several('identity')}"
+        " GROUP BY identity HAVING COUNT(DISTINCT target) > 1"
     )
     number = catalog.one(f"SELECT COUNT(*) FROM ({clashing})", g)
     if number and on_conflict == "error":
@@ -165,12 +214,16 @@ def _settle_conflicts(tx: Transaction, on_conflict: str) -> int:
     return int(number)
 
 
+def _several(column: str) -> str:
+    return f"{column} IN (SELECT {column} FROM facts GROUP BY {column} HAVING COUNT(*) > 1)"
+
+
 def _settle_shared_keys(tx: Transaction, solve: SolveGroups | None) -> None:
     """Where several entries have one key: keep one that serves all their facts, or solve, or let them wait."""
-    catalog, g = tx.catalog, {"g": tx.base}
+    catalog, g = tx.catalog, {"g": tx.generation}
     shared = catalog.all(
-        f"SELECT key_id FROM facts WHERE {PRESENT} GROUP BY key_id HAVING COUNT(DISTINCT entry) > 1"
-        " ORDER BY MIN(row)", g,
+        f"SELECT key_id FROM facts WHERE {PRESENT} AND {_several('key_id')}"
+        " GROUP BY key_id HAVING COUNT(DISTINCT entry) > 1 ORDER BY MIN(row)", g,
     )
     states = {**catalog.states(tx.base), **tx.states}
     to_solve: list[list[StoredFact]] = []
@@ -220,7 +273,7 @@ def _join_sources(tx: Transaction, facts: Sequence[StoredFact]) -> None:
         for fact in same:
             if fact.sources == union or fact.row is None:
                 continue
-            if fact.made is None:
+            if fact.made in (None, tx.generation):
                 tx.catalog.run("UPDATE facts SET sources = ? WHERE row = ?", (canonical(union), fact.row))
             else:  # published rows never change: this one ends and a copy takes its place
                 tx.end([fact.row])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -96,6 +96,15 @@ _ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",",
 def canonical(value: Any) -> str:
     """JSON with one spelling, for digests and comparisons."""
     return _ENCODER.encode(value)
+
+
+def canonical_rows(rows: Sequence[tuple[Any, ...]]) -> str:
+    """`canonical` of each row of plain values, one behind the other: at half the cost a row."""
+    parted: list[Any] = [""] * (2 * len(rows) - 1)
+    parted[::2] = rows
+    # `],"",[` stands between rows and nowhere else: in a text a quotation mark is escaped, and behind the one that
+    # ends a text comes a comma or a bracket.
+    return canonical(parted)[1:-1].replace('],"",[', "][")
 
 
 def subject_key(subject: str) -> str:

@@ -140,15 +140,25 @@ def write_columns(
 
 def write_segment_files(folder: Path, fill: Callable[[Path], Manifest]) -> Manifest:
     """Let `fill` write a segment's files into a temporary folder, and rename that to `folder`."""
+    temporary = begin_folder(folder)
+    manifest = fill(temporary)
+    seal_folder(temporary, folder)
+    return manifest
+
+
+def begin_folder(folder: Path) -> Path:
+    """An empty folder in which a segment's files are written before it is sealed as `folder`."""
     temporary = folder.with_name(folder.name + ".tmp")
     for stale in (temporary, folder):  # left by a writer that was killed before it named them in the catalog
         if stale.exists():
             files.remove_tree(stale)
     files.make_folder(temporary)
-    manifest = fill(temporary)
+    return temporary
+
+
+def seal_folder(temporary: Path, folder: Path) -> None:
     files.sync_folder(temporary)
     files.rename(temporary, folder)
-    return manifest
 
 
 def _column(name: str, chunks: Iterable[Rows]) -> Iterable[np.ndarray]:

@@ -32,6 +32,7 @@ class Snapshot:
         self.epoch: int = settings["epoch"]
         self.d1: int = settings["d1"]
         self.d2: int = settings["d2"]
+        self.search_folder: Path | None = root / "search"  # what is derived from this snapshot may be kept there
         self._catalog = catalog
         known = segments or {}
         self.segments = [
@@ -125,16 +126,27 @@ class Snapshot:
         return {name: float(floor) for name, floor in found.items()} if isinstance(found, dict) else {}
 
     def subject_names(self, after: int = -1) -> Iterator[tuple[int, int, str]]:
-        """(row, entry, name) for every name of every fact ever published in this epoch, from row `after` + 1 on.
+        """(row, entry, name) for every name of every fact published up to this generation, later than `after`.
 
-        Facts that ended are among them: their entries no longer fire, so their names need not go.
+        Facts that ended are among them: their entries no longer fire, so their names need not go. A later generation
+        can publish lower rows than one before it (an interrupted build that was finished), so rows do not tell.
         """
-        where = "row > :after AND made IS NOT NULL"
-        while rows := self._catalog.all(f"{_NAMES} WHERE {where} ORDER BY row LIMIT 10000", {"after": after}):
-            for row in rows:
-                for name in _names(row):
-                    yield row["row"], row["entry"], name
-            after = rows[-1]["row"]
+        made = self._catalog.all(
+            "SELECT DISTINCT made FROM facts WHERE made > ? AND made <= ? ORDER BY made", (after, self.generation)
+        )
+        page = f"{_NAMES} WHERE made = ? AND row > ? ORDER BY row LIMIT 10000"
+        for (generation,) in made:
+            last = -1
+            while rows := self._catalog.all(page, (generation, last)):
+                for row in rows:
+                    for name in _names(row):
+                        yield row["row"], row["entry"], name
+                last = rows[-1]["row"]
+
+    def digest_of(self, generation: int) -> str | None:
+        """The digest that the catalog keeps of a generation; None where it knows none."""
+        digest = self._catalog.one("SELECT digest FROM generations WHERE generation = ?", (generation,))
+        return None if digest is None else str(digest)
 
     def names(self, entry_id: int) -> tuple[str, ...]:
         """All names of the facts that the entry serves or served."""
@@ -150,8 +162,10 @@ _NAMES = "SELECT row, entry, subject, prompt, json_extract(metadata, '$.aliases'
 
 
 def _names(row: Any) -> tuple[str, ...]:
+    if not row["aliases"]:
+        return names_in_texts(row["subject"], row["prompt"])
     try:
-        aliases = json.loads(row["aliases"]) if row["aliases"] else []
+        aliases = json.loads(row["aliases"])
     except (ValueError, TypeError):
         aliases = []
     return names_in_texts(row["subject"], row["prompt"], aliases)

@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from helpers.tiny import tiny
 from neuraldb_faiss.benchmarks import synthetic
+from neuraldb_faiss.benchmarks.building import bench_build
+from neuraldb_faiss.benchmarks.search import lifted
 from neuraldb_faiss.benchmarks.timing import measure
 from neuraldb_faiss.cli.app import cli
+from neuraldb_faiss.editing.editor import Editor
+from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.store import Store, verify
 
 
@@ -18,6 +24,7 @@ from neuraldb_faiss.store import Store, verify
     ("what", "ratios"),
     [
         ("merge", {"merge_to_cp_ratio", "merge_link_to_cp_ratio"}),
+        ("open", {"open_to_first_open_ratio"}),
         ("refresh", {"plain_refresh_to_open_ratio", "guarded_refresh_to_open_ratio"}),
     ],
 )
@@ -45,3 +52,33 @@ def test_warm_up_is_not_counted() -> None:
     calls: list[str] = []
     timing = measure(lambda: calls.append("run"), repeats=3, warm_up=2, before=lambda: calls.append("before"))
     assert calls == ["before", "run"] * 5 and timing.repeats == 3
+
+
+def test_search_reports_ratios_and_recall(tmp_path: Path) -> None:
+    synthetic.make(tmp_path / "db", 600, d1=64, d2=4).close()
+    options = ["--db", str(tmp_path / "db"), "--facts", "500", "--d1", "96", "--repeats", "2", "--peer", "torch"]
+    done = CliRunner().invoke(cli, ["bench", "search", *options, "--json"])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    ratios = {f"{name}_{batch}_to_numpy_ratio" for name in ("numpy", "sketch", "torch") for batch in (1, 64)}
+    assert {name for name in report if "ratio" in name} == ratios and report["missing"] == []
+    assert (report["keys"], report["d1"], report["sketch_gated_recall"]) == (500, 96, 1.0)
+    assert 0 < report["fired_by_brute_force"] < report["queries"]
+    refused = CliRunner().invoke(cli, ["bench", "search", "--db", str(tmp_path / "db"), "--peer", "magic"])
+    assert refused.exit_code == 1 and "unknown way to search 'magic'" in refused.stderr
+
+
+def test_lifted_keys_keep_their_cosines() -> None:
+    keys = np.random.default_rng(0).standard_normal((50, 20)).astype(np.float16)
+    small, large = lifted(keys, 20), lifted(keys, 300)
+    assert large.shape == (50, 300)
+    np.testing.assert_allclose(small @ small.T, large @ large.T, atol=1e-5)
+
+
+def test_the_reference_build_gives_the_same_residuals() -> None:
+    model, tokenizer = tiny("llama", "bytelevel")
+    editor = Editor.new(model, tokenizer, layer=1, steps=6)
+    facts = [Fact("Eiffel Tower", "The {} is in", "Rome"), Fact("Paris", "{} is the capital of", "Italy")]
+    report = bench_build(editor, facts, repeats=1)
+    assert report["facts"] == 2 and report["residual_cosine_min"] >= 0.999
+    assert report["reference_to_ours_ratio"] > 0

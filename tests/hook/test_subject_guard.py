@@ -35,6 +35,7 @@ Fires = set[tuple[int, int, int]]  # sequence, position, entry
 
 class NamedSnapshot(FakeSnapshot):
     floors: dict[str, float] = {}
+    search_folder = None
 
     def subject_names(self, after: int = -1) -> Iterator[tuple[int, int, str]]:
         for entry, names in NAMES.items():
