@@ -49,3 +49,7 @@ class SearchError(NeuralDBError):
 
 class EvaluationError(NeuralDBError):
     """An evaluation is asked for something it does not know, or meets a run or a data file that does not fit."""
+
+
+class ServeError(NeuralDBError):
+    """A server cannot be started as asked."""

@@ -1,0 +1,212 @@
+"""The one thread that owns the model: batches of requests, and between them changes, a fact at a time."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict, deque
+from typing import Any
+
+from neuraldb_faiss.errors import LockedError, NeuralDBError
+from neuraldb_faiss.serving import batch
+from neuraldb_faiss.serving.asks import Ask, Failed
+from neuraldb_faiss.serving.errors import ApiError, stopping
+from neuraldb_faiss.serving.jobs import LOCK_WAIT, Interrupted, Job
+from neuraldb_faiss.serving.metrics import Metrics
+from neuraldb_faiss.serving.settings import Limits
+from neuraldb_faiss.serving.tenants import Tenant, Tenants
+
+logger = logging.getLogger(__name__)
+
+_RETRY = 0.5  # seconds until a change tries again to become the writer
+_KEPT_JOBS = 1000
+
+
+class Engine:
+    """Takes requests and changes from any thread.
+
+    A batch begins with the newest generation of each of its databases and keeps it to its end. A change is solved on
+    the same model, one entry at a time; after each, one waiting batch is answered, from the generation before the
+    change. Databases answer nothing but the rows of a running batch, so the solver meets the plain model.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, tenants: Tenants, limits: Limits, metrics: Metrics) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._tenants = tenants
+        self._limits = limits
+        self._metrics = metrics
+        self._asks: deque[Ask] = deque()
+        self._jobs: deque[Job] = deque()
+        self._known: OrderedDict[str, Job] = OrderedDict()
+        self._changed = threading.Condition()
+        self._deadline: float | None = None  # set: stop, and break changes off then
+        self._thread = threading.Thread(target=self._run, name="neuraldb-model", daemon=True)
+        metrics.queue.set_function(lambda: len(self._asks))
+        for tenant in tenants:
+            metrics.show(tenant)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether new work is taken."""
+        return self._thread.is_alive() and self._deadline is None
+
+    def ask(self, ask: Ask) -> None:
+        """Queue a request. Raises ApiError where too many wait, or the server stops."""
+        with self._changed:
+            self._check_open()
+            if len(self._asks) >= self._limits.queue:
+                raise _busy(f"{len(self._asks)} requests wait already")
+            self._asks.append(ask)
+            self._changed.notify()
+
+    def change(self, job: Job) -> None:
+        """Queue a change. Raises ApiError where too many of this database wait, or the server stops."""
+        with self._changed:
+            self._check_open()
+            waiting = sum(one.tenant is job.tenant for one in self._jobs)
+            if waiting >= self._limits.jobs:
+                raise _busy(f"{waiting} changes of {job.tenant.name} wait already")
+            self._jobs.append(job)
+            self._known[job.id] = job
+            while len(self._known) > _KEPT_JOBS:
+                self._known.popitem(last=False)
+            self._changed.notify()
+
+    def job(self, name: str) -> Job | None:
+        return self._known.get(name)
+
+    def close(self, grace: float) -> None:
+        """Take nothing new, finish what was taken; changes that are not done in `grace` seconds are not made."""
+        with self._changed:
+            if self._deadline is None:
+                self._deadline = time.monotonic() + grace
+            self._changed.notify()
+
+    def join(self) -> None:
+        """Wait until all is finished."""
+        self._thread.join()
+
+    def _check_open(self) -> None:
+        if not self.alive:
+            raise stopping()
+
+    # ---- the thread
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(self._has_work, timeout=self._patience())
+                if self._deadline is not None and not self._asks and not self._jobs:
+                    return
+            self._answer()
+            self._work()
+
+    def _has_work(self) -> bool:
+        return bool(self._asks) or self._due() is not None or (self._deadline is not None and not self._jobs)
+
+    def _patience(self) -> float | None:
+        """Seconds until a change that waits for another writer is to be tried again."""
+        if not self._jobs:
+            return None
+        return max(0.0, min(job.due for job in self._jobs) - time.monotonic())
+
+    def _due(self) -> Job | None:
+        """The first change that may be tried; of one database, none before those that came earlier."""
+        seen: set[Tenant] = set()
+        for job in self._jobs:
+            if job.tenant not in seen and job.due <= time.monotonic():
+                return job
+            seen.add(job.tenant)
+        return None
+
+    def _answer(self) -> None:
+        """Answer one batch of those that wait, if any do."""
+        asks = self._fresh(self._take())
+        if not asks:
+            return
+        try:
+            batch.answer(self._model, self._tokenizer, asks, self._metrics)
+        except Exception as error:
+            logger.exception("a batch of %d requests failed", len(asks))
+            what = "the model ran out of memory" if "OutOfMemory" in type(error).__name__ else "the model failed"
+            for ask in asks:
+                ask.send(Failed(ApiError(500, f"{what} ({type(error).__name__}); the server's log says more")))
+
+    def _take(self) -> list[Ask]:
+        """The longest waiting ones that fit into one batch."""
+        taken: list[Ask] = []
+        longest = 0
+        with self._changed:
+            while self._asks and len(taken) < self._limits.batch:
+                if self._asks[0].cancelled:
+                    self._asks.popleft()
+                    continue
+                longest = max(longest, len(self._asks[0].ids) + self._asks[0].max_tokens)
+                if taken and longest * (len(taken) + 1) > self._limits.batch_tokens:
+                    break
+                taken.append(self._asks.popleft())
+        return taken
+
+    def _fresh(self, asks: list[Ask]) -> list[Ask]:
+        """Those whose databases show their newest generation; the others are told that theirs cannot be read."""
+        broken: dict[Tenant, ApiError] = {}
+        for tenant in {ask.tenant for ask in asks if ask.tenant is not None}:
+            if not self._refresh(tenant):
+                broken[tenant] = ApiError(503, f"the database {tenant.name} cannot be read now", code="unreadable")
+        for ask in asks:
+            if ask.tenant in broken:
+                ask.send(Failed(broken[ask.tenant]))
+        return [ask for ask in asks if ask.tenant not in broken]
+
+    def _refresh(self, tenant: Tenant) -> bool:
+        """Move to the newest generation; False where it cannot be read."""
+        try:
+            tenant.refresh()
+        except NeuralDBError as error:
+            logger.error("the database %s cannot be read: %s", tenant.name, error)
+            return False
+        self._metrics.show(tenant)
+        return True
+
+    def _work(self) -> None:
+        """Make one change, if one is due."""
+        with self._changed:
+            job = self._due()
+            if job is None:
+                return
+            self._jobs.remove(job)
+        job.state = "running"
+        try:
+            job.run(self._model, self._tokenizer, self._pause)
+            job.state = "succeeded"
+            self._refresh(job.tenant)
+        except LockedError as error:
+            if time.time() - job.created < LOCK_WAIT and self._deadline is None:
+                job.state, job.due = "queued", time.monotonic() + _RETRY
+                with self._changed:
+                    self._jobs.appendleft(job)
+                return
+            self._fail(job, str(error))
+        except NeuralDBError as error:
+            self._fail(job, str(error))
+        except Exception as error:
+            logger.exception("%s of %s failed", job.id, job.tenant.name)
+            self._fail(job, f"the change failed ({type(error).__name__}); the server's log says more")
+
+    def _fail(self, job: Job, reason: str) -> None:
+        job.error, job.state, job.facts = reason, "failed", ()
+
+    def _pause(self) -> None:
+        """Between two facts of a change."""
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise Interrupted("the server was stopped before this change was done: nothing was changed, send it again")
+        self._answer()
+
+
+def _busy(why: str) -> ApiError:
+    return ApiError(429, f"{why}: try again later", code="too_many_requests", headers={"Retry-After": "1"})

@@ -1,0 +1,46 @@
+"""What a client did wrong, in the shape that OpenAI's clients read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from neuraldb_faiss.errors import NeuralDBError
+
+
+class ApiError(NeuralDBError):
+    """An answer that is an error: its HTTP status and the fields of OpenAI's error body."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        message = message.encode(errors="replace").decode()  # it may quote half of a surrogate pair
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.headers = headers
+
+    def body(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": kind(self.status), "param": self.param, "code": self.code}}
+
+
+def kind(status: int) -> str:
+    """OpenAI's word for errors of this status."""
+    named = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    return named.get(status, "invalid_request_error" if status < 500 else "server_error")
+
+
+def stopping() -> ApiError:
+    return ApiError(503, "the server is shutting down: ask again later", code="shutting_down")
+
+
+def too_slow(seconds: float) -> ApiError:
+    message = f"no answer within {seconds:g} seconds: ask for fewer tokens, or start the server with a longer --timeout"
+    return ApiError(504, message, code="timeout")

@@ -1,0 +1,49 @@
+"""What the server counts, for Prometheus. Names of databases are told, texts never are."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+
+from neuraldb_faiss.serving.settings import UNEDITED
+from neuraldb_faiss.serving.tenants import Tenant
+
+_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class Metrics:
+    """The counters of one server."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()
+        self._registry = one = CollectorRegistry()
+        self._requests = Counter("neuraldb_requests", "Requests.", ["endpoint", "status"], registry=one)
+        self._seconds = Histogram(
+            "neuraldb_request_seconds", "From a request to the end of its answer.", ["endpoint"], registry=one,
+            buckets=_BUCKETS,
+        )  # fmt: skip
+        self._prompt = Counter("neuraldb_prompt_tokens", "Tokens of prompts.", ["database"], registry=one)
+        self._made = Counter("neuraldb_generated_tokens", "Tokens of answers.", ["database"], registry=one)
+        self._fires = Counter("neuraldb_fires", "Tokens at which a fact fired.", ["database"], registry=one)
+        self._facts = Gauge("neuraldb_facts", "Facts served.", ["database"], registry=one)
+        self._generation = Gauge("neuraldb_generation", "Generation served.", ["database"], registry=one)
+        self.queue = Gauge("neuraldb_queue_length", "Requests that wait.", registry=one)
+
+    def request(self, endpoint: str, status: int, seconds: float) -> None:
+        self._requests.labels(endpoint, str(status)).inc()
+        self._seconds.labels(endpoint).observe(seconds)
+
+    def answered(self, tenant: Tenant | None, prompt_tokens: int, made_tokens: int) -> None:
+        name = UNEDITED if tenant is None else tenant.name
+        self._prompt.labels(name).inc(prompt_tokens)
+        self._made.labels(name).inc(made_tokens)
+
+    def fired(self, tenant: Tenant, tokens: int) -> None:
+        self._fires.labels(tenant.name).inc(tokens)
+
+    def show(self, tenant: Tenant) -> None:
+        self._facts.labels(tenant.name).set(tenant.facts)
+        self._generation.labels(tenant.name).set(tenant.generation)
+
+    def text(self) -> bytes:
+        """All of them, in Prometheus' text form."""
+        return generate_latest(self._registry)

@@ -1,0 +1,213 @@
+"""The server's parts by themselves: settings, text, sampling, the rows of a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helpers.tiny import tiny_tokenizer
+from neuraldb_faiss.errors import ServeError
+from neuraldb_faiss.hook.context import Tokens as Texts
+from neuraldb_faiss.hook.gates import Fired
+from neuraldb_faiss.serving.routing import RowGate
+from neuraldb_faiss.serving.run import bind
+from neuraldb_faiss.serving.sampling import RowSampler, Sampling
+from neuraldb_faiss.serving.settings import named_databases, read_tokens
+from neuraldb_faiss.serving.texts import Stops, Words
+
+# ---- settings
+
+
+def test_databases_are_named_by_hand_or_by_their_folders() -> None:
+    found = named_databases(["legal=/x/one", "/x/two", "base=/x/three=3"])
+    assert found == {"legal": Path("/x/one"), "two": Path("/x/two"), "base": Path("/x/three=3")}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["a=/x/1", "a=/x/2"], "two databases"),
+        (["a=/x/1", "b=/x/1"], "same folder"),
+        (["none=/x/1"], "stands for the model"),
+        (["a b=/x/1"], "cannot name"),
+        (["a+b=/x/1"], "cannot name"),
+        ([], "no database"),
+    ],
+)
+def test_bad_names_are_refused(given: list[str], told: str) -> None:
+    with pytest.raises(ServeError, match=told):
+        named_databases(given)
+
+
+def test_tokens_are_for_all_or_for_one() -> None:
+    tokens = read_tokens(["c29tZQ==", "legal=abc=", "base=x.y"], ["legal", "base"])
+    assert (tokens.common, tokens.own) == ("c29tZQ==", {"legal": "abc=", "base": "x.y"})
+    assert read_tokens([], ["legal"]) == read_tokens([], [])
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [(["legla=x"], "legla"), (["a", "b"], "two tokens"), (["legal=a", "legal=b"], "for legal"), (["a b"], "letters")],
+)
+def test_bad_tokens_are_refused(given: list[str], told: str) -> None:
+    with pytest.raises(ServeError, match=told) as refused:
+        read_tokens(given, ["legal"])
+    assert "x" not in str(refused.value).split() and "a b" not in str(refused.value)  # a token is not repeated
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with bind("127.0.0.1", 0) as one:
+        one.listen()
+        with pytest.raises(ServeError, match=f"port {one.getsockname()[1]}"):
+            bind("127.0.0.1", one.getsockname()[1])
+
+
+# ---- text
+
+_TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=40)
+
+
+@pytest.mark.parametrize("kind", ["bytelevel", "metaspace"])
+@settings(max_examples=50)
+@given(text=_TEXTS)
+def test_the_pieces_of_a_text_are_the_text(kind: str, text: str) -> None:
+    tokenizer = tiny_tokenizer(kind)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    words = Words(tokenizer)
+    pieces = [words.push(token) for token in ids]
+    assert "\ufffd" in text or "\ufffd" not in "".join(pieces)  # characters come whole
+    assert "".join(pieces) + words.rest() == tokenizer.decode(ids, skip_special_tokens=True)
+
+
+@given(ids=st.lists(st.integers(1, 399), max_size=30))
+def test_the_pieces_of_any_tokens_are_their_text(ids: list[int]) -> None:
+    tokenizer = tiny_tokenizer("bytelevel")
+    words = Words(tokenizer)
+    said = "".join([words.push(token) for token in ids]) + words.rest()
+    assert said == tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_an_answer_behind_a_prompt_keeps_its_space() -> None:
+    tokenizer = tiny_tokenizer("metaspace")
+    prompt, answer = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("The city of", "Rome"))
+    behind, alone = Words(tokenizer, prompt), Words(tokenizer)
+    assert "".join([behind.push(token) for token in answer]) == " Rome"
+    assert "".join([alone.push(token) for token in answer]) == "Rome"
+
+
+@given(
+    text=st.text("ab.", max_size=30),
+    cuts=st.lists(st.integers(0, 30), max_size=8),
+    stops=st.lists(st.text("ab.", min_size=1, max_size=4), max_size=3),
+)
+def test_a_text_ends_before_its_first_stop_string(text: str, cuts: list[int], stops: list[str]) -> None:
+    ends = sorted({min(cut, len(text)) for cut in cuts} | {len(text)})
+    watch, said = Stops(stops), ""
+    for start, end in zip([0, *ends], ends, strict=False):
+        said += watch.push(text[start:end])
+        if watch.met:
+            break
+    said += watch.rest()
+    places = [text.find(stop) for stop in stops if stop in text]
+    if not places:
+        assert said == text and not watch.met
+    else:  # one that is whole ends it, even where a longer one had begun earlier
+        assert watch.met and not any(stop in said for stop in stops) and text.startswith(said)
+        assert min(places) <= len(said) + max(map(len, stops))
+
+
+# ---- sampling
+
+
+def test_rows_are_drawn_by_their_own_rules() -> None:
+    scores = torch.tensor([[2.0, 1.0, 0.0]]).repeat(4, 1)
+    rules = [Sampling(), Sampling(1.0, 1.0, 5), Sampling(1.0, 0.5, 6), Sampling(1.0, 1.0, 5)]
+    together = RowSampler(rules, torch.device("cpu"))
+    alone = RowSampler([rules[1]], torch.device("cpu"))
+    drawn = set()
+    for _ in range(50):
+        found = together(torch.zeros(4, 1, dtype=torch.long), scores.clone()).argmax(1).tolist()
+        single = int(alone(torch.zeros(1, 1, dtype=torch.long), scores[:1].clone()).argmax())
+        assert found[0] == 0 and found[2] == 0  # greedy; and the likeliest has more than half of the mass
+        assert found[1] == found[3] == single  # one seed, whatever the row and the batch
+        drawn.add(found[1])
+    assert drawn == {0, 1, 2}
+
+
+# ---- rows
+
+
+@dataclass(frozen=True)
+class Near:
+    """What a gate on a GPU says may fire: rows of keys, and which."""
+
+    rows: np.ndarray
+    positions: np.ndarray
+
+
+class Asked:
+    """A gate that fires at every second token it is shown, and keeps what it was shown."""
+
+    guard, wants_past, gamma = "none", True, 0.5
+    source: Any = SimpleNamespace()
+    keys: torch.Tensor
+    tokens: Texts
+
+    def fired(self, keys: torch.Tensor, tokens: Texts) -> Fired:
+        self.keys, self.tokens = keys, tokens
+        places = np.arange(0, len(keys), 2)
+        return Fired(places, places + 100, np.ones(len(places), np.float32), self.source)
+
+    def candidates(self, keys: torch.Tensor, tokens: Any) -> Any:
+        self.keys, self.tokens = keys, tokens()
+        return Near(np.array([0, 3, 3]), np.array([7, 8, 9]))
+
+    def refresh(self, source: Any) -> None:
+        self.source = source
+
+
+def texts(batch: int, width: int) -> Texts:
+    grid = np.arange(batch * width).reshape(batch, width)
+    return Texts(grid % width, grid % 2 == 0, grid, True, grid * 10)
+
+
+def test_a_gate_is_shown_its_own_rows_only() -> None:
+    inner = Asked()
+    gate = RowGate(inner)
+    keys = torch.arange(4 * 3).float().reshape(12, 1)
+    gate.answer([1, 3], 4)
+    found = gate.fired(keys, texts(4, 3))
+    assert inner.keys.reshape(-1).tolist() == [3, 4, 5, 9, 10, 11]
+    assert inner.tokens.ids is not None and inner.tokens.ids.tolist() == [[3, 4, 5], [9, 10, 11]]
+    assert inner.tokens.past.tolist() == [[30, 40, 50], [90, 100, 110]]
+    assert found.places.tolist() == [3, 5, 10]  # tokens 0, 2 and 4 of what was shown
+    assert found.entries.tolist() == [100, 102, 104]
+
+
+def test_candidates_on_a_gpu_are_of_our_rows_too() -> None:
+    inner = Asked()
+    gate = RowGate(inner)
+    keys = torch.arange(4 * 3).float().reshape(12, 1)
+    assert gate.candidates(keys, lambda: texts(4, 3)) is None and not hasattr(inner, "keys")
+    gate.answer([0, 2], 4)
+    found = gate.candidates(keys, lambda: texts(4, 3))
+    assert inner.keys.reshape(-1).tolist() == [0, 1, 2, 6, 7, 8] and inner.tokens.past[:, 0].tolist() == [0, 60]
+    assert found.rows.tolist() == [0, 6, 6] and found.positions.tolist() == [7, 8, 9]
+
+
+def test_a_gate_without_rows_is_not_asked() -> None:
+    inner = Asked()
+    gate = RowGate(inner)
+    assert not len(gate.fired(torch.zeros(12, 1), texts(4, 3)).places) and not hasattr(inner, "keys")
+    gate.answer([0, 1], 2)
+    assert gate.fired(torch.zeros(6, 1), texts(2, 3)).places.tolist() == [0, 2, 4]
+    gate.answer((), 0)
+    assert not len(gate.fired(torch.zeros(6, 1), texts(2, 3)).places)
