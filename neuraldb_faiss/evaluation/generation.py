@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neuraldb_faiss.baselines.reading import by_length
 from neuraldb_faiss.editing.rows import pad
 from neuraldb_faiss.errors import EvaluationError
 from neuraldb_faiss.models.sites import input_device
 
 TOP_K = 5
-CPU_ROWS = 64
-GPU_ROWS = 256
+# Rows, and places of their prompts, that are decoded at once.
+CPU_ROWS, CPU_TOKENS = 64, 2048
+GPU_ROWS, GPU_TOKENS = 256, 65536
 _ENDED = re.compile(r"[ \t]*(?:[.!?]|\n)")
 # Given the logits float32 [rows, vocab] of a step, the token of every row, and the rows that are done.
 Choose = Callable[[Tensor], list[int]]
@@ -167,9 +169,10 @@ def _greedy(logits: Tensor) -> list[int]:
 
 def _rows_batches(model: Any, rows: Sequence[Sequence[int]]) -> list[list[int]]:
     """Indices of rows of like length, as many as one decoding takes."""
-    size = CPU_ROWS if input_device(model).type == "cpu" else GPU_ROWS
-    ordered = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    return [ordered[at : at + size] for at in range(0, len(ordered), size)]
+    cpu = input_device(model).type == "cpu"
+    size, tokens = (CPU_ROWS, CPU_TOKENS) if cpu else (GPU_ROWS, GPU_TOKENS)
+    batches = by_length([len(row) for row in rows], tokens)
+    return [batch[at : at + size] for batch in batches for at in range(0, len(batch), size)]
 
 
 class _Decoder:

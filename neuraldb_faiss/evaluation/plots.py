@@ -39,7 +39,8 @@ def bars(
     label: str = "%", colours: Mapping[str, str] | None = None,
 ) -> str:  # fmt: skip
     """A bar with its interval for each group and series: SVG."""
-    figure, axes = _figure(max(5.0, 0.9 + 0.16 * len(groups) * (len(series) + 1.5)), 3.2)
+    named = 0.085 * max(map(len, groups), default=0)  # inches a group's name takes: they must not run together
+    figure, axes = _figure(max(5.0, 0.9 + len(groups) * max(named, 0.16 * (len(series) + 1.5))), 3.2)
     width = 0.8 / max(1, len(series))
     scale = 100 if percent else 1
     for number, (name, estimates) in enumerate(series.items()):

@@ -53,9 +53,9 @@ def score_pairs(
 ) -> dict[Pair, Scored]:
     """Score every (prompt, target) with the model as it is now: attached, edited or bare.
 
-    A target stands behind its prompt with one space between. Equal pairs are scored once. Batches hold pairs of
-    like length, at most `max_tokens` places, and are padded on the right, so that a pair's result depends
-    on its batch by rounding only.
+    A target stands behind its prompt with one space between. Pairs whose tokens are the same up to the last, as of
+    one prompt and targets of one token, are read off one row. Batches hold rows of like length, at most `max_tokens`
+    places, and are padded on the right, so that a pair's result depends on its batch by rounding only.
 
     Raises:
         EvaluationError: the logits are not finite.
@@ -72,31 +72,41 @@ def score_pairs(
     bare = next((pair for pair, (_, start) in zip(unique, rows, strict=True) if start == 0), None)
     if bare is not None:
         raise EvaluationError(f"the prompt before the target {bare[1]!r} has no token: give it some text")
-    found: list[Scored | None] = [None] * len(rows)
-    for batch in by_length([len(ids) for ids, _ in rows], max_tokens):
-        for index, scored in zip(batch, _score(model, device, [rows[i] for i in batch]), strict=True):
-            found[index] = scored
-    return {pair: scored for pair, scored in zip(unique, found, strict=True) if scored is not None}
+    # The last token of a row is only predicted, never read.
+    shared: dict[tuple[int, ...], list[int]] = {}
+    for index, (ids, _) in enumerate(rows):
+        shared.setdefault(ids[:-1], []).append(index)
+    inputs = list(shared)
+    found: dict[int, Scored] = {}
+    for batch in by_length([len(ids) for ids in inputs], max_tokens):
+        read = [inputs[i] for i in batch]
+        places = [(number, index) for number, ids in enumerate(read) for index in shared[ids]]
+        scored = _score(model, device, read, [(number, *rows[index]) for number, index in places])
+        found.update(zip((index for _, index in places), scored, strict=True))
+    return {pair: found[index] for index, pair in enumerate(unique)}
 
 
 @torch.no_grad()
-def _score(model: Any, device: torch.device, rows: Sequence[tuple[tuple[int, ...], int]]) -> list[Scored]:
-    # The last token of a row is only predicted, never read.
-    ids, mask = pad([ids[:-1] for ids, _ in rows], left=False, device=device)
-    places = [(row, at - 1, ids[at]) for row, (ids, start) in enumerate(rows) for at in range(start, len(ids))]
+def _score(
+    model: Any,
+    device: torch.device,
+    inputs: Sequence[tuple[int, ...]],
+    wanted: Sequence[tuple[int, tuple[int, ...], int]],
+) -> list[Scored]:
+    """`wanted`: which of `inputs` is read, all tokens of the pair, and where its target begins."""
+    ids, mask = pad(inputs, left=False, device=device)
+    places = [(row, at - 1, tokens[at]) for row, tokens, start in wanted for at in range(start, len(tokens))]
     row, column, target = (torch.tensor(values, device=device) for values in zip(*places, strict=True))
     with gathered_head(model, row, column) as read:
         logits = read(model(input_ids=ids, attention_mask=mask, use_cache=False)).float()
     target = target.to(logits.device)
     nll = torch.nn.functional.cross_entropy(logits, target, reduction="none")
     if not bool(nll.isfinite().all()):
-        raise EvaluationError(
-            "the model's logits are not finite: try --dtype float32, or take a gentler edit"
-        )
+        raise EvaluationError("the model's logits are not finite: try --dtype float32, or take a gentler edit")
     correct = logits.argmax(dim=1) == target
     scored, at = [], 0
-    for all_ids, start in rows:
-        end = at + len(all_ids) - start
+    for _, tokens, start in wanted:
+        end = at + len(tokens) - start
         hits = tuple(bool(hit) for hit in correct[at:end].tolist())
         scored.append(Scored(float(nll[at:end].double().mean()), hits))
         at = end

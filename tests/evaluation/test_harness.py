@@ -98,6 +98,7 @@ def test_all_local_forms_and_presets(loaded: Loaded, data: Path, tmp_path: Path)
     assert {case for case in rows if rows[case].get("of") == "mmlu"} == {
         "mmlu_astronomy/0", "mmlu_virology/0", "mmlu_virology/1"
     }  # fmt: skip
+    assert PAPER == ("sciq", "mmlu", "commonsense_qa", "arc_challenge", "wsc273", "lambada_openai")
     assert read_arguments(["--tasks", "paper,sciq"], data).names == PAPER
     assert set(PRESETS["general"]) == set(LOCAL_TASKS)
 

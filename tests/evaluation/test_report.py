@@ -126,3 +126,12 @@ def test_plots_are_svg_and_repeatable() -> None:
         ElementTree.fromstring(drawing)
         assert drawing == draw()
     assert "a &lt; b" in plots.bars(["x"], {"a < b": [one]})
+
+
+def test_bars_are_as_wide_as_their_names() -> None:
+    one = Estimate(0.5, 0.25, 0.75, 4)
+    widths = [
+        float(ElementTree.fromstring(plots.bars(names, {"base": [one] * 6})).get("width", "").removesuffix("pt"))
+        for names in (["acc"] * 6, ["generalization"] * 6)
+    ]
+    assert widths[0] >= 72 * 5 and widths[1] >= 72 * 6 * 1.15

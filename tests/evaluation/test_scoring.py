@@ -61,6 +61,22 @@ def test_attached(tiny_llama: Any, tmp_path: Path) -> None:
         assert score_pairs(model, tokenizer, PAIRS, max_tokens=80) == bare
 
 
+def test_targets_of_one_token_share_a_row(tiny_llama: Any) -> None:
+    model, tokenizer = tiny_llama
+    words = [
+        word for word in ("Rome", "Paris", "Berlin", "Italy", "the") if len(tokenizer(f" {word}")["input_ids"]) == 1
+    ]
+    pairs = [(prompt, word) for prompt in ("Rome is in", "The Eiffel Tower is in") for word in words]
+    assert len(words) > 1
+    rows: list[int] = []
+    with model.register_forward_pre_hook(lambda *a, **k: rows.append(len(a[2]["input_ids"])), with_kwargs=True):
+        found = score_pairs(model, tokenizer, [*pairs, ("Rome is in", "the capital")])
+    assert sum(rows) == 3
+    for pair in pairs:
+        want = plain(model, tokenizer, *pair)
+        assert found[pair].correct == want.correct and found[pair].nll == pytest.approx(want.nll, abs=1e-4)
+
+
 def test_bos_of_the_tokenizer() -> None:
     model, tokenizer = tiny("llama", "metaspace")
     found = score_pairs(model, tokenizer, [("Rome is the capital of", "Italy")])
