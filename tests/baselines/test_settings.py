@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from helpers.tiny import tiny
 from neuraldb_faiss.baselines import METHODS, default_settings
 from neuraldb_faiss.errors import BuildError
 
+ROOT = Path(__file__).resolve().parents[2]
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2-xl": ("gpt2", {"n_embd": 1600, "n_layer": 48, "n_head": 25}),
     "gpt-j": ("gptj", {}),
@@ -68,6 +71,17 @@ def test_the_demo_model_is_known() -> None:
         settings = default_settings(name, model)
         assert 0 <= settings.layers[0] and settings.layers[-1] < 15
     assert vars(default_settings("memit", model))["c0_weight"] < 15000
+
+
+def test_the_demo_models_settings_are_those_the_recorded_search_chose() -> None:
+    records = [json.loads(file.read_text()) for file in (ROOT / "docs" / "results" / "tuning").glob("*.json")]
+    assert {name for record in records for name in record["chosen"]} == set(METHODS)
+    model = shaped("smollm2")
+    for record, name, chosen in ((one, name, chosen) for one in records for name, chosen in one["chosen"].items()):
+        settings = json.loads(json.dumps(vars(default_settings(name, model))))
+        assert {**settings, **chosen} == settings
+        best = max((one for one in record["tried"] if one["method"] == name), key=lambda one: one["score"])
+        assert best["settings"] == chosen
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
