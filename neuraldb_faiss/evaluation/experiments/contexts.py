@@ -24,6 +24,7 @@ DEFAULTS = {
     "texts": "",  # ordinary text: JSON lines with a field `text`
     "context": 1_000,  # tokens of it before the prompt
     "length": 40,  # tokens of an answer
+    "methods": ["base", "neuraldb"],
 }
 
 
@@ -37,8 +38,8 @@ def run(lab: Lab) -> Result:
             entries.setdefault(name, set()).add(entry)
         kinds = prompts(lab, facts)
         cosines = {kind: _cosines(lab, db, facts, texts, entries, kind) for kind, texts in kinds.items()}
-        for name, place in (("base", nullcontext()), ("neuraldb", db.attach(lab.model, lab.tokenizer))):
-            with place:
+        for name in lab.config["methods"]:
+            with db.attach(lab.model, lab.tokenizer) if name == "neuraldb" else nullcontext():
                 for kind, texts in kinds.items():
                     with lab.stage(f"{name}, {kind}", "prompt"):
                         ids = lab.tokenizer(texts, add_special_tokens=not _is_chat(kind))["input_ids"]
