@@ -14,6 +14,7 @@ import pytest
 from click.testing import Result
 
 from helpers.commands import FACTS, Run, write
+from neuraldb_faiss import NeuralDB
 
 ROOT = Path(__file__).resolve().parents[2]
 NEW = [
@@ -51,6 +52,17 @@ def test_build_text_names_how_to_list_failed_facts(run: Run, model: Path, tmp_pa
     assert f"neuraldb facts {tmp_path / 'new'} --failed" in done.stdout
     assert "no known settings" not in done.stderr  # the layer was chosen
     assert told(run("info", tmp_path / "new", "--json"))["layer"] == 2
+
+
+def test_build_keeps_other_relations(run: Run, model: Path, tmp_path: Path) -> None:
+    facts = write(tmp_path / "facts.jsonl", FACTS[:1])
+    build = ("build", facts, "--model", model, "--steps", 1, "--out", tmp_path / "new")
+    done = run(*build, "--kl-prompt", "The capital is")
+    assert done.exit_code == 1 and "'The capital is' must hold one {}" in done.stderr
+    assert not (tmp_path / "new").exists()
+    assert run(*build, "--kl-prompt", "{} was born in", "--kl-prompt", "{} is in").exit_code == 0
+    with NeuralDB.open(tmp_path / "new") as db:
+        assert db.settings["config"]["kl_prompts"] == ["{} was born in", "{} is in"]
 
 
 def test_build_takes_facts_from_stdin(run: Run, model: Path, tmp_path: Path) -> None:
