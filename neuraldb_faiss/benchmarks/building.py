@@ -56,7 +56,7 @@ def bench_build(editor: Editor, facts: Sequence[Fact], *, repeats: int) -> dict[
 def reference_residual(editor: Editor, fact: Fact) -> np.ndarray:
     """float32 [d2]: equation 21 for one fact, as the published code of MEMIT does it."""
     model, site, config = editor.model, editor.site, editor.config
-    rows = group_rows(editor.tokenizer, 0, [fact], editor.prefixes, config.kl_prompts)
+    rows = group_rows(editor.tokenizer, 0, [fact], editor.prefixes, config.kl_prompts, config.chat)
     device = next(model.parameters()).device
     ids = torch.zeros(len(rows), max(len(row.ids) for row in rows), dtype=torch.long, device=device)
     for number, row in enumerate(rows):

@@ -40,6 +40,7 @@ COMMANDS = {
     "bench": "benching:bench",
     "generate": "asking:generate",
     "explain": "asking:explain",
+    "inspect": "inspecting:inspect",
     "serve": "serving:serve",
 }
 VERSIONS = (("neuraldb-faiss",), ("torch",), ("transformers",), ("faiss-cpu", "faiss-gpu"))

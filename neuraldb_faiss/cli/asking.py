@@ -156,6 +156,20 @@ def _fired_line(one: Fired) -> str:
 @click.option(
     "--top", type=click.IntRange(1), metavar="N", help="Only the N tokens that come nearest to an entry."
 )
+@click.option(
+    "--html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write a page instead, with the answers of the model alone and with the database.",
+)
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="--html: length of the answers, at most.",
+)
 @opt.gate_now
 @opt.index
 @opt.where
@@ -165,6 +179,8 @@ def explain(
     prompt: str,
     model: str | None,
     top: int | None,
+    html: Path | None,
+    max_new_tokens: int,
     gamma: float | None,
     guard: str | None,
     index: str,
@@ -175,8 +191,19 @@ def explain(
     """Show for every token of PROMPT the nearest entry, its cosine, and whether it fires."""
     from neuraldb_faiss.database import NeuralDB
 
+    if html is not None and (as_json or top is not None):
+        raise click.UsageError("--html writes a page: it does not go with --json or --top")
     with NeuralDB.open(db) as database:
         loaded, tokenizer = model_of(database, model, device, dtype)
+        if html is not None:
+            from neuraldb_faiss.inspector.looking import Looker
+            from neuraldb_faiss.inspector.rendering import page_of, write_page
+
+            looker = Looker(database, loaded, tokenizer, gamma=gamma, guard=guard, search=index)
+            seen = looker.look(prompt, max_new_tokens=max_new_tokens)
+            write_page(page_of(seen, prompt, database.info()), html)
+            say(f"written: {html}")
+            return
         from neuraldb_faiss.hook.explain import explain as look
 
         found, gate = look(database, loaded, tokenizer, prompt, gamma=gamma, guard=guard, search=index)

@@ -39,17 +39,23 @@ def experiment(
     name: str, config: Path | None, sets: tuple[str, ...], model: str | None, cases: str | None, facts: int | None,
     out: Path | None, show: bool, device: str | None, dtype: str | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Reproduce a table or figure of the paper.
+    """Reproduce a table or figure of the paper, or of the docs.
 
     \b
-    table1          every method on the same facts, with all metrics
-    budgets         quality and general ability against the number of facts
-    ablation-gamma  quality against the gate, for each guard
-    ablation-layer  quality against the edited layer
-    multilayer      one layer against several
-    weights         the weights a linear editor gives to every fact's residual
-    overhead        time an attached database costs
-    gate            false fires in ordinary text against recall, for each guard
+    table1             every method on the same facts, with all metrics
+    budgets            quality and general ability against the number of facts
+    ablation-gamma     quality against the gate, for each guard
+    ablation-layer     quality against the edited layer
+    ablation-residual  quality against how residuals are solved
+    multilayer         one layer against several
+    weights            the weights a linear editor gives to every fact's residual
+    overhead           time an attached database costs
+    scaling            false fires, lookups, opening, memory, merging, up to 1,000,000 entries
+    gate               false fires in ordinary text against recall, for each guard
+    gate-variants      other keys for the plain gate
+    many-facts         subjects with several facts
+    contexts           facts asked alone, behind long text, in chats
+    perplexity         of ordinary text, where subjects are named and where not
 
     The same command goes on where it stopped.
     """

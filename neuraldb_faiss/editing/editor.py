@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from neuraldb_faiss.models import (
 )
 from neuraldb_faiss.models.defaults import GAMMAS
 from neuraldb_faiss.models.fingerprint import fingerprint
+from neuraldb_faiss.models.prompts import has_chat
 
 RESIDUALS = ("memit", "pmet", "none")
 KEYS = ("two", "paper")
@@ -77,7 +78,8 @@ class Editor:
         """For a new database. None stands for the model's default (`edit_defaults`).
 
         Args:
-            overrides: fields of ResidualConfig (steps, lr, weight_decay, clamp, kl_factor, stop_loss, kl_prompts).
+            overrides: fields of ResidualConfig (steps, lr, weight_decay, clamp, kl_factor, stop_loss, kl_prompts,
+                chat).
 
         Raises:
             BuildError: an unknown kind, or a value out of range.
@@ -89,6 +91,9 @@ class Editor:
         site = find_site(model, defaults.layer if layer is None else layer, ffn_module)
         if residual == "pmet":
             find_attention(model, site)  # before anything slow
+        config = _config(defaults, overrides)
+        if config.chat and not has_chat(tokenizer):
+            raise BuildError("the tokenizer has no chat template, so nothing can be solved for one: leave out --chat")
         prefixes = generate_prefixes(model, tokenizer, seed=seed)
         check_causal(model, site, tokenizer(prefixes[0])["input_ids"])
         return cls(
@@ -99,7 +104,7 @@ class Editor:
             prefixes=prefixes,
             keys=keys,
             residual=residual,
-            config=_config(defaults, overrides),
+            config=config,
             guard=check_guard(guard),
             gamma=check_gamma(GAMMAS[guard] if gamma is None else gamma),
             ffn_module=ffn_module,
@@ -161,16 +166,22 @@ class Editor:
             zero = np.zeros(self.site.d2, np.float32)
             return [Edited(zero, None, (None,) * len(group)) for group in groups]
         prefixes = self.prefixes if prefixed else ()
+        config = self.config if prefixed else replace(self.config, chat=False)
         kind: Literal["memit", "pmet"] = "pmet" if self.residual == "pmet" else "memit"
         solved = solve_residuals(
-            self.model, self.tokenizer, self.site, groups, prefixes, self.config, kind=kind
+            self.model, self.tokenizer, self.site, groups, prefixes, config, kind=kind
         )
         return [Edited(one.residual, one.loss, one.facts) for one in solved]
 
     def digest(self) -> str:
         """Hex; equal where the same facts give the same arrays."""
-        deciding = {name: value for name, value in self.settings().items() if name != "model_name"}
-        return hashlib.sha256(repr(sorted(deciding.items())).encode()).hexdigest()
+        return digest_of(self.settings())
+
+
+def digest_of(settings: Mapping[str, Any]) -> str:
+    """`Editor.digest` of an editor with these settings."""
+    deciding = {name: value for name, value in settings.items() if name != "model_name"}
+    return hashlib.sha256(repr(sorted(deciding.items())).encode()).hexdigest()
 
 
 def model_name(model: Any) -> str | None:

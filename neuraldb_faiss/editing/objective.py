@@ -34,6 +34,7 @@ class ResidualConfig:
     kl_factor: float
     stop_loss: float = 0.05
     kl_prompts: tuple[str, ...] = ()
+    chat: bool = False
 
     def __post_init__(self) -> None:
         """Raises BuildError for a KL prompt without one {}."""
@@ -142,8 +143,8 @@ def h_init_norm(hidden: Tensor, rows: Sequence[tuple[int, bool, int]]) -> float:
     row's subject's last token.
 
     `rows` gives (index into hidden, raw, subject's last token) of the group's fact rows. h_init is the raw
-    row's vector; where that stands at position 0, the mean over the prefixed rows, because the first
-    token's norm is some nine times any other's.
+    row's vector; where that stands at position 0, the mean over the other rows, because the first token's norm is
+    some nine times any other's.
     """
     raw = next((index, last) for index, is_raw, last in rows if is_raw)
     others = [index for index, is_raw, _ in rows if not is_raw]

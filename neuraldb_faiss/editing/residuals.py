@@ -87,7 +87,8 @@ def solve_residuals(
 ) -> list[Solved]:
     """One residual for every group of facts that share a key, in the groups' order.
 
-    Minimises, for each group, the mean over all its rows (each fact's prompt, raw and behind each prefix) of the NLL
+    Minimises, for each group, the mean over all its rows (each fact's prompt, raw, behind each
+    prefix, and with config.chat in the chat template) of the NLL
     per target token, plus kl_factor * KL(edited || base) at the subject's last token of "{subject} is a" (and at the
     ends of config.kl_prompts: the mean of all), plus weight_decay * ||r|| / ||h_init||^2, with Adam from zeros and
     ||r|| <= clamp * ||h_init|| after each step (equation 21 with the reference code's settings). A group stops once
@@ -115,7 +116,10 @@ def solve_residuals(
     attention = find_attention(model, site) if kind == "pmet" else None
     if max_tokens is None:
         max_tokens = CPU_TOKENS if input_device(model).type == "cpu" else GPU_TOKENS
-    rows = [tuple(group_rows(tokenizer, g, group, prefixes, config.kl_prompts)) for g, group in enumerate(groups)]
+    rows = [
+        tuple(group_rows(tokenizer, g, group, prefixes, config.kl_prompts, config.chat))
+        for g, group in enumerate(groups)
+    ]
     solved: dict[int, Solved] = {}
     with torch.inference_mode(False), torch.enable_grad(), frozen(model):
         mode = _proved_mode(model, site, Batch((rows[0],)), config, attention)

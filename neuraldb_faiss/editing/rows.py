@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from neuraldb_faiss.editing.prefixes import contexts
-from neuraldb_faiss.models.prompts import encode, encode_targets
+from neuraldb_faiss.models.prompts import encode, encode_answer, encode_targets
 
 if TYPE_CHECKING:
     from neuraldb_faiss.facts.fact import Fact
@@ -30,10 +30,16 @@ class Row:
 
 
 def group_rows(
-    tokenizer: Any, group: int, facts: Sequence[Fact], prefixes: Sequence[str], kl_prompts: Sequence[str] = ()
+    tokenizer: Any,
+    group: int,
+    facts: Sequence[Fact],
+    prefixes: Sequence[str],
+    kl_prompts: Sequence[str] = (),
+    chat: bool = False,
 ) -> list[Row]:
-    """Rows of one group: for each fact its raw prompt and one behind each prefix; for KL "{subject} is a", and the
-    subject in each of `kl_prompts` that is none of the facts' own templates.
+    """Rows of one group: for each fact its raw prompt and one behind each prefix; with `chat` one in which the prompt
+    is a user's message and the target begins the answer; for KL "{subject} is a", and the subject in each of
+    `kl_prompts` that is none of the facts' own templates.
 
     In "{subject} is a" the KL is taken at the subject's last token, in `kl_prompts` at the prompt's. What a model
     computes at the subject's last token depends only on the tokens up to it. Where the raw prompt begins with the
@@ -58,6 +64,12 @@ def group_rows(
         )
         for number, row in enumerate(encoded)
     ]
+    if chat:
+        asked = [encode_answer(tokenizer, fact.text, fact.subject_span, fact.target) for fact in facts]
+        rows += [
+            Row(group, number, False, row.ids[:-1], row.last, row.ids[row.target_start :])
+            for number, row in enumerate(asked)
+        ]
     subject = facts[0].subject
     about = encode(tokenizer, f"{subject} is a", (0, len(subject)))
     head = about.ids[: about.last + 1]
@@ -70,8 +82,8 @@ def group_rows(
     for template in kl_prompts:
         if template not in own:
             before, _, behind = template.partition("{}")
-            asked = encode(tokenizer, before + subject + behind, (len(before), len(before) + len(subject)))
-            rows.append(Row(group, -1, False, asked.ids, asked.last, (), len(asked.ids) - 1))
+            other = encode(tokenizer, before + subject + behind, (len(before), len(before) + len(subject)))
+            rows.append(Row(group, -1, False, other.ids, other.last, (), len(other.ids) - 1))
     return rows
 
 

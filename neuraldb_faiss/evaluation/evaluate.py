@@ -12,12 +12,13 @@ from neuraldb_faiss.editing.pipeline import Progress
 from neuraldb_faiss.errors import EvaluationError
 from neuraldb_faiss.evaluation import metrics as m
 from neuraldb_faiss.evaluation.cases import Case, sha256
-from neuraldb_faiss.evaluation.generation import has_chat, match_targets, sample_texts
+from neuraldb_faiss.evaluation.generation import match_targets, sample_texts
 from neuraldb_faiss.evaluation.methods import Method, applied, base, facts_identity, silent
 from neuraldb_faiss.evaluation.runs import Row, RunWriter, base_path, surroundings
 from neuraldb_faiss.evaluation.scoring import score_pairs
 from neuraldb_faiss.evaluation.text import TfIdf
 from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.models.prompts import has_chat
 from neuraldb_faiss.models.sites import input_device
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from torch import Tensor
 from neuraldb_faiss.baselines.reading import by_length
 from neuraldb_faiss.editing.rows import pad
 from neuraldb_faiss.errors import EvaluationError
+from neuraldb_faiss.models.prompts import chat_text
 from neuraldb_faiss.models.sites import input_device
 
 TOP_K = 5
@@ -140,14 +141,8 @@ def judge(text: str, target: str, *, done: bool, ended: bool) -> Match | None:
     return Match(True, bool(_ENDED.match(rest)) or (ended and not rest.strip()))
 
 
-def has_chat(tokenizer: Any) -> bool:
-    return bool(getattr(tokenizer, "chat_template", None))
-
-
 def _chat_ids(tokenizer: Any, prompt: str) -> list[int]:
-    messages = [{"role": "user", "content": prompt}]
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return list(tokenizer(chat_text(tokenizer, [prompt]), add_special_tokens=False)["input_ids"])
 
 
 def _end_ids(model: Any, tokenizer: Any) -> set[int]:

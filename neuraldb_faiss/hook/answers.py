@@ -35,7 +35,8 @@ class Answer:
         prompt: as given. edited: the continuation with the database attached. base: the one without, None
             where it was not asked for.
         fired: what fired, the strongest first.
-        tokens: of prompt and edited continuation, as texts; positions of `fired` count them.
+        tokens, ids: of prompt and edited continuation, as texts and as numbers; positions of `fired` count them.
+        new: how many of them are the continuation's.
     """
 
     prompt: str
@@ -43,6 +44,8 @@ class Answer:
     base: str | None
     fired: tuple[Fired, ...]
     tokens: tuple[str, ...]
+    ids: tuple[int, ...]
+    new: int
 
 
 def ask(
@@ -76,7 +79,8 @@ def ask(
     new = _continue(model, tokenizer, ids, max_new_tokens)
     fired = _fired(db, handle.trace())
     tokens = tuple(tokenizer.decode([token]) for token in (*ids, *new))
-    return Answer(prompt, tokenizer.decode(new, skip_special_tokens=True), base, fired, tokens)
+    edited = tokenizer.decode(new, skip_special_tokens=True)
+    return Answer(prompt, edited, base, fired, tokens, (*ids, *new), len(new))
 
 
 def _encode(tokenizer: Any, prompt: str, chat: bool) -> list[int]:

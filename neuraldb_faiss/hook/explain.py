@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from neuraldb_faiss.hook.calls import Tokens
 from neuraldb_faiss.hook.gates import Gate
 from neuraldb_faiss.models import FFNSite, Fingerprint
 from neuraldb_faiss.models.sites import input_device, unwrap
+from neuraldb_faiss.search import Matcher
 
 if TYPE_CHECKING:
     from neuraldb_faiss.database import NeuralDB
@@ -60,9 +62,15 @@ def explain(
     settings = db.settings
     site = check_model(Fingerprint.from_json(settings["fingerprint"]), settings, model)
     gate = db.gate(model, tokenizer, gamma=gamma, guard=guard, search=search)
-    keys = _site_inputs(model, site, ids)
-    tokens = Tokens(np.arange(len(ids))[None], None, np.array([ids]), True, np.empty((1, 0), np.int64))
-    nearest = db.matcher(search).match(keys, first_tokens=tokens.first_tokens().reshape(-1), exact=True)
+    return nearest_of(db, model, tokenizer, site, ids, gate, db.matcher(search)), gate
+
+
+def nearest_of(
+    db: NeuralDB, model: Any, tokenizer: Any, site: FFNSite, ids: Sequence[int], gate: Gate, matcher: Matcher
+) -> list[Nearest]:
+    """`explain` for tokens, with a gate and a matcher that were made before; both show the generation of `db`."""
+    keys, tokens = site_inputs(model, site, ids), tokens_of(ids)
+    nearest = matcher.match(keys, first_tokens=tokens.first_tokens().reshape(-1), exact=True)
     entries, scores = nearest.entry_ids.tolist(), nearest.scores.tolist()
     fired = gate.fired(keys, tokens)
     for place, entry, score in zip(fired.places, fired.entries, fired.scores, strict=True):
@@ -76,10 +84,15 @@ def explain(
         known = None if entry < 0 else entry
         word = tokenizer.decode([token])
         found.append(Nearest(position, word, known, score, position in firing, served[entry]))
-    return found, gate
+    return found
 
 
-def _site_inputs(model: Any, site: FFNSite, ids: list[int]) -> torch.Tensor:
+def tokens_of(ids: Sequence[int]) -> Tokens:
+    """What a gate is told of one text, run as a whole."""
+    return Tokens(np.arange(len(ids))[None], None, np.array([ids]), True, np.empty((1, 0), np.int64))
+
+
+def site_inputs(model: Any, site: FFNSite, ids: Sequence[int]) -> torch.Tensor:
     """[len(ids), d1]: what the site's down-projection gets at every token of one text."""
     caught: list[torch.Tensor] = []
 
@@ -87,7 +100,7 @@ def _site_inputs(model: Any, site: FFNSite, ids: list[int]) -> torch.Tensor:
         caught.append(hidden)
         raise Stop
 
-    rows = torch.tensor([ids], device=input_device(unwrap(model)))
+    rows = torch.tensor([list(ids)], device=input_device(unwrap(model)))
     with torch.no_grad(), stopping(), on_input(site.module, catch):
         model(input_ids=rows, attention_mask=torch.ones_like(rows), use_cache=False)
     return caught[0].reshape(len(ids), -1)

@@ -11,7 +11,7 @@ import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from neuraldb_faiss.errors import FactError, ModelError
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from neuraldb_faiss.facts.fact import Fact
 
 Span = tuple[int, int]
+
+_NO_TARGET = "the target is empty: give the words that the prompt should be continued with"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,35 @@ def encode_targets(
     return encoded
 
 
+def has_chat(tokenizer: Any) -> bool:
+    """Whether the tokenizer has a chat template."""
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def chat_text(tokenizer: Any, turns: Sequence[str]) -> str:
+    """A conversation in the tokenizer's chat template, up to where the assistant answers; user and assistant take
+    turns, the user first. It holds the template's special tokens: tokenize it with ``add_special_tokens=False``."""
+    told = [{"role": ("user", "assistant")[number % 2], "content": turn} for number, turn in enumerate(turns)]
+    return str(tokenizer.apply_chat_template(told, add_generation_prompt=True, tokenize=False))
+
+
+def encode_answer(tokenizer: Any, prompt: str, span: Span, target: str) -> EncodedTarget:
+    """Tokenize ``prompt`` as a user's message in the chat template, and ``target`` as how its answer begins.
+
+    ``span`` is the subject's in ``prompt``. Raises FactError as ``encode_target`` does, and where the template does
+    not hold the message as it is.
+    """
+    asked, answer = chat_text(tokenizer, [prompt]), target.strip()
+    if not answer:
+        raise FactError(_NO_TARGET)
+    shift = asked.rfind(prompt)
+    if shift < 0:
+        raise FactError(f"the chat template changes the message {prompt!r}: leave out --chat")
+    ((ids, offsets),) = _tokenize(tokenizer, [asked + answer], special=False)
+    start = next((i for i, (_, end) in enumerate(offsets) if end > len(asked)), len(ids))
+    return EncodedTarget(ids, _last_token(offsets, asked, (span[0] + shift, span[1] + shift)), start)
+
+
 def encode_pairs(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], targets: Sequence[str]
 ) -> list[tuple[tuple[int, ...], int]]:
@@ -96,7 +127,7 @@ def _joined(
     prompts = [text.rstrip() for text in texts]
     answers = [target.strip() for target in targets]
     if not all(answers):
-        raise FactError("the target is empty: give the words that the prompt should be continued with")
+        raise FactError(_NO_TARGET)
     joined = [f"{prompt} {answer}" for prompt, answer in zip(prompts, answers, strict=True)]
     rows, starts = _tokenize(tokenizer, joined), []
     for (ids, offsets), prompt in zip(rows, prompts, strict=True):
@@ -128,9 +159,10 @@ def _digest(ids: tuple[int, ...]) -> str:
 
 
 def _tokenize(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool = True
 ) -> list[tuple[tuple[int, ...], list[Span]]]:
-    """(ids, offsets) a text, without the special tokens that the tokenizer puts behind it."""
+    """(ids, offsets) a text, without the special tokens that the tokenizer puts behind it; `special`: with those that
+    it puts before."""
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
             f"{type(tokenizer).__name__} gives no character offsets: "
@@ -140,7 +172,7 @@ def _tokenize(
         return []
     batch = tokenizer(
         list(texts),
-        add_special_tokens=True,
+        add_special_tokens=special,
         padding=False,
         truncation=False,
         return_offsets_mapping=True,
@@ -149,11 +181,11 @@ def _tokenize(
         verbose=False,
     )
     rows = []
-    for ids, offsets, special in zip(
+    for ids, offsets, marks in zip(
         batch["input_ids"], batch["offset_mapping"], batch["special_tokens_mask"], strict=True
     ):
         end = len(ids)
-        while end and special[end - 1] and offsets[end - 1][0] == offsets[end - 1][1]:
+        while end and marks[end - 1] and offsets[end - 1][0] == offsets[end - 1][1]:
             end -= 1
         rows.append((tuple(ids[:end]), [(int(a), int(b)) for a, b in offsets[:end]]))
     return rows

@@ -9,6 +9,8 @@ import numpy as np
 
 SPACE, SEPARATOR = 0x20, 0  # the separator stands between texts: in no name, and part of no word
 NO_CASE, LOWER, UPPER = 0, 1, 2
+PARAGRAPH = 3  # in the place of a case, of white space with two line feeds or more
+_LINE_FEED = 0x0A
 WORDLESS = 0x2E80  # from here on scripts are written without spaces between words (or are symbols)
 
 
@@ -50,17 +52,18 @@ def fold_bytes(data: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """UTF-8 (broken or cut anywhere) folded, runs of white space being one space.
 
     Returns:
-        codes uint32 [n]; for each the case its character had, uint8 [n]; and the offset in `data` of the last byte of
-        its character, int64 [n].
+        codes uint32 [n]; for each the case its character had, or PARAGRAPH, uint8 [n]; and the offset in `data` of the
+        last byte of its character, int64 [n].
     """
     if data.isascii():
         code_of, case_of = _ascii_tables()
         raw = np.frombuffer(data, np.uint8)
-        codes, cases, ends = code_of[raw], case_of[raw], np.arange(len(data))
+        codes, cases, ends, feeds = code_of[raw], case_of[raw], np.arange(len(data)), raw == _LINE_FEED
     else:
         found: list[int] = []
         cased: list[int] = []
         at: list[int] = []
+        lines: list[bool] = []
         end = -1
         for char in data.decode("utf-8", "surrogateescape"):
             code = ord(char)
@@ -70,9 +73,13 @@ def fold_bytes(data: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             found += folded
             cased += [_case(char)] * len(folded)
             at += [end] * len(folded)
+            lines += [code == _LINE_FEED] * len(folded)
         codes, cases, ends = np.array(found, np.uint32), np.array(cased, np.uint8), np.array(at, np.int64)
+        feeds = np.array(lines, bool)
     spaces = codes == SPACE
     keep = np.r_[True, ~(spaces[1:] & spaces[:-1])][: len(codes)]
+    if feeds.sum() > 1:
+        cases[np.flatnonzero(keep)[np.add.reduceat(feeds, np.flatnonzero(keep), dtype=np.int64) > 1]] = PARAGRAPH
     return codes[keep], cases[keep], ends[keep]
 
 

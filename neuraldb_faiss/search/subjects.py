@@ -6,10 +6,10 @@ what is found is compared letter by letter with the entry's names. So the cost o
 number of names, and a wrong hit is not possible, only a wasted comparison.
 
 A name counts where it is written as the entry has it, or with its first letter a capital ("The moon" for "the moon").
-In text without any capitals, or of nothing but capitals, case says nothing, and any case counts; elsewhere it does:
-"song" is not "Song". What a token says is known only up to its end, so "Oz" ends in "Ozawa" too; short names do so
-often, and all names do in text of one case. For such matches there is a floor: a cosine that is asked for whatever the
-gate is (measured in docs/gate.md).
+In a paragraph without any capitals, or of nothing but capitals, case says nothing, and any case counts; elsewhere it
+does: "song" is not "Song". What a token says is known only up to its end, so "Oz" ends in "Ozawa" too; short names do
+so often, and all names do in text of one case. For such matches there is a floor: a cosine that is asked for whatever
+the gate is (measured in docs/gate.md).
 """
 
 from __future__ import annotations
@@ -21,7 +21,17 @@ from types import MappingProxyType
 
 import numpy as np
 
-from neuraldb_faiss.search.folding import LOWER, SEPARATOR, SPACE, UPPER, fold_bytes, fold_name, in_word
+from neuraldb_faiss.search.folding import (
+    LOWER,
+    NO_CASE,
+    PARAGRAPH,
+    SEPARATOR,
+    SPACE,
+    UPPER,
+    fold_bytes,
+    fold_name,
+    in_word,
+)
 
 _CHUNK = 20_000  # names hashed at once
 _CACHE = 1 << 16
@@ -39,8 +49,8 @@ class Folded:
     tokens: np.ndarray
 
 
-CASE_REACH = 40  # code points before a name that tell whether a text has capitals
-_FLOORS_BY_LENGTH = {1: 0.9, 2: 0.9, 3: 0.9, 4: 0.85}  # names of one word and so many code points
+CASE_REACH = 200  # code points before a name, of its paragraph, that tell whether a text has capitals
+_FLOORS_BY_LENGTH = {1: 0.9, 2: 0.9, 3: 0.9, 4: 0.85, 5: 0.8}  # names of one word and so many code points
 _FLOORS_OF_ONE_CASE = {True: 0.9, False: 0.65}  # of one word, of several
 
 
@@ -197,7 +207,8 @@ class Subjects:
         found: dict[tuple[int, int], float] = {}
         for which in np.flatnonzero(right > left):
             a, b = start[maybe[which]], stop[maybe[which]]
-            spelled, cases = codes[a:b].tobytes(), text.cases[a:b].tobytes()
+            cased = text.cases[a:b]
+            spelled, cases = codes[a:b].tobytes(), np.where(cased == PARAGRAPH, np.uint8(NO_CASE), cased).tobytes()
             for entry in self.entries[left[which] : right[which]].tolist():
                 for own, floor in self._spelled(entry).get(spelled, ()):
                     if not _as_written(cases, own):
@@ -218,8 +229,8 @@ def _as_written(cases: bytes, own: bytes) -> bool:
 
 
 def _one_case(codes: np.ndarray, cases: np.ndarray, start: int, stop: int) -> bool:
-    """Whether codes[start:stop] and what stands before it in the same text has no capitals, or nothing else."""
+    """Whether codes[start:stop] and what stands before it in the same paragraph has no capitals, or nothing else."""
     first = max(0, start - CASE_REACH)
-    breaks = np.flatnonzero(codes[first:start] == SEPARATOR)
+    breaks = np.flatnonzero((codes[first:start] == SEPARATOR) | (cases[first:start] == PARAGRAPH))
     window = cases[first + breaks[-1] + 1 if len(breaks) else first : stop]
     return not (UPPER in window and LOWER in window)

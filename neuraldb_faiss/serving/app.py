@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -29,8 +29,8 @@ _FAMILIES = {"/facts/": "/facts/{id}", "/jobs/": "/jobs/{id}", "/v1/models/": "/
 _FIELDS = {*Chat.model_fields, *Completion.model_fields, *Explain.model_fields, *Facts.model_fields, *_INNER_FIELDS}
 
 
-def make_app(service: Service) -> ASGIApp:
-    """The server's application; its worker runs from start-up to shutdown."""
+def make_app(service: Service, routers: Sequence[APIRouter] = ()) -> ASGIApp:
+    """The server's application, with further routes; its worker runs from start-up to shutdown."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -45,8 +45,8 @@ def make_app(service: Service) -> ASGIApp:
         max_body_size=service.limits.body,
     )  # fmt: skip
     app.state.service = service
-    app.include_router(openai.router)
-    app.include_router(facts.router)
+    for router in (openai.router, facts.router, *routers):
+        app.include_router(router)
     app.add_api_route("/health", _health)
     app.add_api_route("/metrics", _metrics)
     app.add_exception_handler(ApiError, _api_error)

@@ -6,7 +6,9 @@ import logging
 import threading
 import time
 from collections import OrderedDict, deque
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 from neuraldb_faiss.errors import LockedError, NeuralDBError
 from neuraldb_faiss.serving import batch
@@ -18,6 +20,8 @@ from neuraldb_faiss.serving.settings import Limits
 from neuraldb_faiss.serving.tenants import Tenant, Tenants
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _RETRY = 0.5  # seconds until a change tries again to become the writer
 _KEPT_JOBS = 1000
@@ -38,6 +42,7 @@ class Engine:
         self._limits = limits
         self._metrics = metrics
         self._asks: deque[Ask] = deque()
+        self._calls: deque[tuple[Future[Any], Callable[[Any, Any], Any]]] = deque()
         self._jobs: deque[Job] = deque()
         self._known: OrderedDict[str, Job] = OrderedDict()
         self._changed = threading.Condition()
@@ -63,6 +68,18 @@ class Engine:
                 raise _busy(f"{len(self._asks)} requests wait already")
             self._asks.append(ask)
             self._changed.notify()
+
+    def call(self, what: Callable[[Any, Any], T]) -> Future[T]:
+        """Queue something to be done with the model and its tokenizer between two batches, while no database answers;
+        what it gives, or raises. Raises ApiError as `ask`."""
+        future: Future[T] = Future()
+        with self._changed:
+            self._check_open()
+            if len(self._calls) >= self._limits.queue:
+                raise _busy(f"{len(self._calls)} requests wait already")
+            self._calls.append((future, what))
+            self._changed.notify()
+        return future
 
     def change(self, job: Job) -> None:
         """Queue a change. Raises ApiError where too many of this database wait, or the server stops."""
@@ -101,13 +118,14 @@ class Engine:
         while True:
             with self._changed:
                 self._changed.wait_for(self._has_work, timeout=self._patience())
-                if self._deadline is not None and not self._asks and not self._jobs:
+                if self._deadline is not None and not (self._asks or self._calls or self._jobs):
                     return
             self._answer()
             self._work()
 
     def _has_work(self) -> bool:
-        return bool(self._asks) or self._due() is not None or (self._deadline is not None and not self._jobs)
+        waiting = bool(self._asks or self._calls) or self._due() is not None
+        return waiting or (self._deadline is not None and not self._jobs)
 
     def _patience(self) -> float | None:
         """Seconds until a change that waits for another writer is to be tried again."""
@@ -125,7 +143,8 @@ class Engine:
         return None
 
     def _answer(self) -> None:
-        """Answer one batch of those that wait, if any do."""
+        """Answer one call and one batch of those that wait, if any do."""
+        self._answer_call()
         asks = self._fresh(self._take())
         if not asks:
             return
@@ -136,6 +155,17 @@ class Engine:
             what = "the model ran out of memory" if "OutOfMemory" in type(error).__name__ else "the model failed"
             for ask in asks:
                 ask.send(Failed(ApiError(500, f"{what} ({type(error).__name__}); the server's log says more")))
+
+    def _answer_call(self) -> None:
+        with self._changed:
+            if not self._calls:
+                return
+            future, what = self._calls.popleft()
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(what(self._model, self._tokenizer))
+            except Exception as error:
+                future.set_exception(error)
 
     def _take(self) -> list[Ask]:
         """The longest waiting ones that fit into one batch."""

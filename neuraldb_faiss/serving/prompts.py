@@ -24,6 +24,11 @@ class Prompts:
         self._limits = limits
         self._context: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
 
+    @property
+    def has_template(self) -> bool:
+        """Whether messages can be read."""
+        return bool(getattr(self._tokenizer, "chat_template", None))
+
     def of_text(self, text: str) -> list[int]:
         """Raises ApiError for an empty or too long prompt."""
         _check(text, "prompt")
@@ -39,7 +44,7 @@ class Prompts:
         Raises:
             ApiError: the model has no chat template, or it refuses these messages, or they are too long.
         """
-        if not getattr(self._tokenizer, "chat_template", None):
+        if not self.has_template:
             raise ApiError(400, "this model has no chat template: use /v1/completions", param="messages")
         turns = [message.to_template() for message in messages]
         for turn in turns:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from fastapi import APIRouter
 
 from neuraldb_faiss.editing.editor import model_name
 from neuraldb_faiss.errors import ServeError
@@ -29,12 +30,12 @@ class Server(uvicorn.Server):
 
     def __init__(
         self, model: Any, tokenizer: Any, databases: Mapping[str, Path], bound: socket.socket, *,
-        tokens: Tokens, limits: Limits, ready: Callable[[Sequence[str]], None],
+        tokens: Tokens, limits: Limits, ready: Callable[[Sequence[str]], None], routers: Sequence[APIRouter] = (),
     ) -> None:  # fmt: skip
         """Attach the databases.
 
         Args:
-            ready: called with the names of all models once requests are answered.
+            ready: called with the names of all models once requests are answered. routers: further routes.
 
         Raises:
             NeuralDBError: a database cannot be opened, or was built with another model.
@@ -49,7 +50,7 @@ class Server(uvicorn.Server):
         self._ready = ready
         super().__init__(
             uvicorn.Config(
-                make_app(self._service), log_config=None, access_log=False, lifespan="on", ws="none",
+                make_app(self._service, routers), log_config=None, access_log=False, lifespan="on", ws="none",
                 proxy_headers=False, server_header=False, timeout_graceful_shutdown=max(1, round(limits.grace)),
             )
         )  # fmt: skip

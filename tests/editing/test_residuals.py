@@ -85,6 +85,22 @@ def test_what_other_relations_say_is_kept(kind: str) -> None:
         assert_equal(got, by_reference(model, tokenizer, site, group, own))
 
 
+CHAT = "{% for m in messages %}System: be short. User: {{ m.content }} Assistant:{% endfor %}"
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_what_a_chat_asks_is_solved_too(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny(kind)
+    monkeypatch.setattr(tokenizer, "chat_template", CHAT)
+    config = dataclasses.replace(CONFIG, steps=4, chat=True)
+    site = find_site(model, 1)
+    solved = solve_residuals(model, tokenizer, site, GROUPS, PREFIXES, config)
+    plain = solve_residuals(model, tokenizer, site, GROUPS, PREFIXES, dataclasses.replace(config, chat=False))
+    for got, without, group in zip(solved, plain, GROUPS, strict=True):
+        assert_equal(got, by_reference(model, tokenizer, site, group, config))
+        assert not np.allclose(got.residual, without.residual)
+
+
 @pytest.mark.parametrize("layer", [0, 3])
 def test_first_and_last_layer(layer: int) -> None:
     model, tokenizer = tiny("llama")

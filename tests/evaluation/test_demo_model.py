@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from neuraldb_faiss.evaluation.generation import has_chat, match_targets, sample_texts
+from neuraldb_faiss.evaluation.generation import match_targets, sample_texts
 from neuraldb_faiss.evaluation.scoring import score_pairs
 from neuraldb_faiss.evaluation.text import fluency
+from neuraldb_faiss.models.prompts import has_chat
 
 pytestmark = pytest.mark.slow
 

@@ -257,6 +257,19 @@ def test_overhead(go: Any) -> None:
     assert all(row["base_seconds"] > 0 and row["low"] <= row["overhead"] <= row["high"] for row in rows)
 
 
+def test_scaling(go: Any, texts: Path) -> None:
+    """Beyond the 4 real entries they are made up; what was measured once is not measured again."""
+    given = ("--set", f"texts='{texts}'", "--set", "merged=3", "--set", "repeats=1", "--set", "sizes=[9]")
+    (row,), out = go("scaling", *given)
+    assert (row["entries"], row["real"], row["facts"]) == (9, 4, 9)
+    assert row["fired_true"] > 0 and row["fired_false"] == 0 and row["memory_mapped"] > 0 and row["tokens"] > 100
+    low, high = row["decode_16_guard_subject_ratio_range"]
+    assert low <= row["decode_16_guard_subject_ratio"] <= high
+    assert not (out / "grown").exists()
+    (out / "sizes" / "9.json").write_text(json.dumps({**row, "open_seconds": 7.0}))
+    assert go("scaling", *given)[0] == [{**row, "open_seconds": 7.0}]
+
+
 def test_settings(tmp_path: Path) -> None:
     about = {"counts": [1]}
     config = merged(about, {"model": "m", "cases": "c"}, {"facts": 7})

@@ -9,7 +9,8 @@ import torch
 
 from helpers.tiny import tiny
 from neuraldb_faiss.evaluation import generation
-from neuraldb_faiss.evaluation.generation import Match, greedy_texts, has_chat, judge, match_targets, sample_texts
+from neuraldb_faiss.evaluation.generation import Match, greedy_texts, judge, match_targets, sample_texts
+from neuraldb_faiss.models.prompts import has_chat
 
 PROMPTS = ["The Eiffel Tower is in", "Rome", "I think that Tokyo is the city in Japan, and", "Rome"]
 NAMES = ["a/0", "a/1", "b/0", "b/1"]

@@ -156,7 +156,7 @@ class Subject:
         else:
             modules = (self.site.module, find_attention(self.model, self.site).module)
             solve = reference_pmet
-            del settings["kl_prompts"]  # it has none
+            del settings["kl_prompts"], settings["chat"]  # it has neither
         return solve(self.model, self.tokenizer, *modules, facts, self.editor.prefixes, **settings)
 
     def way(self, kind: str = "memit") -> str:

@@ -27,9 +27,11 @@ class Reference:
     nll: list[float]
 
 
-def _ids(tokenizer: Any, text: str, subject_end: int) -> tuple[list[int], int, list[tuple[int, int]]]:
+def _ids(
+    tokenizer: Any, text: str, subject_end: int, special: bool = True
+) -> tuple[list[int], int, list[tuple[int, int]]]:
     """Token ids, the index of the token with the subject's last character, and all offsets."""
-    encoded = tokenizer(text, return_offsets_mapping=True)
+    encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
     offsets = encoded["offset_mapping"]
     last = max(i for i, (a, b) in enumerate(offsets) if a < subject_end <= b)
     return encoded["input_ids"], last, offsets
@@ -50,17 +52,26 @@ def reference_residual(
     kl_factor: float,
     stop_loss: float = 0.05,
     kl_prompts: Sequence[str] = (),
+    chat: bool = False,
 ) -> Reference:
     """Solve for `facts`, given as (subject, text with the subject in it, target); `block` holds `module`."""
     subject = facts[0][0]
-    rows = []  # (fact, ids without the target's last token, subject's last token, target ids)
+    rows = []  # (fact, ids without the target's last token, subject's last token, target ids, raw)
     for number, (_, text, target) in enumerate(facts):
         for prefix in ["", *(f"{x}. " for x in prefixes)]:
             whole = f"{prefix}{text} {target}"
             start = len(prefix) + text.index(subject)
             ids, last, offsets = _ids(tokenizer, whole, start + len(subject))
             first = next(i for i, (_, end) in enumerate(offsets) if end > len(prefix) + len(text))
-            rows.append((number, ids[:-1], last, ids[first:]))
+            rows.append((number, ids[:-1], last, ids[first:], not prefix))
+        if chat:
+            message = {"role": "user", "content": text}
+            asked = tokenizer.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+            ids, _, offsets = _ids(tokenizer, asked + target, len(asked), special=False)
+            end = asked.index(subject) + len(subject)
+            last = max(i for i, (a, b) in enumerate(offsets) if a < end <= b)
+            first = next(i for i, (_, end) in enumerate(offsets) if end > len(asked))
+            rows.append((number, ids[:-1], last, ids[first:], False))
     ids, last, _ = _ids(tokenizer, f"{subject} is a", len(subject))
     about = [(ids, last, last)]  # ids, subject's last token, the token where the KL is taken
     for template in kl_prompts:
@@ -88,15 +99,16 @@ def reference_residual(
         r = torch.zeros(model.config.get_text_config().hidden_size, device=model.device, requires_grad=True)
         with torch.no_grad():
             hidden = []
-            for _, tokens, last, _ in rows[: 1 + len(prefixes)]:
+            for _, tokens, last, _, raw in rows:
                 logits(tokens, last, r)
-                hidden.append(state["hidden"])
-            h_init = hidden[0] if rows[0][2] > 0 else torch.stack(hidden[1:]).mean(0)
+                hidden.append((raw, state["hidden"]))
+            others = [one for raw, one in hidden if not raw]
+            h_init = hidden[0][1] if rows[0][2] > 0 else torch.stack(others).mean(0)
             base = [logits(ids, last, r)[at].log_softmax(0) for ids, last, at in about]
         optimizer = torch.optim.Adam([r], lr=lr)
         for step in range(1, steps + 1):
             row_nll: list[Tensor] = []
-            for _, ids, last, target in rows:
+            for _, ids, last, target, _ in rows:
                 out = logits(ids, last, r)[-len(target) :]
                 row_nll.append(F.cross_entropy(out, torch.tensor(target, device=r.device)))
             edited = [logits(ids, last, r)[at].log_softmax(0) for ids, last, at in about]
@@ -115,8 +127,8 @@ def reference_residual(
                 limit = clamp * h_init.norm()
                 if r.norm() > limit:
                     r.mul_(limit / r.norm())
-        raw = [float(n.detach()) for i, n in enumerate(row_nll) if i % (1 + len(prefixes)) == 0]
-        return Reference(r.detach().cpu(), float(loss.detach()), step, raw)
+        alone = [float(n.detach()) for n, row in zip(row_nll, rows, strict=True) if row[4]]
+        return Reference(r.detach().cpu(), float(loss.detach()), step, alone)
     finally:
         for handle in handles:
             handle.remove()

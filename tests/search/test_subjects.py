@@ -16,11 +16,16 @@ from neuraldb_faiss.search.subjects import Folded, Subjects
 def plain(text: str) -> list[tuple[str, str]]:
     """The folding by its definition, a character at a time: (folded, case), white space in one."""
     folded: list[tuple[str, str]] = []
+    feeds = 0
     for char in text:
         case = "upper" if char != char.lower() else "lower" if char != char.upper() else ""
         if char.isspace():
             if not folded or folded[-1][0] != " ":
                 folded.append((" ", case))
+                feeds = 0
+            feeds += char == "\n"
+            if feeds == 2:
+                folded[-1] = (" ", "paragraph")
             continue
         for one in unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", char).casefold()):
             folded.append((one, case))
@@ -67,12 +72,15 @@ def floor_by_definition(
 ) -> float | None:
     """None where the case forbids the match."""
     one_word = " " not in letters_of(own)
-    floor = {1: 0.9, 2: 0.9, 3: 0.9, 4: 0.85}.get(letters, 0.0) if one_word else 0.0
-    cases, wanted = [case for _, case in text[start:stop]], [case for _, case in own]
+    floor = {1: 0.9, 2: 0.9, 3: 0.9, 4: 0.85, 5: 0.8}.get(letters, 0.0) if one_word else 0.0
+    cases = ["" if case == "paragraph" else case for _, case in text[start:stop]]
+    wanted = [case for _, case in own]
     if cases == wanted or (cases[0] == "upper" and wanted[0] == "lower" and cases[1:] == wanted[1:]):
         return floor
-    around = {case for _, case in text[max(0, start - 40) : stop]}
-    if {"upper", "lower"} <= around:
+    first = max(0, start - 200)
+    while "paragraph" in [case for _, case in text[first:start]]:
+        first += 1
+    if {"upper", "lower"} <= {case for _, case in text[first:stop]}:
         return None
     return max(floor, 0.9 if one_word else 0.65)
 
@@ -91,7 +99,7 @@ def ends(pieces: list[str], names: dict[int, list[str]], seen: int = 0) -> dict[
     return dict(zip(zip(tokens, entries, strict=True), floors, strict=True))
 
 
-letters = some.sampled_from("abAB É é1'. -\u0301ßİ東京ﬁ\t")
+letters = some.sampled_from("abAB É é1'. -\u0301ßİ東京ﬁ\t\n")
 words = some.text(letters, min_size=1, max_size=4)
 
 
@@ -129,15 +137,21 @@ def test_examples(pieces: list[str], token: int | None) -> None:
 @pytest.mark.parametrize(
     ("text", "name", "floor"),
     [
-        ("See Paris", "Paris", 0.0),
+        ("See Paris", "Paris", 0.8),
         ("See Oz", "Oz", 0.9),  # may go on: Ozawa
         ("See Rome", "Rome", 0.85),
+        ("See London", "London", 0.0),
         ("see paris", "Paris", 0.9),
         ("see the eiffel tower", "Eiffel Tower", 0.65),
         ("Of the song", "Song", None),
         ("The moon", "the moon", 0.0),
         ("Yes. The moon", "the moon", 0.0),
         ("Yes. the moon", "The moon", None),
+        ("Yes. " + 10 * "and then " + "the moon", "The moon", None),  # a text with capitals further off
+        ("Yes. " + 30 * "and then " + "the moon", "The moon", 0.65),
+        ("Yes.\nwhere is the moon", "The moon", None),  # a line broken to fit
+        ("Yes.\n\nwhere is the moon", "The moon", 0.65),  # another paragraph
+        ("Yes. The\n \nMoon", "the moon", None),
     ],
 )
 def test_floors(text: str, name: str, floor: float | None) -> None:

@@ -25,6 +25,7 @@ EXPERIMENTS = {
     "multilayer": "multilayer",
     "weights": "weights",
     "overhead": "overhead",
+    "scaling": "scaling",
 }
 
 

@@ -17,6 +17,7 @@ from neuraldb_faiss.evaluation.runs import Row
 from neuraldb_faiss.evaluation.statistics import proportion
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.facts.readers import read_texts
+from neuraldb_faiss.models.prompts import chat_text, has_chat
 
 ABOUT = "Facts asked alone, behind long text, in the chat template and late in a conversation: cosines and answers."
 DEFAULTS = {
@@ -57,10 +58,10 @@ def prompts(lab: Lab, facts: Sequence[Fact]) -> dict[str, list[str]]:
         "alone": [fact.text for fact in facts],
         f"behind {size} tokens": [f"{text}\n\n{fact.text}" for text, fact in zip(before, facts, strict=True)],
     }
-    if getattr(lab.tokenizer, "chat_template", None):
-        kinds["chat"] = [_chat(lab, [fact.text]) for fact in facts]
+    if has_chat(lab.tokenizer):
+        kinds["chat"] = [chat_text(lab.tokenizer, [fact.text]) for fact in facts]
         kinds[f"chat, behind {size} tokens"] = [
-            _chat(lab, [f"Read this text.\n\n{text}", "I have read it.", fact.text])
+            chat_text(lab.tokenizer, [f"Read this text.\n\n{text}", "I have read it.", fact.text])
             for text, fact in zip(before, facts, strict=True)
         ]
     return kinds
@@ -68,11 +69,6 @@ def prompts(lab: Lab, facts: Sequence[Fact]) -> dict[str, list[str]]:
 
 def _is_chat(kind: str) -> bool:
     return kind.startswith("chat")
-
-
-def _chat(lab: Lab, turns: Sequence[str]) -> str:
-    told = [{"role": ("user", "assistant")[number % 2], "content": turn} for number, turn in enumerate(turns)]
-    return str(lab.tokenizer.apply_chat_template(told, add_generation_prompt=True, tokenize=False))
 
 
 def _cosines(

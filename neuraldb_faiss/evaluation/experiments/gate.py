@@ -14,6 +14,7 @@ from neuraldb_faiss.evaluation.runs import Row
 from neuraldb_faiss.evaluation.statistics import proportion
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.facts.readers import read_texts
+from neuraldb_faiss.models.prompts import chat_text, has_chat
 
 ABOUT = "False fires in ordinary text against recall, with the subject guard and with the plain gate."
 DEFAULTS = {
@@ -185,10 +186,8 @@ def _prompts(lab: Lab, asked: Sequence[Fact]) -> dict[str, list[tuple[str, str]]
         kinds["long context"].append((f"{filler[number % len(filler)].strip()}\n\n{fact.text}", fact.subject))
         others = [text for text in fact.metadata.get("paraphrase_prompts", ()) if fact.subject in text]
         kinds["rephrased"] += [(text, fact.subject) for text in others]
-        if getattr(lab.tokenizer, "chat_template", None):
-            turns = [{"role": "user", "content": fact.text}]
-            chat = lab.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-            kinds["chat"].append((chat, fact.subject))
+        if has_chat(lab.tokenizer):
+            kinds["chat"].append((chat_text(lab.tokenizer, [fact.text]), fact.subject))
     return {kind: found for kind, found in kinds.items() if found}
 
 

@@ -1,0 +1,170 @@
+"""The page's routes: who may, what they tell, and that changes are made as the server makes them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neuraldb_faiss import NeuralDB
+from neuraldb_faiss.models import load_model
+
+from .conftest import EVIL, PROMPT
+
+pytest.importorskip("fastapi")
+pytest.importorskip("prometheus_client")
+
+AUTH = {"Authorization": "Bearer secret"}
+
+
+@pytest.fixture
+def http(folder: Path, db: Path) -> Iterator[Any]:
+    """A client of the application, with its worker running."""
+    from fastapi.testclient import TestClient
+
+    from neuraldb_faiss.inspector.app import NAME, Inspected, routes
+    from neuraldb_faiss.serving.app import make_app
+    from neuraldb_faiss.serving.engine import Engine
+    from neuraldb_faiss.serving.metrics import Metrics
+    from neuraldb_faiss.serving.prompts import Prompts
+    from neuraldb_faiss.serving.service import Service
+    from neuraldb_faiss.serving.settings import Limits, Tokens
+    from neuraldb_faiss.serving.tenants import Tenants
+
+    model, tokenizer = load_model(folder / "tiny")
+    limits, metrics, page = Limits(grace=5.0, new_tokens=64), Metrics(), Inspected(db)
+    tenants = Tenants(model, tokenizer, {NAME: db}, Tokens(None, {NAME: "secret"}), "tiny", limits)
+    engine = Engine(model, tokenizer, tenants, limits, metrics)
+    service = Service(tenants, engine, Prompts(model, tokenizer, limits), limits, metrics)
+    with TestClient(make_app(service, [routes(page)])) as client:
+        yield client
+    page.close()
+
+
+def finished(http: Any, answer: Any) -> dict[str, Any]:
+    """The job that was accepted, when it is done."""
+    assert answer.status_code == 202, answer.text
+    end = time.monotonic() + 60
+    while (job := http.get(answer.headers["Location"], headers=AUTH).json())["state"] in ("queued", "running"):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return dict(job)
+
+
+def test_the_page_holds_no_data_and_its_policy_fits_its_script(http: Any) -> None:
+    answer = http.get("/")
+    assert answer.status_code == 200 and "Eiffel" in answer.text and "atlas.csv" not in answer.text
+    script = answer.text.split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"'sha256-{digest}'" in answer.headers["Content-Security-Policy"]
+    assert answer.headers["X-Frame-Options"] == "DENY" and answer.headers["Referrer-Policy"] == "no-referrer"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/inspect/about", None),
+        ("POST", "/inspect/look", {"prompt": PROMPT}),
+        ("GET", "/inspect/cosines", None),
+        ("GET", "/inspect/history", None),
+        ("POST", "/inspect/rollback", {"generation": 1}),
+        ("GET", "/facts", None),
+        ("POST", "/facts", [{"subject": "Rome", "prompt": "{} is", "target": "far"}]),
+        ("DELETE", "/facts/tower", None),
+        ("POST", "/v1/completions", {"model": "tiny", "prompt": PROMPT}),
+    ],
+)
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"Origin": "http://evil.example"}])
+def test_nothing_is_told_or_done_without_the_token(
+    http: Any, db: Path, method: str, path: str, body: Any, headers: dict[str, str]
+) -> None:
+    answer = http.request(method, path, json=body, headers=headers)
+    assert answer.status_code == 401 and "token" in answer.json()["error"]["message"]
+    assert "access-control-allow-origin" not in answer.headers
+    with NeuralDB.open(db) as opened:
+        assert opened.generation == 1
+
+
+def test_about(http: Any, db: Path) -> None:
+    about = http.get("/inspect/about", headers=AUTH).json()
+    known = {"name": "facts", "model": "tiny", "generation": 1, "facts": 3, "gamma": 0.45, "guard": "subject"}
+    assert known.items() <= about.items() and about["chat"] is False
+
+
+def test_a_look_follows_changes_and_rollbacks(http: Any) -> None:
+    def look() -> dict[str, Any]:
+        answer = http.post("/inspect/look", json={"prompt": PROMPT, "max_tokens": 4}, headers=AUTH)
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    first = look()
+    assert first["generation"] == 1 and first["summary"] == "1 fired (Rome)." and "atlas.csv" in first["html"]
+    assert finished(http, http.delete("/facts/tower", headers=AUTH))["generation"] == 2
+    second = look()
+    assert second["generation"] == 2 and second["summary"].startswith("No fact fired")
+    job = finished(http, http.post("/inspect/rollback", json={"generation": 1}, headers=AUTH))
+    assert (job["kind"], job["state"], job["generation"], job["added"]) == ("rollback", "succeeded", 3, 1)
+    assert look()["summary"] == first["summary"]
+    told = http.get("/inspect/history", headers=AUTH).json()
+    assert told["generation"] == 3
+    assert [(one["generation"], one["kept"]) for one in told["data"]] == [(3, True), (2, True), (1, True)]
+
+
+def test_a_fact_is_added_and_the_next_look_shows_it(http: Any) -> None:
+    fact = {"subject": "Marie Curie", "prompt": "{} was born in", "target": "Tokyo", "source": "inspector"}
+    assert finished(http, http.post("/facts", json=[fact], headers=AUTH))["state"] == "succeeded"
+    told = http.post("/inspect/look", json={"prompt": "Marie Curie was born in"}, headers=AUTH).json()
+    assert told["generation"] == 2 and told["summary"] == "1 fired (Tokyo)."
+
+
+def test_a_look_comes_between_two_facts_of_a_change_and_sees_nothing_of_it(http: Any) -> None:
+    facts = [{"subject": f"Apple {n}", "prompt": "{} was founded by", "target": "Rome"} for n in range(12)]
+    accepted = http.post("/facts", json=facts, headers=AUTH)
+    while http.get(accepted.headers["Location"], headers=AUTH).json()["done"] == 0:
+        time.sleep(0.01)
+    told = http.post("/inspect/look", json={"prompt": PROMPT, "max_tokens": 1}, headers=AUTH).json()
+    assert http.get(accepted.headers["Location"], headers=AUTH).json()["state"] == "running"
+    assert told["generation"] == 1 and told["summary"] == "1 fired (Rome)."
+    job = finished(http, accepted)
+    assert (job["state"], job["added"], job["generation"]) == ("succeeded", 12, 2)
+
+
+def test_generations_that_were_compacted_away_are_not_offered(http: Any, db: Path) -> None:
+    with NeuralDB.open(db, "rw") as writer:
+        writer.remove("paris")
+        writer.compact()
+    told = http.get("/inspect/history", headers=AUTH).json()["data"]
+    assert [one["kept"] for one in told] == [True, False, False]
+    job = finished(http, http.post("/inspect/rollback", json={"generation": 1}, headers=AUTH))
+    assert job["state"] == "failed" and "compacted away" in job["error"]
+
+
+def test_the_gate_is_measured(http: Any) -> None:
+    told = http.get("/inspect/cosines", headers=AUTH).json()
+    assert told["generation"] == 1 and "<b>own prompts</b>" in told["html"] and "<b>3</b> of 3 fire" in told["html"]
+
+
+def test_looks_are_escaped(http: Any) -> None:
+    html = http.post("/inspect/look", json={"prompt": f"In the page {EVIL} was"}, headers=AUTH).json()["html"]
+    assert "<script" not in html and "<img" not in html and "&lt;script&gt;" in html
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "told"),
+    [
+        ("/inspect/look", {"prompt": " "}, "the prompt is empty"),
+        ("/inspect/look", {"prompt": "a", "max_tokens": 1000}, "this server allows 64"),
+        ("/inspect/look", {"prompt": "a", "max_tokens": 0}, "max_tokens"),
+        ("/inspect/look", {"prompt": "a", "chat": True}, "no chat template"),
+        ("/inspect/rollback", {"generation": 0}, "greater than or equal to 1"),
+        ("/inspect/rollback", {}, "required"),
+    ],
+)
+def test_bad_requests_are_told_what_is_wrong(http: Any, path: str, body: Any, told: str) -> None:
+    answer = http.post(path, json=body, headers=AUTH)
+    assert answer.status_code == 400 and told in answer.json()["error"]["message"]
