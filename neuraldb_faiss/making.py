@@ -50,7 +50,8 @@ def build(
         report: called with a `Progress` after every staged piece.
         command: what the history calls this.
         index: how the keys are searched: kind ("flat" by default, or "ivf"), and for ivf nlist and nprobe.
-        overrides: steps, lr, weight_decay, clamp, kl_factor, stop_loss of the residual's objective.
+        overrides: steps, lr, weight_decay, clamp, kl_factor, stop_loss, kl_prompts, chat of the residual's objective
+            (`ResidualConfig`).
 
     Raises:
         NeuralDBError: its subclass and message say what is wrong.
@@ -68,6 +69,20 @@ def build(
         folded.facts, editor, path, drop_failed=drop_failed, report=report, command=command, index=index
     )
     return NeuralDB(store)
+
+
+def guessed_layer(model: Any, ffn_module: str | None = None) -> str | None:
+    """What to tell somebody who names no layer, where the model's best one is not known."""
+    from neuraldb_faiss.models import edit_defaults, layer_count
+
+    defaults, known = edit_defaults(model, ffn_module)
+    if known:
+        return None
+    return (
+        f"no known settings for this model: layer {defaults.layer} of 0 to {layer_count(model, ffn_module) - 1} is"
+        " edited. Another may do better: build a few facts with several --layer, and compare what"
+        " `neuraldb facts --failed` lists"
+    )
 
 
 def merge(

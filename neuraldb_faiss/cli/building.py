@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from neuraldb_faiss.cli.output import count, duration, emit_json, key_values, pr
 from neuraldb_faiss.errors import FactError
 
 if TYPE_CHECKING:
+    from neuraldb_faiss import NeuralDB
     from neuraldb_faiss.facts import Fact
 
 
@@ -49,6 +51,7 @@ _making = opt.both(
         metavar="TEMPLATE",
         help='Keep also what follows this prompt about another relation, as in "{} was born in". Repeatable.',
     ),
+    click.option("--chat", is_flag=True, default=None, help="Solve also for the prompt asked in the chat template."),
     click.option("--stop-loss", type=click.FloatRange(0), help="Loss at which a fact is done."),
     opt.drop_failed,
     opt.index,
@@ -67,6 +70,8 @@ _new_database = click.option(
 @opt.model_required
 @opt.reading
 @click.option("--shard", type=opt.Shard(), metavar="I/N", help="Only slice I of N, by a hash of the subject.")
+@click.option("--ray", metavar="ADDRESS", help="Build on the Ray cluster there: local, auto, or host:port.")
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="Processes on the Ray cluster, each with a model.")
 @_making
 def build(
     sources: tuple[str, ...],
@@ -77,6 +82,8 @@ def build(
     on_conflict: str,
     skip_bad: bool,
     shard: tuple[int, int] | None,
+    ray: str | None,
+    workers: int | None,
     as_json: bool,
     **making: Any,
 ) -> None:
@@ -85,9 +92,12 @@ def build(
     FACTS are files (plain or gzipped), - for stdin, or datasets:NAME[:SPLIT]. Killed, the same command goes
     on where it was.
     """
+    if (ray is None) != (workers is None):
+        raise click.UsageError("--ray and --workers go together: where the cluster is, and how many work there")
+    cluster = (ray, workers) if ray is not None and workers is not None else None
     settings = _checked(making)
     given = load_facts(sources, format_, limit=limit, on_conflict=on_conflict, skip_bad=skip_bad, shard=shard)
-    made = _make(given.folded.facts, out, model, _command("build", sources, limit, shard), settings)
+    made = _make(given.folded.facts, out, model, _command("build", sources, limit, shard), settings, cluster)
     if as_json:
         emit_json({**made, **_counts(given)})
         return
@@ -146,22 +156,47 @@ def _checked(making: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _make(facts: Sequence[Fact], out: Path, model: str, command: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Build, and say what came of it, as JSON values."""
-    from neuraldb_faiss.making import build as make
-
+def _make(
+    facts: Sequence[Fact],
+    out: Path,
+    model: str,
+    command: str,
+    settings: dict[str, Any],
+    cluster: tuple[str, int] | None = None,
+) -> dict[str, Any]:
+    """Build, here or on a Ray cluster (address, workers), and say what came of it, as JSON values."""
     started = time.monotonic()
-    loaded, tokenizer = load_model(model, settings.pop("device", None), settings.pop("dtype", None))
-    if "layer" not in settings:
-        _tell_guess(loaded, settings.get("ffn_module"))
-    with progress("building") as report:
-        db = make(facts, loaded, tokenizer, out, report=report, command=command, **settings)
+    db = (_build_here if cluster is None else partial(_build_on_ray, cluster))(facts, out, model, command, settings)
     with db:
         if settings["index"]["kind"] != "flat":
             db.matcher()  # the index is made now, not when the first question is asked
         info = db.info()
     shown = {name: info[name] for name in ("facts", "entries", "failed", "generation")}
     return {"path": str(out), **shown, "seconds": round(time.monotonic() - started, 1)}
+
+
+def _build_here(facts: Sequence[Fact], out: Path, model: str, command: str, settings: dict[str, Any]) -> NeuralDB:
+    from neuraldb_faiss.making import build as make
+    from neuraldb_faiss.making import guessed_layer
+
+    loaded, tokenizer = load_model(model, settings.pop("device", None), settings.pop("dtype", None))
+    if "layer" not in settings and (guess := guessed_layer(loaded, settings.get("ffn_module"))):
+        warn(guess)
+    with progress("building") as report:
+        return make(facts, loaded, tokenizer, out, report=report, command=command, **settings)
+
+
+def _build_on_ray(
+    cluster: tuple[str, int], facts: Sequence[Fact], out: Path, model: str, command: str, settings: dict[str, Any]
+) -> NeuralDB:
+    from neuraldb_faiss.making_ray import build_on_ray
+
+    address, workers = cluster
+    say(f"{count(workers, 'worker')} on Ray at {address}: loading {model}")
+    with progress("building") as report:
+        return build_on_ray(
+            facts, model, out, address=address, workers=workers, report=report, command=command, **settings
+        )
 
 
 def _about(made: dict[str, Any]) -> dict[str, Any]:
@@ -234,19 +269,6 @@ def add(
             "failed facts": _failed(failed, db),
         }
     )
-
-
-def _tell_guess(model: Any, ffn_module: str | None) -> None:
-    from neuraldb_faiss.models import edit_defaults, layer_count
-
-    defaults, known = edit_defaults(model, ffn_module)
-    if not known:
-        last = layer_count(model, ffn_module) - 1
-        warn(
-            f"no known settings for this model: layer {defaults.layer} of 0 to {last} is edited."
-            " Another may do better: build a few facts with several --layer, and compare what"
-            " `neuraldb facts --failed` lists"
-        )
 
 
 def _command(name: str, sources: tuple[str, ...], limit: int | None, shard: tuple[int, int] | None) -> str:

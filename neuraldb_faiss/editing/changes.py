@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from neuraldb_faiss.editing.editor import Editor
-from neuraldb_faiss.editing.pipeline import HEAD, Report, edit_into, group_by_key
+from neuraldb_faiss.editing.pipeline import (
+    HEAD,
+    Planner,
+    Report,
+    Solve,
+    edit_into,
+    group_by_key,
+    solve_here,
+    solve_into,
+)
 from neuraldb_faiss.errors import FactError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.store import Generation, Store, StoredFact, Transaction
@@ -26,18 +35,40 @@ def build(
 ) -> Store:
     """A new database of these facts (folded: one target a subject and prompt) at `path`.
 
+    Raises: see `build_by`.
+    """
+    return build_by(
+        facts, editor, solve_here(editor, drop_failed), path, drop_failed=drop_failed, report=report,
+        command=command, index=index, wait=wait,
+    )  # fmt: skip
+
+
+def build_by(
+    facts: Sequence[Fact],
+    planner: Planner,
+    solve: Solve,
+    path: str | Path,
+    *,
+    drop_failed: bool = False,
+    report: Report | None = None,
+    command: str = "build",
+    index: Mapping[str, Any] | None = None,
+    wait: float = 10.0,
+) -> Store:
+    """`build`, with the pieces solved by `solve`, perhaps elsewhere; they are staged and published here.
+
     Raises:
         FactError: there are none.
         StoreError: `path` holds something else, or the disk fails; what was staged stays for the next try.
     """
     if not facts:
         raise FactError("no facts: the input is empty, or every record was bad")
-    settings = {**editor.settings(), "epoch": 1, "history_start": 1, "index": dict(index or {"kind": "flat"})}
+    settings = {**planner.settings(), "epoch": 1, "history_start": 1, "index": dict(index or {"kind": "flat"})}
     store = Store.create(path, settings)
     with store.write(command, wait=wait) as transaction:
         try:
-            groups = group_by_key(zip(editor.key_ids(facts), facts, strict=True))
-            edit_into(transaction, editor, groups, drop_failed=drop_failed, report=report)
+            groups = group_by_key(zip(planner.key_ids(facts), facts, strict=True))
+            solve_into(transaction, planner, groups, solve, drop_failed=drop_failed, report=report)
             transaction.commit()
         except Exception:
             if not store.generation and not store.catalog.segments(None):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -37,10 +38,39 @@ Report = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class Group:
-    """Facts that share a key, and so an entry (or both: see `_stage`)."""
+    """Facts that share a key, and so an entry (or both: see `solve_piece`)."""
 
     key_id: str
     facts: tuple[Fact, ...]
+
+
+@dataclass(frozen=True)
+class Solved:
+    """One piece of a build, as `Transaction.stage` takes it, with its losses."""
+
+    keys: np.ndarray
+    key_rows: np.ndarray
+    key_tokens: np.ndarray
+    residuals: np.ndarray
+    facts: list[StoredFact]
+    losses: list[float]
+
+
+class Planner(Protocol):
+    """What a build asks of an editor before anything is solved; the editor may be in another process."""
+
+    @property
+    def residual(self) -> str: ...
+
+    def settings(self) -> dict[str, Any]: ...
+
+    def digest(self) -> str: ...
+
+    def key_ids(self, facts: Sequence[Fact]) -> list[str]: ...
+
+
+# Solves pieces, wherever; the answers come in the order of the pieces.
+Solve = Callable[[Sequence[list[Group]]], Iterable[Solved]]
 
 
 def group_by_key(keyed: Iterable[tuple[str, Fact]]) -> list[Group]:
@@ -60,22 +90,49 @@ def edit_into(
     report: Report | None = None,
     resume: bool = True,
 ) -> None:
-    """Make every group's entry and stage it; what an earlier, killed call staged of the same work is kept.
+    """Make every group's entry and stage it; see `solve_into`."""
+    solve_into(
+        transaction, editor, groups, solve_here(editor, drop_failed), drop_failed=drop_failed, report=report,
+        resume=resume,
+    )  # fmt: skip
 
-    The pieces depend only on the groups and the editor, so a resumed build stages the same arrays. With
-    `drop_failed`, a group is left out where any of its facts did not take. `resume=False` adds to what the
+
+def solve_here(editor: Editor, drop_failed: bool) -> Solve:
+    """One piece after the other, in this process."""
+
+    def solve(pieces: Sequence[list[Group]]) -> Iterator[Solved]:
+        return (solve_piece(editor, piece, drop_failed) for piece in pieces)
+
+    return solve
+
+
+def solve_into(
+    transaction: Transaction,
+    planner: Planner,
+    groups: Sequence[Group],
+    solve: Solve,
+    *,
+    drop_failed: bool = False,
+    report: Report | None = None,
+    resume: bool = True,
+) -> None:
+    """Have every group's entry made by `solve` and stage it; what an earlier, killed call staged of it is kept.
+
+    The pieces depend only on the groups and the editor, so a resumed build stages the same arrays, whoever solves.
+    With `drop_failed`, a group is left out where any of its facts did not take. `resume=False` adds to what the
     transaction has staged itself.
 
     Raises:
         BuildError: a key or a loss is not finite, or drop_failed leaves nothing.
     """
-    pieces = _pieces(groups, PIECE[editor.residual])
-    staged = transaction.resume(_plan(editor, groups, drop_failed)) if resume else 0
+    pieces = _pieces(groups, PIECE[planner.residual])
+    staged = transaction.resume(_plan(planner, groups, drop_failed)) if resume else 0
     sizes = [sum(len(group.facts) for group in piece) for piece in pieces]
     total, done = sum(sizes), sum(sizes[:staged])
     resumed, losses = done, []
-    for piece, size in zip(pieces[staged:], sizes[staged:], strict=True):
-        losses += _stage(transaction, editor, piece, drop_failed)
+    for solved, size in zip(solve(pieces[staged:]), sizes[staged:], strict=True):
+        transaction.stage(solved.keys, solved.key_rows, solved.key_tokens, solved.residuals, solved.facts)
+        losses += solved.losses
         done += size
         if report is not None:
             report(Progress(done, total, resumed, float(np.mean(losses)) if losses else None))
@@ -93,8 +150,8 @@ def _pieces(groups: Sequence[Group], size: int) -> list[list[Group]]:
     return pieces
 
 
-def _plan(editor: Editor, groups: Sequence[Group], drop_failed: bool) -> str:
-    digest = hashlib.sha256(f"{editor.digest()} {drop_failed}".encode())
+def _plan(planner: Planner, groups: Sequence[Group], drop_failed: bool) -> str:
+    digest = hashlib.sha256(f"{planner.digest()} {drop_failed}".encode())
     for group in groups:
         digest.update(
             canonical([group.key_id, [fact.to_dict() for fact in map(_plain, group.facts)]]).encode()
@@ -106,8 +163,8 @@ def _plain(fact: Fact) -> Fact:
     return fact.fact() if isinstance(fact, StoredFact) else fact
 
 
-def _stage(transaction: Transaction, editor: Editor, piece: list[Group], drop_failed: bool) -> list[float]:
-    """Solve one piece and stage it; its losses.
+def solve_piece(editor: Editor, piece: list[Group], drop_failed: bool) -> Solved:
+    """Keys and residuals of one piece.
 
     A text's first token is unlike all others (its hidden state is some nine times longer), so no one residual serves
     a subject there and behind a prefix: a group whose raw key was taken at position 0 has a second entry for it.
@@ -148,5 +205,5 @@ def _stage(transaction: Transaction, editor: Editor, piece: list[Group], drop_fa
     if not np.isfinite(residuals).all():
         raise BuildError("a residual is not finite: lower --lr, or use --dtype float32")
     order = np.array(key_at, np.int64)
-    transaction.stage(rows.keys[order], np.array(key_rows, np.int64), rows.token[order], residuals, facts)
-    return [one.loss for one in (*edited, *alone) if one.loss is not None]
+    losses = [one.loss for one in (*edited, *alone) if one.loss is not None]
+    return Solved(rows.keys[order], np.array(key_rows, np.int64), rows.token[order], residuals, facts, losses)

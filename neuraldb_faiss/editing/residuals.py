@@ -45,7 +45,7 @@ _NO_GRADIENT = (
     "the unquantised model, and attach the database to this one"
 )
 
-_warned: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
+_proved: WeakKeyDictionary[Any, dict[tuple[str, bool], str]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ def solve_residuals(
     ]
     solved: dict[int, Solved] = {}
     with torch.inference_mode(False), torch.enable_grad(), frozen(model):
-        mode = _proved_mode(model, site, Batch((rows[0],)), config, attention)
+        mode = _mode(model, site, Batch((rows[0],)), config, attention)
         for members in _split(rows, max_tokens):
             batch = Batch(tuple(rows[g] for g in members))
             results = _solve_batch(
@@ -169,6 +169,16 @@ def _forward(
     return FastForward(model, site, batch, blocks, mode, attention)
 
 
+def _mode(
+    model: Any, site: FFNSite, sample: Batch, config: ResidualConfig, attention: AttentionSite | None
+) -> str:
+    """`_proved_mode`, proved once a model and site: a proof costs as much as solving a fact."""
+    known, which = _proved.setdefault(model, {}), (site.module_name, attention is not None)
+    if which not in known:
+        known[which] = _proved_mode(model, site, sample, config, attention)
+    return known[which]
+
+
 def _proved_mode(
     model: Any, site: FFNSite, sample: Batch, config: ResidualConfig, attention: AttentionSite | None = None
 ) -> str:
@@ -196,15 +206,12 @@ def _proved_mode(
                 return mode
         except Exception as error:  # whatever an unknown architecture raises, the plain pass still serves it
             reason = f"{type(error).__name__}: {error}"
-    seen = _warned.setdefault(model, set())
-    if site.module_name not in seen:
-        seen.add(site.module_name)
-        logger.warning(
-            "residuals at %s are solved with whole forward passes, several times slower: "
-            "the fast pass does not serve this model (%s)",
-            site.module_name,
-            reason,
-        )
+    logger.warning(
+        "residuals at %s are solved with whole forward passes, several times slower: "
+        "the fast pass does not serve this model (%s)",
+        site.module_name,
+        reason,
+    )
     return "full"
 
 

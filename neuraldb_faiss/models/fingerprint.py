@@ -118,7 +118,7 @@ def fingerprint(model: nn.Module, site: FFNSite) -> Fingerprint:
     model = unwrap(model)
     samples = []
     for name, weight, count in _sampled(model, site):
-        values = _sample(weight, count)
+        values = sample_weight(weight, count)
         if values is not None:
             samples.append((name, values))
     vocab_size = getattr(text_config(model), "vocab_size", None)
@@ -178,7 +178,7 @@ def _offloaded(module: nn.Module, name: str) -> torch.Tensor | None:
     return found if isinstance(found, torch.Tensor) and not found.is_meta else None
 
 
-def _sample(weight: torch.Tensor, count: int) -> tuple[int, ...] | None:
+def sample_weight(weight: torch.Tensor, count: int) -> tuple[int, ...] | None:
     """``count`` elements at places fixed by the shape, as bfloat16 bit patterns; None for quantised
     weights."""
     if not weight.is_floating_point() or weight.element_size() < 2 or weight.numel() == 0:

@@ -116,22 +116,22 @@ def test_a_killed_build_resumes(
 
     facts, out = write(tmp_path / "facts.jsonl", FACTS), tmp_path / "new"
     monkeypatch.setitem(pipeline.PIECE, "memit", 1)
-    stage, staged = pipeline._stage, []
+    solve, solved = pipeline.solve_piece, []
 
     def interrupted(*arguments: Any) -> Any:
-        if len(staged) == 1:
+        if len(solved) == 1:
             raise KeyboardInterrupt
-        staged.append(1)
-        return stage(*arguments)
+        solved.append(1)
+        return solve(*arguments)
 
     command = ("build", facts, "--out", out, "--model", model, "--steps", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "_stage", interrupted)
+        patch.setattr(pipeline, "solve_piece", interrupted)
         done = run(*command)
     assert done.exit_code == 130 and "the same command resumes" in done.stderr
     assert "unfinished build" in run("info", out).stderr
     again = []
-    monkeypatch.setattr(pipeline, "_stage", lambda *a: again.append(1) or stage(*a))
+    monkeypatch.setattr(pipeline, "solve_piece", lambda *a: again.append(1) or solve(*a))
     assert run(*command).exit_code == 0
     assert len(again) == 2  # three entries, one was there
     assert told(run("info", out, "--json"))["facts"] == 4

@@ -89,7 +89,7 @@ def test_first_and_last_layer(layer: int) -> None:
 def test_every_way_to_run_the_model_gives_the_same(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny("gptj")
     site = find_site(model, 1)
-    monkeypatch.setattr(residuals, "_proved_mode", lambda *_: mode)
+    monkeypatch.setattr(residuals, "_mode", lambda *_: mode)
     solved = solve_residuals(model, tokenizer, site, GROUPS, PREFIXES, CONFIG, kind="pmet")
     for got, group in zip(solved, GROUPS, strict=True):
         assert_equal(got, by_reference(model, tokenizer, site, group, CONFIG))
@@ -99,7 +99,7 @@ def test_the_fast_pass_runs_the_layer_from_its_attention_on(monkeypatch: pytest.
     model, tokenizer = tiny("llama")
     site = find_site(model, 2)
     calls = [0, 0, 0, 0]
-    monkeypatch.setattr(residuals, "_proved_mode", lambda *_: "ffn")
+    monkeypatch.setattr(residuals, "_mode", lambda *_: "ffn")
     for number, block in enumerate(model.model.layers):
         q_proj = block.self_attn.q_proj
 

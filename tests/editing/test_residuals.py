@@ -128,7 +128,7 @@ def test_other_architectures_are_right(kind: str) -> None:
 def test_every_way_to_run_the_model_gives_the_same(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny("gptj")
     site = find_site(model, 1)
-    monkeypatch.setattr(residuals, "_proved_mode", lambda *_: mode)
+    monkeypatch.setattr(residuals, "_mode", lambda *_: mode)
     solved = solve_residuals(model, tokenizer, site, GROUPS, PREFIXES, CONFIG)
     for got, group in zip(solved, GROUPS, strict=True):
         assert_equal(got, by_reference(model, tokenizer, site, group, CONFIG))
@@ -149,6 +149,25 @@ def test_the_proof_tells_architectures_apart() -> None:
         "gemma2": "ffn",  # both normalise what the FFN gives
         "olmo2": "ffn",
     }
+
+
+def test_a_model_is_proved_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny("llama")
+    proved: list[str] = []
+    prove = residuals._proved_mode
+
+    def counted(model: Any, site: FFNSite, *rest: Any) -> str:
+        proved.append(site.module_name)
+        return prove(model, site, *rest)
+
+    monkeypatch.setattr(residuals, "_proved_mode", counted)
+    config = dataclasses.replace(CONFIG, steps=2)
+    for layer in (1, 1, 2):
+        solve_residuals(model, tokenizer, find_site(model, layer), [[START]], PREFIXES, config)
+    assert proved == ["model.layers.1.mlp.down_proj", "model.layers.2.mlp.down_proj"]
+    other, _ = tiny("llama")
+    solve_residuals(other, tokenizer, find_site(other, 1), [[START]], PREFIXES, config)
+    assert len(proved) == 3
 
 
 def test_a_model_the_fast_pass_breaks_on_is_solved_anyway(caplog: pytest.LogCaptureFixture) -> None:

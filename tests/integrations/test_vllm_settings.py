@@ -15,7 +15,7 @@ from helpers.tiny import tiny
 from neuraldb_faiss import Fact, build
 from neuraldb_faiss.errors import BuildError, NeuralDBError, ServeError, StoreError
 from neuraldb_faiss.integrations import vllm_patches
-from neuraldb_faiss.integrations.vllm import refresh
+from neuraldb_faiss.integrations.vllm import refresh, register
 from neuraldb_faiss.integrations.vllm_settings import Settings, check
 
 
@@ -120,6 +120,20 @@ def test_a_vllm_without_the_function_is_named(monkeypatch: pytest.MonkeyPatch) -
         vllm_patches._patch("fake_vllm", "Runner.walk", make)
 
 
+def test_a_vllm_of_another_kind_still_starts_without_a_database(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm.engine.arg_utils", type(sys)("vllm.engine.arg_utils"))
+    for name in ("vllm", "vllm.engine"):
+        monkeypatch.setitem(sys.modules, name, type(sys)(name))
+    monkeypatch.delenv("NEURALDB_PATH", raising=False)
+    register()
+    assert "no database can be served here: this vLLM has no vllm.engine.arg_utils.EngineArgs" in caplog.text
+    monkeypatch.setenv("NEURALDB_PATH", "db")
+    with pytest.raises(ServeError, match="EngineArgs"):
+        register()
+
+
 def test_refresh_needs_a_database() -> None:
     engine = SimpleNamespace(vllm_config=SimpleNamespace(additional_config={}))
     with pytest.raises(ServeError, match="without a database"):
@@ -194,7 +208,7 @@ def test_vllm_splits_its_graph_at_the_lookup() -> None:
 
     def keep(graph: Any, _inputs: Any) -> Any:
         traced.append(graph)
-        return graph.forward
+        return lambda *_: (torch.zeros(3, 2),)  # no database answers here
 
     torch.compile(layer, backend=keep, fullgraph=True)(torch.ones(3, 4), torch.ones(4, 2))
     _, items = split_graph(traced[0], [OPERATOR])
