@@ -80,8 +80,7 @@ def guessed_layer(model: Any, ffn_module: str | None = None) -> str | None:
         return None
     return (
         f"no known settings for this model: layer {defaults.layer} of 0 to {layer_count(model, ffn_module) - 1} is"
-        " edited. Another may do better: build a few facts with several --layer, and compare what"
-        " `neuraldb facts --failed` lists"
+        " edited. Another may do better: `neuraldb tune-layer` tries several"
     )
 
 

@@ -35,6 +35,7 @@ COMMANDS = {
     "eval": "evaluating:evaluate",
     "lm-eval": "evaluating:lm_eval",
     "experiment": "experimenting:experiment",
+    "tune-layer": "tuning:tune_layer",
     "report": "evaluating:report",
     "statistics": "statistics:statistics",
     "bench": "benching:bench",

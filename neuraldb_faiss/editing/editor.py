@@ -214,7 +214,10 @@ def check_model(
 def check_gamma(gamma: float) -> float:
     """Raises BuildError unless 0 <= gamma < 1: the gates a search accepts."""
     if not 0 <= gamma < 1:
-        raise BuildError(f"gamma is {gamma}: it is a cosine, at least 0 and below 1 (0.45 with the guard subject and 0.65 with none, by default)")
+        raise BuildError(
+            f"gamma is {gamma}: it is a cosine, at least 0 and below 1 (by default {GAMMAS['subject']} with the guard"
+            f" subject, {GAMMAS['none']} with none)"
+        )
     return float(gamma)
 
 

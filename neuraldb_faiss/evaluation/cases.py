@@ -94,7 +94,7 @@ def _counterfact(fact: Fact, texts: Mapping[tuple[str, str], Sequence[str]]) -> 
     if fact.target_true is None:
         raise FactError("field 'target_true' (flat form: 'ground_truth') is missing; the metrics need the old object")
     prompts = _need(fact, "neighborhood_prompts", "locality_prompt")
-    truths = _strings(fact, "neighborhood_truth") or (fact.target_true,) * len(prompts)
+    truths = strings(fact, "neighborhood_truth") or (fact.target_true,) * len(prompts)
     if len(truths) != len(prompts):
         raise FactError(
             f"field 'locality_ground_truth' has {len(truths)} answers for {len(prompts)} prompts; give one a prompt"
@@ -105,8 +105,8 @@ def _counterfact(fact: Fact, texts: Mapping[tuple[str, str], Sequence[str]]) -> 
         _need(fact, "paraphrase_prompts", "rephrase_prompt"),
         tuple(zip(prompts, truths, strict=True)),
         _probes([other], "question", "object") if (other := fact.metadata.get("unrelated_relation")) else (),
-        generation=_strings(fact, "generation_prompts"),
-        references=references or tuple(f"{prompt} {fact.target}" for prompt in _strings(fact, "attribute_prompts")),
+        generation=strings(fact, "generation_prompts"),
+        references=references or tuple(f"{prompt} {fact.target}" for prompt in strings(fact, "attribute_prompts")),
         compared=True,
     )
 
@@ -127,7 +127,7 @@ def _knowedit(fact: Fact, _: Mapping[tuple[str, str], Sequence[str]]) -> Case:
     found = [probe for own in kinds["portability"].values() for probe in own]
     return Case(
         fact,
-        _strings(fact, "paraphrase_prompts"),
+        strings(fact, "paraphrase_prompts"),
         relations=_probes(kinds["locality"].get("Relation_Specificity") or [], "prompt", "ground_truth"),
         portability=_probes(found, "prompt", "ground_truth"),
         compared=fact.target_true is not None,
@@ -148,13 +148,14 @@ def _probes(records: Sequence[Any], prompt: str, answer: str) -> tuple[Pair, ...
 
 
 def _need(fact: Fact, key: str, field: str) -> tuple[str, ...]:
-    values = _strings(fact, key)
+    values = strings(fact, key)
     if not values:
         raise FactError(f"field {key!r} (or {field!r}) is missing; the metrics need it")
     return values
 
 
-def _strings(fact: Fact, key: str) -> tuple[str, ...]:
+def strings(fact: Fact, key: str) -> tuple[str, ...]:
+    """The texts that a fact's metadata hold under `key`. Raises FactError where they are no list of texts."""
     values = fact.metadata.get(key) or []
     if isinstance(values, str):
         values = [values]
