@@ -175,10 +175,4 @@ def _plots(rows: Sequence[Row]) -> dict[str, str]:
         ]
         for work in works
     }
-    return {
-        "lookups": plots.lines(lookups, x="entries", y="time with ÷ without", percent=False, log=True),
-        "false-fires": plots.curves(
-            {"guard subject": [(row["entries"], row["false_rate"]) for row in rows]},
-            x="entries", y="false fires per token", log_x=True,
-        ),
-    }  # fmt: skip
+    return {"lookups": plots.lines(lookups, x="entries", y="time with ÷ without", percent=False, log=True)}
