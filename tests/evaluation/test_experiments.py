@@ -294,7 +294,7 @@ def test_show_is_a_config(run: Run, tmp_path: Path) -> None:
     assert tomllib.loads(_toml(nested)) == nested
     config = tmp_path / "c.toml"
     config.write_text(shown.stdout)
-    assert run("experiment", "overhead", "--config", config, "--show").stdout == shown.stdout
+    assert run("experiment", name, "--config", config, "--show").stdout == shown.stdout
 
 
 def test_bad_input(run: Run, tiny_model: Path, cases_file: Path, tmp_path: Path) -> None:

@@ -23,12 +23,12 @@ from neuraldb_faiss.search import Matcher
 from neuraldb_faiss.search.subject_matcher import SubjectMatcher
 
 TEXTS = (
-    "I think that the Eiffel Tower is located in the city of Paris, and Berlin is in Germany.",
+    "I think that the Eiffel Tower is located in the city of Lisbon, and Berlin is in Germany.",
     "Marie Curie met Marie  Curie's sister; marie curie and Marie Curietta did not.",
     "Vienna is the capital of Austria, says Vienna.",
     "Nobody is named here at all.",
 )
-NAMES = {0: ("Eiffel Tower",), 1: ("Marie Curie", "Madame Curie"), 2: ("Paris",), 3: ("Vienna",)}
+NAMES = {0: ("Eiffel Tower",), 1: ("Marie Curie", "Madame Curie"), 2: ("Lisbon",), 3: ("Vienna",)}
 LAYER, GAMMA = 1, 0.2
 Fires = set[tuple[int, int, int]]  # sequence, position, entry
 
@@ -255,7 +255,7 @@ def test_packed_texts_are_apart() -> None:
 
 
 pieces = some.lists(
-    some.sampled_from(["Eiffel", " Tower", " Marie", " Curie", "Paris", " ", ",", "s", "é", " the", "T", "ower", "’s"]),
+    some.sampled_from(["Eiffel", " Tower", " Marie", " Curie", "Lisbon", " ", ",", "s", "é", " the", "T", "ower", "’s"]),
     min_size=1, max_size=10,
 )  # fmt: skip
 
