@@ -50,7 +50,7 @@ class Folded:
 
 
 CASE_REACH = 200  # code points before a name, of its paragraph, that tell whether a text has capitals
-_FLOORS_BY_LENGTH = {1: 0.9, 2: 0.9, 3: 0.9, 4: 0.85, 5: 0.8}  # names of one word and so many code points
+_FLOORS_BY_LENGTH = {1: 0.9, 2: 0.9, 3: 0.9, 4: 0.85, 5: 0.7}  # names of one word and so many code points
 _FLOORS_OF_ONE_CASE = {True: 0.9, False: 0.65}  # of one word, of several
 
 

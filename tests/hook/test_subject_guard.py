@@ -255,7 +255,9 @@ def test_packed_texts_are_apart() -> None:
 
 
 pieces = some.lists(
-    some.sampled_from(["Eiffel", " Tower", " Marie", " Curie", "Lisbon", " ", ",", "s", "é", " the", "T", "ower", "’s"]),
+    some.sampled_from(
+        ["Eiffel", " Tower", " Marie", " Curie", "Lisbon", " ", ",", "s", "é", " the", "T", "ower", "’s"]
+    ),
     min_size=1, max_size=10,
 )  # fmt: skip
 
