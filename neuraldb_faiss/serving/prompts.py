@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from neuraldb_faiss.models.prompts import has_chat
 from neuraldb_faiss.models.sites import unwrap
 from neuraldb_faiss.serving.errors import ApiError
 from neuraldb_faiss.serving.schemas import Message
@@ -27,7 +28,7 @@ class Prompts:
     @property
     def has_template(self) -> bool:
         """Whether messages can be read."""
-        return bool(getattr(self._tokenizer, "chat_template", None))
+        return has_chat(self._tokenizer)
 
     def of_text(self, text: str) -> list[int]:
         """Raises ApiError for an empty or too long prompt."""
