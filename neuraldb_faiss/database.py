@@ -105,7 +105,8 @@ class NeuralDB:
 
     @property
     def guard(self) -> str:
-        """What must hold before the gate is asked: "subject" (the text ends with the entry's subject) or "none"."""
+        """What must hold before the gate is asked: "subject" (the text ends with the entry's subject), "whole-words"
+        (and no word goes on there, as far as the prompt tells) or "none"."""
         return str(self._settings.get("guard") or "none")
 
     @property
@@ -227,7 +228,7 @@ class NeuralDB:
         """Hook the database into a model; a context manager, or call `remove()` on what it returns.
 
         Args:
-            tokenizer: the model's; the guard "subject" reads the text with it. None: the one beside the model is
+            tokenizer: the model's; guards but "none" read the text with it. None: the one beside the model is
                 loaded, and where there is none a warning says that the plain gate is used.
             gamma, guard: others than the database's. A guard that is not the database's brings its own default gamma.
             search: how the plain gate searches: "flat", "ivf", or "auto" as `reindex` set it.
@@ -385,7 +386,7 @@ class NeuralDB:
         from neuraldb_faiss.facts.readers import read_texts
         from neuraldb_faiss.models.fingerprint import Fingerprint
 
-        if self.guard != "subject":
+        if self.guard == "none":
             raise BuildError(f"{self.path} has no subject guard: its gate is one gamma for all")
         site = check_model(Fingerprint.from_json(self._settings["fingerprint"]), self._settings, model)
         done = calibrate(

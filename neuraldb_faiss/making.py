@@ -41,7 +41,8 @@ def build(
         residual: "memit" (eq. 21), "pmet" (its objective has a second vector, at the attention, that is not
             kept), or "none" (zeros: for measuring gates and lookups).
         keys: "two" a fact (raw, and mean behind prefixes), or the "paper"'s one average (eq. 20).
-        guard: "subject" (a fact fires only where the text ends with its subject), or "none" (the paper's plain gate).
+        guard: "subject" (a fact fires only where the text ends with its subject), "whole-words" (and no word goes on
+            there, as far as the prompt tells), or "none" (the paper's plain gate).
         gamma: the gate; `GAMMAS` of the guard by default.
         ffn_module: the down-projection's name with {} for the layer, where it is not found by itself.
         seed: of the context prefixes.

@@ -22,7 +22,7 @@ WHAT = ("lookup", "build", "search", "merge", "refresh", "open")
 @click.option("--db", type=click.Path(path_type=Path), metavar="DB", help="lookup, build, search: the database.")
 @opt.model
 @click.option(
-    "--guard", "guards", type=click.Choice(["subject", "none"]), multiple=True, default=["subject"], show_default=True,
+    "--guard", "guards", type=opt.guards, multiple=True, default=["subject"], show_default=True,
     help="lookup: with this guard; may be given several times.",
 )  # fmt: skip
 @opt.where

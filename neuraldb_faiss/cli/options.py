@@ -64,18 +64,19 @@ layer = click.option(
 gamma = click.option(
     "--gamma",
     type=float,
-    help="The gate: the cosine above which a fact fires. [default: 0.45 with the guard subject, 0.65 without]",
+    help="The gate: the cosine above which a fact fires. [default: 0.45 with a guard, 0.65 without]",
 )
-_guards = click.Choice(["subject", "none"])
+guards = click.Choice(["subject", "whole-words", "none"])
 guard = click.option(
     "--guard",
-    type=_guards,
-    help="subject: a fact fires only where the text names its subject; none: by the cosine alone. [default: subject]",
+    type=guards,
+    help="subject: a fact fires only where the text names its subject; whole-words: and where no word goes on there, in"
+    " a prompt; none: by the cosine alone. [default: subject]",
 )
 gamma_now = click.option("--gamma", type=float, help="Another gate than the database's, this once.")
 gate_now = both(
     gamma_now,
-    click.option("--guard", type=_guards, help="Another guard than the database's, this once."),
+    click.option("--guard", type=guards, help="Another guard than the database's, this once."),
 )
 _kinds = click.Choice(["flat", "ivf", "auto"])
 index = click.option("--index", type=_kinds, default="auto", show_default=True, help="How keys are searched.")

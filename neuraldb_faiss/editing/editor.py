@@ -31,7 +31,7 @@ from neuraldb_faiss.models.prompts import has_chat
 
 RESIDUALS = ("memit", "pmet", "none")
 KEYS = ("two", "paper")
-GUARDS = ("subject", "none")
+GUARDS = ("subject", "whole-words", "none")
 
 
 @dataclass(frozen=True)

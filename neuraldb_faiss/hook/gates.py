@@ -1,10 +1,10 @@
-"""What decides, at the hooked layer, which tokens fire: the paper's plain gate, or the subject guard before it."""
+"""What decides, at the hooked layer, which tokens fire: the paper's plain gate, or a guard on the text before it."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -123,11 +123,15 @@ class SubjectGate(_Matched):
     Where the model is run without token ids there is no text, and the plain gate decides.
     """
 
-    guard = "subject"
     wants_past = True
 
-    def __init__(self, matcher: SubjectMatcher, texts: Texts, plain: Callable[[], Matcher]) -> None:
-        """plain: makes the matcher of the plain gate, when it is first needed."""
+    def __init__(
+        self, matcher: SubjectMatcher, texts: Texts, plain: Callable[[], Matcher], guard: str = "subject"
+    ) -> None:
+        """plain: makes the matcher of the plain gate, when it is first needed. guard: "subject" reads from left to
+        right only. "whole-words" also looks at the next token, where the forward has it and the KV cache is empty: so
+        in a prompt but for its last token, and never in what is generated."""
+        self.guard = guard
         self._matcher: SubjectMatcher = matcher
         self._texts = texts
         self._make_plain = plain
@@ -167,7 +171,8 @@ class SubjectGate(_Matched):
                 stacklevel=3,
             )
         real = np.ones(tokens.ids.shape, bool) if tokens.real is None else tokens.real
-        return self._texts.fold(tokens.past, tokens.ids, real, tokens.positions == 0, UTF8 * self._matcher.reach)
+        text = self._texts.fold(tokens.past, tokens.ids, real, tokens.positions == 0, UTF8 * self._matcher.reach)
+        return replace(text, ahead=self.guard == "whole-words" and tokens.past.shape[1] == 0)
 
 
 def make_gate(
@@ -175,7 +180,7 @@ def make_gate(
 ) -> Gate:
     """The gate of this guard over `source`.
 
-    The guard "subject" reads texts with `tokenizer`, or with the one that lies beside the model; where there is none, a
+    Guards but "none" read texts with `tokenizer`, or with the one that lies beside the model; where there is none, a
     warning says that the plain gate takes its place. `plain` makes the plain gate's matcher for a gamma, which is never
     below the one that suits a gate without a guard.
     """
@@ -190,4 +195,5 @@ def make_gate(
             " subject guard; pass attach(model, tokenizer)", stacklevel=4,
         )  # fmt: skip
         return PlainGate(plain(unguarded))
-    return SubjectGate(SubjectMatcher(source, gamma=gamma), Texts.of(tokenizer), lambda: plain(unguarded))
+    matcher = SubjectMatcher(source, gamma=gamma)
+    return SubjectGate(matcher, Texts.of(tokenizer), lambda: plain(unguarded), guard)

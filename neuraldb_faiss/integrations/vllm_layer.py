@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from neuraldb_faiss.database import NeuralDB
-from neuraldb_faiss.errors import FingerprintError, ModelError
+from neuraldb_faiss.errors import FingerprintError, ModelError, ServeError
 from neuraldb_faiss.hook.calls import Tokens
 from neuraldb_faiss.hook.context import Context
 from neuraldb_faiss.hook.gates import Gate, make_gate
@@ -46,8 +46,13 @@ class Served:
     @classmethod
     def of(cls, db: NeuralDB, settings: Settings, tokenizer: str, device: torch.device) -> Served:
         """tokenizer: where it lies; the guard "subject" reads the text with it. Raises ModelError where it is not
-        there."""
+        there, ServeError for a guard that cannot be kept here."""
         guard = settings.guard or db.guard
+        if guard == "whole-words":
+            raise ServeError(
+                "the guard whole-words looks at the next token, which vLLM's chunks and cached prefixes do not have:"
+                " set NEURALDB_GUARD=subject"
+            )
         gamma = settings.gamma
         if gamma is None:
             gamma = db.gamma if guard == db.guard else GAMMAS[guard]

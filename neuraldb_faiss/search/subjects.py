@@ -36,17 +36,20 @@ from neuraldb_faiss.search.folding import (
 _CHUNK = 20_000  # names hashed at once
 _CACHE = 1 << 16
 HASH_VERSION = 1  # of what follows and of the folding: indices on disk with another one are made anew
+_S = ord("s")
 _BASE = 0xD6E8FEB86659FD93  # odd, so that its powers have inverses modulo 2**64
 
 
 @dataclass(frozen=True, slots=True)
 class Folded:
     """Texts, folded and joined. codes: uint32 [n]. cases: uint8 [n]. tokens: int64 [n], the token that completes each
-    code point, -1 for what was seen before (left context, separators)."""
+    code point, -1 for what was seen before (left context, separators). ahead: whether the next token may tell that a
+    word goes on."""
 
     codes: np.ndarray
     cases: np.ndarray
     tokens: np.ndarray
+    ahead: bool = False
 
 
 CASE_REACH = 200  # code points before a name, of its paragraph, that tell whether a text has capitals
@@ -184,7 +187,8 @@ class Subjects:
         """The names that end inside a token of `text`, or at its end: (tokens int64, entries int64, floors float64).
 
         A name must begin where a word does. Inside a token it must also end where a word does; at a token's end what
-        follows is not known yet, and must not matter. Each pair comes once, with its lowest floor.
+        follows is not known yet, and must not matter, unless `text.ahead`: then a word that goes on there by more than
+        an s is another word. Each pair comes once, with its lowest floor.
         """
         none = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
         codes, tokens = text.codes, text.tokens
@@ -192,7 +196,11 @@ class Subjects:
             return none
         words = in_word(codes)
         begins = np.flatnonzero(~(words & np.r_[False, words[:-1]]) & (codes != SEPARATOR))
-        joined = np.r_[words[:-1] & words[1:] & (tokens[:-1] == tokens[1:]), False]
+        seen = tokens[:-1] == tokens[1:]
+        if text.ahead:
+            # A genitive or a plural is the name still: "Londons", "the Beatles".
+            seen = seen | ~((codes[1:] == _S) & ~np.r_[words[2:], False])
+        joined = np.r_[words[:-1] & words[1:] & seen, False]
         stops = np.flatnonzero((tokens >= 0) & ~joined & (codes != SEPARATOR)) + 1
         if not len(begins) or not len(stops):
             return none

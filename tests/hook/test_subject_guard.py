@@ -67,10 +67,11 @@ class Case:
         residuals = np.random.default_rng(0).standard_normal((len(NAMES), self.site.d2))
         self.snapshot = NamedSnapshot(np.stack(keys), residuals)
 
-    def expected(self) -> Fires:
+    def expected(self, guard: str = "subject") -> Fires:
         """By decoding and string methods alone."""
         found = set()
         for row, ids in enumerate(self.ids):
+            whole = " ".join(self.words.decode(ids).split())
             for at in range(len(ids)):
                 text, before = (" ".join(self.words.decode(ids[:n]).split()) for n in (at + 1, at))
                 for entry, names in NAMES.items():
@@ -79,15 +80,17 @@ class Case:
                         for stop in range(len(before) + 1, len(text) + 1):
                             begins = stop == n or not text[max(0, stop - n - 1)].isalnum()
                             inside = stop < len(text) and text[stop].isalnum()
+                            if guard == "whole-words" and goes_on(whole[stop:]):
+                                continue
                             if text[:stop].endswith(name) and begins and not inside:
                                 found.add((row, at, entry))
         return found
 
-    def fires_by(self) -> Fires:
+    def fires_by(self, guard: str = "subject") -> Fires:
         """Those that also pass the gate, in float64."""
         keys = self.snapshot.stored.astype(np.float64)
         best: dict[tuple[int, int], tuple[float, int]] = {}
-        for row, at, entry in self.expected():
+        for row, at, entry in self.expected(guard):
             if at == 0:
                 continue  # no entry here has a key taken at position 0
             query = self.keys[row][at]
@@ -96,12 +99,16 @@ class Case:
                 best[row, at] = max(best.get((row, at), (-1.0, -1)), (cosine, entry))
         return {(row, at, entry) for (row, at), (_, entry) in best.items()}
 
-    def gate(self) -> SubjectGate:
+    def gate(self, guard: str = "subject") -> SubjectGate:
         matcher = SubjectMatcher(self.snapshot, gamma=GAMMA)  # type: ignore[arg-type]
-        return SubjectGate(matcher, Texts.of(self.words), lambda: Matcher(self.snapshot, gamma=0.99))
+        return SubjectGate(matcher, Texts.of(self.words), lambda: Matcher(self.snapshot, gamma=0.99), guard)
 
-    def attach(self) -> Handle:
-        return attach(self.gate(), self.model, site=self.site)
+    def attach(self, guard: str = "subject") -> Handle:
+        return attach(self.gate(guard), self.model, site=self.site)
+
+    def cut(self, *parts: str) -> list[int]:
+        """Token ids, with a border between any two parts."""
+        return [one for part in parts for one in self.words(part, add_special_tokens=False).input_ids]
 
     def padded(self, side: str, rows: Sequence[int] = range(len(TEXTS))) -> dict[str, torch.Tensor]:
         chosen = [self.ids[row] for row in rows]
@@ -113,6 +120,11 @@ class Case:
         mask = [[1] * len(one) + [0] * (width - len(one)) if side == "right" else
                 [0] * (width - len(one)) + [1] * len(one) for one in chosen]  # fmt: skip
         return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+
+def goes_on(rest: str) -> bool:
+    """Whether a word that is followed by `rest` is longer than it seems, by more than an s."""
+    return rest[:1].isalnum() and not (rest[0] in "sS" and not rest[1:2].isalnum())
 
 
 def traced(handle: Handle) -> Fires:
@@ -132,11 +144,35 @@ def test_texts_one_by_one(case: Case) -> None:
         assert {(row, *fire[1:]) for fire in traced(handle)} == {fire for fire in case.fires_by() if fire[0] == row}
 
 
+@pytest.mark.parametrize("guard", ["subject", "whole-words"])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padded_batches(case: Case, side: str) -> None:
-    with case.attach() as handle, torch.no_grad():
+def test_padded_batches(case: Case, side: str, guard: str) -> None:
+    with case.attach(guard) as handle, torch.no_grad():
         case.model(**case.padded(side))
-    assert traced(handle) == case.fires_by()
+    assert traced(handle) == case.fires_by(guard)
+
+
+def test_whole_words_end_where_the_next_token_says_so() -> None:
+    case = Case()
+    rows = [case.cut("In Vienna", rest) for rest in ("", "rama", "s", "saur", "'s")]
+    fires = {}
+    for guard in ("subject", "whole-words"):
+        for text, ids in enumerate(rows):
+            with case.attach(guard) as handle, torch.no_grad():
+                case.model(torch.tensor([ids]))
+            fires[guard, text] = {entry for _, _, entry in traced(handle)}
+    assert [fires["subject", text] for text in range(5)] == [{3}] * 5
+    assert [fires["whole-words", text] for text in range(5)] == [{3}, set(), {3}, set(), {3}]
+
+
+def test_whole_words_read_ahead_with_an_empty_cache_only() -> None:
+    """What is generated, or comes in a later piece, is read from left to right."""
+    case = Case()
+    ids, at = case.cut("In Vienna", "rama"), len(case.cut("In Vienna"))
+    for cut, fired in ((1, {3}), (at, {3}), (at + 1, set())):
+        with case.attach("whole-words") as handle:
+            step(case, [ids[cut:]], step(case, [ids[:cut]], None))
+        assert {entry for _, _, entry in traced(handle)} == fired
 
 
 @pytest.mark.parametrize("sizes", [[1] * 100, [5, 1, 2, 3] * 20, [7] * 20])

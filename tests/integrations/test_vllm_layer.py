@@ -14,7 +14,7 @@ from torch import nn
 from helpers.fake_snapshot import FakeSnapshot
 from helpers.tiny import tiny
 from neuraldb_faiss import Fact, build
-from neuraldb_faiss.errors import FingerprintError, ModelError
+from neuraldb_faiss.errors import FingerprintError, ModelError, ServeError
 from neuraldb_faiss.hook import PlainGate
 from neuraldb_faiss.integrations import vllm_layer
 from neuraldb_faiss.integrations.vllm_layer import Served, answer, check_weights, find_layer, serve
@@ -207,7 +207,7 @@ def test_a_database_is_served_and_refreshed(tmp_path: Path) -> None:
     assert fired() == []
 
 
-def test_a_guard_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_guards_that_cannot_be_kept_are_refused(tmp_path: Path) -> None:
     model, words = tiny("llama")
     build([Fact("Vienna", "{} is the capital of", "Italy")], model, words, tmp_path / "db", steps=1).close()
     with pytest.raises(ModelError, match="no fast tokenizer"):
@@ -215,3 +215,6 @@ def test_a_guard_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     plain = Settings(str(tmp_path / "db"), guard="none")
     found = serve(model, model.config, plain, str(tmp_path / "none"), torch.device("cpu"))
     assert "guard none, gamma 0.65" in found.describe()
+    ahead = Settings(str(tmp_path / "db"), guard="whole-words")
+    with pytest.raises(ServeError, match="set NEURALDB_GUARD=subject"):
+        serve(model, model.config, ahead, str(tmp_path / "model"), torch.device("cpu"))

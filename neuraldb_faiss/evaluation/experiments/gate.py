@@ -28,6 +28,7 @@ DEFAULTS = {
     "context": 150,  # tokens of other text before a prompt
 }
 WINDOW = 512
+GUARDED = ("subject", "whole-words")
 
 
 def run(lab: Lab) -> Result:
@@ -57,20 +58,25 @@ def _texts(lab: Lab) -> Iterator[str]:
 def _false_fires(lab: Lab, db: Any, counts: Sequence[int]) -> list[Row]:
     """How many tokens of ordinary text fire, and how many of these where no such subject ends."""
     from neuraldb_faiss.editing.pipeline import Progress
+    from neuraldb_faiss.hook import SubjectGate
+    from neuraldb_faiss.hook.texts import Texts
+    from neuraldb_faiss.search.subject_matcher import SubjectMatcher
 
     site, truth = lab.site(db), gating.Truth(db.snapshot)
     entries = np.unique(db.snapshot.key_entries)
     last = [int(entries[min(count, len(entries)) - 1]) for count in counts]
     gammas = lab.config["gammas"]
-    fired = {guard: np.zeros((len(counts), len(gammas), 2), np.int64) for guard in ("subject", "none")}
+    fired = {guard: np.zeros((len(counts), len(gammas), 2), np.int64) for guard in (*GUARDED, "none")}
     looked = dict.fromkeys(fired, 0)
-    guarded = {limit: db_gate(lab, db, limit) for limit in last}
+    matchers = [SubjectMatcher(_UpTo(db.snapshot, limit), gamma=0.0) for limit in last]
+    texts = Texts.of(lab.tokenizer)
+    gates = {guard: [SubjectGate(one, texts, db.matcher, guard) for one in matchers] for guard in GUARDED}
     plain = gating.PlainScan(db.snapshot, counts)
     pieces = gating.windows(lab.tokenizer, _texts(lab), size=WINDOW, tokens=lab.config["tokens"])
     done = 0
     with lab.stage("ordinary text", "token") as report:
         for seen in gating.see(lab.model, lab.tokenizer, site, pieces, special=False):
-            found = {"subject": [gating.scores(guarded[limit], seen) for limit in last]}
+            found = {guard: [gating.scores(gate, seen) for gate in gates[guard]] for guard in GUARDED}
             if looked["none"] < lab.config["plain_tokens"]:
                 found["none"] = list(zip(*plain.scores(seen.keys), strict=True))
             for guard, by_count in found.items():
@@ -94,15 +100,6 @@ def _false_fires(lab: Lab, db: Any, counts: Sequence[int]) -> list[Row]:
                     "high": rate.high,
                 })  # fmt: skip
     return rows
-
-
-def db_gate(lab: Lab, db: Any, last_entry: int) -> Any:
-    """The subject gate at gamma 0 over the entries up to `last_entry`."""
-    from neuraldb_faiss.hook import SubjectGate
-    from neuraldb_faiss.hook.texts import Texts
-    from neuraldb_faiss.search.subject_matcher import SubjectMatcher
-
-    return SubjectGate(SubjectMatcher(_UpTo(db.snapshot, last_entry), gamma=0.0), Texts.of(lab.tokenizer), db.matcher)
 
 
 class _UpTo:
@@ -132,11 +129,11 @@ def _recall(lab: Lab, db: Any) -> list[Row]:
     known = {fact.identity: fact for fact in db.facts()}
     asked = [fact for fact in lab.facts(len(lab._every)) if fact.identity in known][: lab.config["asked"]]
     right = _entries_by_subject(db)
-    gate = db.gate(lab.model, lab.tokenizer, gamma=0.0, guard="subject")
+    gates = {guard: db.gate(lab.model, lab.tokenizer, gamma=0.0, guard=guard) for guard in GUARDED}
     plain = gating.PlainScan(db.snapshot, [db.snapshot.n_entries])
     rows: list[Row] = []
     for kind, prompts in _prompts(lab, asked).items():
-        cosines: dict[str, list[float]] = {"subject": [], "none": []}
+        cosines: dict[str, list[float]] = {guard: [] for guard in (*GUARDED, "none")}
         keys: list[np.ndarray] = []
         heads: list[bool] = []
         with lab.stage(kind, "prompt") as report:
@@ -144,9 +141,10 @@ def _recall(lab: Lab, db: Any) -> list[Row]:
             seen = gating.see(lab.model, lab.tokenizer, site, [text for text, _ in prompts], special=kind != "chat")
             for number, (subject, one) in enumerate(zip(subjects, seen, strict=True)):
                 token = gating.subject_end(one, subject)
-                winners, scores = gating.scores(gate, one)
-                hit = winners[token] in right[subject]
-                cosines["subject"].append(float(scores[token]) if hit else gating.NOWHERE)
+                for guard, gate in gates.items():
+                    winners, scores = gating.scores(gate, one)
+                    hit = winners[token] in right[subject]
+                    cosines[guard].append(float(scores[token]) if hit else gating.NOWHERE)
                 keys.append(one.keys[token])
                 heads.append(token == 0)
                 report(Progress(number + 1, len(prompts), 0, None))
