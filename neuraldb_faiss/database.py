@@ -231,7 +231,7 @@ class NeuralDB:
             tokenizer: the model's; guards but "none" read the text with it. None: the one beside the model is
                 loaded, and where there is none a warning says that the plain gate is used.
             gamma, guard: others than the database's. A guard that is not the database's brings its own default gamma.
-            search: how the plain gate searches: "flat", "ivf", or "auto" as `reindex` set it.
+            search: how the plain gate searches: "flat", "ivf", "sketch", or "auto" as `reindex` set it.
             strict: False attaches to a model that the fingerprint says is another one (shapes must fit).
 
         Raises:
@@ -336,7 +336,7 @@ class NeuralDB:
     def reindex(
         self, kind: str, *, nlist: int | None = None, nprobe: int | None = None, wait: float = 10.0
     ) -> Generation:
-        """Choose how keys are searched ("flat" or "ivf") from now on; makes the index at once."""
+        """Choose how keys are searched ("flat", "ivf" or "sketch") from now on; makes the index at once."""
         from neuraldb_faiss.search import Matcher
 
         index = {name: value for name, value in (("kind", kind), ("nlist", nlist), ("nprobe", nprobe)) if value}

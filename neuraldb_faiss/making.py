@@ -50,7 +50,7 @@ def build(
         drop_failed: leave out facts whose target is not the arg-max after solving.
         report: called with a `Progress` after every staged piece.
         command: what the history calls this.
-        index: how the keys are searched: kind ("flat" by default, or "ivf"), and for ivf nlist and nprobe.
+        index: how the keys are searched: kind ("flat" by default, "ivf" or "sketch"), and for ivf nlist and nprobe.
         overrides: steps, lr, weight_decay, clamp, kl_factor, stop_loss, kl_prompts, chat of the residual's objective
             (`ResidualConfig`).
 

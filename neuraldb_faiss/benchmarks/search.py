@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from neuraldb_faiss.benchmarks.sketch import SketchSearcher
 from neuraldb_faiss.benchmarks.timing import Timing, seconds_of
 from neuraldb_faiss.errors import SearchError
-from neuraldb_faiss.search.searcher import KeySource
+from neuraldb_faiss.search.searcher import KeySource, make_searcher
 
 BATCHES = (1, 64)
 QUERIES, RECALL = 512, 128
@@ -130,9 +129,8 @@ def _torch(keys: np.ndarray, gamma: float) -> Callable[[np.ndarray], np.ndarray]
 
 
 def _sketch(keys: np.ndarray, gamma: float) -> Callable[[np.ndarray], np.ndarray]:
-    source: KeySource = HeldKeys(keys.astype(np.float16))
-    searcher = SketchSearcher(source, gate=gamma)
-    return lambda rows: searcher.search(rows, 8)[1][:, 0]
+    searcher = make_searcher(HeldKeys(keys.astype(np.float16)), "sketch")
+    return lambda rows: searcher.search(rows, 8, above=gamma)[1][:, 0]
 
 
 def _faiss(factory: str, **settings: int) -> Callable[[np.ndarray, float], Callable[[np.ndarray], np.ndarray]]:

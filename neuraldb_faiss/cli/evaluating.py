@@ -36,7 +36,7 @@ _method = opt.both(
         help="A setting of the method, as in --set lr=0.1 or --set layers=[3,4]. Repeatable.",
     ),
     opt.gate_now,
-    click.option("--index", type=click.Choice(["flat", "ivf", "auto"]), help="neuraldb: how keys are searched."),
+    click.option("--index", type=opt.kinds, help="neuraldb: how keys are searched."),
 )  # fmt: skip
 _out = click.option(
     "--out", required=True, type=click.Path(path_type=Path), metavar="FILE.jsonl",

@@ -78,10 +78,10 @@ gate_now = both(
     gamma_now,
     click.option("--guard", type=guards, help="Another guard than the database's, this once."),
 )
-_kinds = click.Choice(["flat", "ivf", "auto"])
-index = click.option("--index", type=_kinds, default="auto", show_default=True, help="How keys are searched.")
+kinds = click.Choice(["flat", "ivf", "sketch", "auto"])
+index = click.option("--index", type=kinds, default="auto", show_default=True, help="How keys are searched.")
 index_required = click.option(
-    "--index", type=_kinds, required=True, help="How keys are searched from now on."
+    "--index", type=kinds, required=True, help="How keys are searched from now on."
 )
 lists = both(
     click.option(

@@ -26,7 +26,7 @@ class FlatSearcher:
         self._index.add(keys)
 
     def search(
-        self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None
+        self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None, above: float = -1.0
     ) -> tuple[np.ndarray, np.ndarray]:
         if allowed is None:
             with small_batches(self._d1):

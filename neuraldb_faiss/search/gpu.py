@@ -137,7 +137,7 @@ class GpuSearcher:
                 self._count += len(keys)
 
     def search(
-        self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None
+        self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None, above: float = -1.0
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `Searcher.search`; waits for the GPU."""
         near, at = Transfer(self.nearest(to_device(queries, self.device), k, allowed)).arrays()

@@ -73,7 +73,7 @@ class IvfSearcher:
         self._lists.append(known)
 
     def search(
-        self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None
+        self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None, above: float = -1.0
     ) -> tuple[np.ndarray, np.ndarray]:
         settings = {"nprobe": self.nprobe}
         if allowed is not None:

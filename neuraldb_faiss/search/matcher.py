@@ -16,6 +16,7 @@ from neuraldb_faiss.search.locks import ReadWriteLock
 from neuraldb_faiss.search.on_device import Candidates
 from neuraldb_faiss.search.proposing import propose
 from neuraldb_faiss.search.searcher import EntrySource, Searcher, make_searcher
+from neuraldb_faiss.search.sketch import SketchSearcher
 from neuraldb_faiss.search.vectors import exact_cosines, unit_blocks, unit_rows
 
 FIRST_K = 8  # as cheap as the single nearest (measured: 140 and 143 ms), and nearly always enough
@@ -77,7 +78,7 @@ class Matcher:
         self, source: EntrySource, kind: str = "auto", *, gamma: float, nlist: int | None = None,
         nprobe: int | None = None, directory: Path | None = None, device: torch.device | None = None,
     ) -> None:  # fmt: skip
-        """source: a snapshot of the store. kind: auto (= flat), flat or ivf; nlist and nprobe belong to ivf.
+        """source: a snapshot of the store. kind: auto (= flat), flat, ivf or sketch; nlist and nprobe belong to ivf.
         gamma: the gate, 0 <= gamma < 1. directory: the database's `search/` folder, or None to keep nothing. device:
         where the queries will come from; a GPU that FAISS can use gets the index.
 
@@ -115,6 +116,8 @@ class Matcher:
         with self._lock.write():
             for block in unit_blocks(source, self._searcher.ntotal):
                 self._searcher.add(block)
+            if isinstance(self._searcher, SketchSearcher):
+                self._searcher.source = source
             self._view = view
 
     def match(
@@ -128,7 +131,8 @@ class Matcher:
         the plain cosine gate; a value t >= 0 says that the query is the first token of its text and has id t
         (only keys taken at position 0 on that same token answer: all first tokens have nearly the same key),
         -1 that it stands later (only the other keys answer). exact: also find the nearest entry, with its
-        exact cosine, for rows that do not fire; else those name the nearest one at hand, or none.
+        exact cosine, for rows that do not fire (with a sketch the one that looks nearest); else those name the
+        nearest one at hand, or none.
 
         Raises SearchError for a wrong shape or gamma.
         """
@@ -153,8 +157,9 @@ class Matcher:
                     if keys is not None:
                         decide(view.source, rows, np.full(len(keys), row), keys, best, scores)
             if (view.searchable or first_tokens is None) and searcher.ntotal:
-                gate = -2.0 if exact else gamma - searcher.tolerance
-                self._search(view, searcher, rows, unit, np.flatnonzero(body), allowed, gate, best, scores)
+                above = gamma - searcher.tolerance
+                gate = -2.0 if exact else above
+                self._search(view, searcher, rows, unit, np.flatnonzero(body), allowed, gate, above, best, scores)
             entries = np.full(len(rows), -1, np.int64)
             entries[best >= 0] = view.source.key_entries[best[best >= 0]]
         return Matches(
@@ -183,21 +188,22 @@ class Matcher:
 
     def _search(
         self, view: _View, searcher: Searcher, rows: np.ndarray, unit: np.ndarray, pending: np.ndarray,
-        allowed: np.ndarray | None, gate: float, best: np.ndarray, scores: np.ndarray,
+        allowed: np.ndarray | None, gate: float, above: float, best: np.ndarray, scores: np.ndarray,
     ) -> None:  # fmt: skip
-        """Fill `best` and `scores` for the pending rows; rows with nothing above `gate` may stay approximate.
+        """Fill `best` and `scores` for the pending rows; rows with nothing above `gate` may stay approximate, and what
+        is not above `above` need not be the nearest.
 
-        First all keys, without a selector (fast); then again, with one and with more keys, only the rows
-        whose answer could still lie beyond what came back.
+        First all keys, without a selector (which FAISS is slow with, and a sketch is not); then again, with one and
+        with more keys, only the rows whose answer could still lie beyond what came back.
         """
         n = view.source.n_keys
         if searcher.ntotal > n:  # rolled back: the index still holds later keys
             allowed = np.pad(np.ones(n, bool) if allowed is None else allowed, (0, searcher.ntotal - n))
-        mask: np.ndarray | None = None
+        mask = allowed if isinstance(searcher, SketchSearcher) else None
         k = FIRST_K
         while len(pending):
             k = min(k, searcher.ntotal)
-            near, at = searcher.search(unit[pending], k, mask)
+            near, at = searcher.search(unit[pending], k, mask, above)
             fits = at >= 0
             if allowed is not None:
                 fits &= allowed[at]

@@ -13,7 +13,7 @@ from neuraldb_faiss.errors import SearchError
 if TYPE_CHECKING:
     import torch
 
-KINDS = ("auto", "flat", "ivf")
+KINDS = ("auto", "flat", "ivf", "sketch")
 
 
 class KeySource(Protocol):
@@ -60,11 +60,12 @@ class Searcher(Protocol):
         """Append float32 rows of unit length, [n, d1]."""
 
     def search(
-        self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None
+        self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None, above: float = -1.0
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest keys of every query by inner product, best first.
 
-        queries: float32 [n, d1] of unit length. allowed: bool [ntotal], or None for all keys.
+        queries: float32 [n, d1] of unit length. allowed: bool [ntotal], or None for all keys. above: keys that score
+        less need not be found, where that spares work.
         Returns float32 scores [n, k] and int64 positions [n, k], -1 where there are fewer than k.
         """
 
@@ -88,13 +89,14 @@ def make_searcher(
     """A searcher that holds all keys of the source, live or not.
 
     `directory` is the database's `search/` folder: `ivf` keeps its clustering there. `device` is the model's: where it
-    is a GPU that the installed FAISS can use, the index lies there. Raises SearchError for an unknown kind, a setting
-    the kind does not have, or where FAISS is missing.
+    is a GPU that the installed FAISS can use, the index lies there (a sketch stays on the host). Raises SearchError for
+    an unknown kind, a setting the kind does not have, or where FAISS is missing.
     """
     from neuraldb_faiss.search.faiss_module import gpu_count
     from neuraldb_faiss.search.flat import FlatSearcher
     from neuraldb_faiss.search.gpu import GpuFlatSearcher, choose_gpus
     from neuraldb_faiss.search.ivf import open_ivf
+    from neuraldb_faiss.search.sketch import SketchSearcher
     from neuraldb_faiss.search.transfers import is_gpu
     from neuraldb_faiss.search.vectors import unit_blocks
 
@@ -104,7 +106,9 @@ def make_searcher(
     if nlist is not None or nprobe is not None:
         raise SearchError("nlist and nprobe belong to the index kind 'ivf': ask for it, or leave them out")
     searcher: Searcher
-    if on_gpu and device is not None:
+    if kind == "sketch":
+        searcher = SketchSearcher(source)
+    elif on_gpu and device is not None:
         gpus = choose_gpus(device, 2 * 2 * source.n_keys * source.d1)  # float16, twice while it grows
         searcher = GpuFlatSearcher(source.d1, device, gpus)
     else:

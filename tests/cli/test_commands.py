@@ -198,6 +198,11 @@ def test_reindex(run: Run, db: Path) -> None:
     assert told(run("info", db, "--json"))["index"] == {"kind": "ivf", "nlist": 2}
     assert told(run("generate", db, prompt, "--json")) == before
     assert told(run("generate", db, prompt, "--index", "flat", "--json")) == before
+    assert told(run("reindex", db, "--index", "sketch", "--json"))["generation"] == 3
+    assert told(run("info", db, "--json"))["index"] == {"kind": "sketch"}
+    assert told(run("generate", db, prompt, "--guard", "none", "--json")) == told(
+        run("generate", db, prompt, "--guard", "none", "--index", "flat", "--json")
+    )
 
 
 def test_facts_filters_and_shapes(run: Run, db: Path) -> None:
