@@ -29,6 +29,7 @@ DEFAULTS = {
 }
 WINDOW = 512
 GUARDED = ("subject", "whole-words")
+DRAWN = ("rephrased", "chat")  # of the texts that are asked; a curve for each and each guard
 
 
 def run(lab: Lab) -> Result:
@@ -214,7 +215,7 @@ def _plots(rows: Sequence[Row]) -> dict[str, str]:
     rates = {(row["guard"], row["gamma"]): row["false_rate"] for row in text if row["facts"] == most}
     curves: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        if row["what"] == "recall":
+        if row["what"] == "recall" and row["text"] in DRAWN:
             point = (rates[row["guard"], row["gamma"]], row["recall"])
             curves.setdefault(f"{row['text']}, guard {row['guard']}", []).append(point)
     growth: dict[str, list[tuple[float, float]]] = {}
