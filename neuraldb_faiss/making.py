@@ -51,8 +51,8 @@ def build(
         report: called with a `Progress` after every staged piece.
         command: what the history calls this.
         index: how the keys are searched: kind ("flat" by default, "ivf" or "sketch"), and for ivf nlist and nprobe.
-        overrides: steps, lr, weight_decay, clamp, kl_factor, stop_loss, kl_prompts, chat of the residual's objective
-            (`ResidualConfig`).
+        overrides: steps, max_steps, lr, weight_decay, clamp, kl_factor, stop_loss, kl_prompts, chat of the residual's
+            objective (`ResidualConfig`).
 
     Raises:
         NeuralDBError: its subclass and message say what is wrong.

@@ -38,6 +38,11 @@ _making = opt.both(
     ),
     click.option("--seed", type=int, default=0, show_default=True, help="Of the context prefixes."),
     click.option("--steps", type=click.IntRange(1), help="Steps of the optimiser a fact. [default: the model's]"),
+    click.option(
+        "--max-steps",
+        type=click.IntRange(0),
+        help="Steps at most, for facts that the model does not say before. [default: three times as many]",
+    ),
     click.option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate. [default: the model's]"),
     click.option("--weight-decay", type=click.FloatRange(0), help="Factor on the residual's length."),
     click.option(

@@ -9,7 +9,7 @@ import click
 
 from neuraldb_faiss.facts import FORMATS
 
-PAPER: dict[str, Any] = {"keys": "paper", "guard": "none", "gamma": 0.65}
+PAPER: dict[str, Any] = {"keys": "paper", "guard": "none", "gamma": 0.65, "max_steps": 0}
 
 
 def both(*decorators: Any) -> Any:
@@ -99,7 +99,7 @@ keys = click.option(
 preset = click.option(
     "--preset",
     type=click.Choice(["paper"]),
-    help="paper: the paper to the letter (--keys paper --guard none --gamma 0.65).",
+    help="paper: the paper to the letter (--keys paper --guard none --gamma 0.65 --max-steps 0).",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 wait = click.option(
@@ -150,12 +150,13 @@ drop_failed = click.option(
 
 
 def with_preset(preset: str | None, given: dict[str, Any]) -> dict[str, Any]:
-    """keys, guard and gamma as the preset and the single options say; a contradiction is wrong usage."""
+    """keys, guard, gamma and max_steps as the preset and the single options say; a contradiction is wrong usage."""
     if preset is None:
         return {name: given[name] for name in PAPER}
     for name, meant in PAPER.items():
         if given[name] is not None and given[name] != meant:
-            raise click.UsageError(f"--preset paper means --{name} {meant}, not {given[name]}: drop one of them")
+            option = f"--{name.replace('_', '-')}"
+            raise click.UsageError(f"--preset paper means {option} {meant}, not {given[name]}: drop one of them")
     return PAPER
 
 

@@ -31,6 +31,7 @@ from neuraldb_faiss.models.prompts import has_chat
 
 RESIDUALS = ("memit", "pmet", "none")
 KEYS = ("two", "paper")
+_TIMES = 3  # the steps that a fact may take which is not said after its usual ones
 GUARDS = ("subject", "whole-words", "none")
 
 
@@ -79,7 +80,7 @@ class Editor:
 
         Args:
             overrides: fields of ResidualConfig (steps, lr, weight_decay, clamp, kl_factor, stop_loss, kl_prompts,
-                chat).
+                chat, max_steps; the last is three times the steps by default).
 
         Raises:
             BuildError: an unknown kind, or a value out of range.
@@ -235,4 +236,5 @@ def _one_of(name: str, value: str, known: Sequence[str]) -> None:
 def _config(defaults: EditDefaults, overrides: Mapping[str, Any]) -> ResidualConfig:
     given = {name: value for name, value in overrides.items() if value is not None}
     base = {name: getattr(defaults, name) for name in ("steps", "lr", "weight_decay", "clamp", "kl_factor")}
-    return ResidualConfig(**{**base, **given})
+    wanted = {**base, **given}
+    return ResidualConfig(**{"max_steps": _TIMES * wanted["steps"], **wanted})

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from neuraldb_faiss.editing.memory import in_parts
 from neuraldb_faiss.editing.passes import Stop, frozen, on_input, shared_copy, stopping
 from neuraldb_faiss.editing.prefixes import contexts
 from neuraldb_faiss.editing.rows import pad
@@ -59,7 +60,8 @@ def compute_keys(
 
     mode="two" gives two rows a fact, the raw prompt's key and the mean over the prefixed prompts; "paper"
     gives one, half of each (the reference code's weights). `max_tokens` bounds the places of one forward
-    pass, which ends at the site's module; the result depends on it only by rounding. Memory is about two
+    pass, which ends at the site's module and is halved where memory is short; the result depends on it only by
+    rounding. Memory is about two
     float32 [facts, d1] arrays. Raises BuildError where a key is NaN or infinite, naming the fact, and where
     there is no prefix.
     """
@@ -129,8 +131,12 @@ class _Runner:
             past = self._prefix_cache(rows[0][:common], [rows[order[0]], rows[order[-1]]])
         if past is None:
             common = 0
-        for at in self._batches(rows, order, common):
-            yield at, self._keys([rows[i][common:] for i in at], common, past).numpy()
+
+        def keys(at: list[int]) -> np.ndarray:
+            return self._keys([rows[i][common:] for i in at], common, past).numpy()
+
+        batches = list(self._batches(rows, order, common))
+        yield from in_parts(batches, lambda at: len(at) * len(rows[at[-1]]), keys)
 
     def _batches(self, rows: Sequence[Ids], order: list[int], common: int) -> Iterator[list[int]]:
         batch: list[int] = []

@@ -21,7 +21,9 @@ class ResidualConfig:
     """Settings of equation 21 (sources: the paper's table of settings and the reference code of MEMIT).
 
     `weight_decay` weighs ||r|| / ||h_init||^2, `clamp` bounds ||r|| by clamp * ||h_init||, `steps` counts
-    loss evaluations (the last one is not followed by an update), `stop_loss` ends a group early.
+    loss evaluations (the last one is not followed by an update), `stop_loss` ends a group early. A group with a fact
+    that the model does not say by then goes on until it says them all, up to `max_steps`: facts that share a key, and
+    long targets, ask for more of one vector.
 
     `kl_prompts` are templates with one {} for the subject. Beside what follows the subject itself (in "{} is a", as
     in the reference code), what the model would say next behind each of these is kept: the KL term is their mean.
@@ -35,6 +37,7 @@ class ResidualConfig:
     stop_loss: float = 0.05
     kl_prompts: tuple[str, ...] = ()
     chat: bool = False
+    max_steps: int = 0
 
     def __post_init__(self) -> None:
         """Raises BuildError for a KL prompt without one {}."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from neuraldb_faiss.editing import pmet, proof
 from neuraldb_faiss.editing.forwards import FastForward, Forward, FullForward
+from neuraldb_faiss.editing.memory import in_parts, places_with_gradients
 from neuraldb_faiss.editing.objective import Adam, ResidualConfig, evaluate, outcomes, project
 from neuraldb_faiss.editing.passes import frozen
 from neuraldb_faiss.editing.rows import Batch, Picks, Row, group_rows
@@ -31,8 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Suffix places (rows times columns) in one pass. On a CPU more of them gain nothing; on a GPU they fill it,
-# within the memory that the activations of an 8B model take.
+# Suffix places (rows times columns) in one pass, where memory allows: on a CPU more gain nothing, a GPU they fill.
 CPU_TOKENS = 512
 GPU_TOKENS = 4096
 PASS_COST = 0.125
@@ -92,11 +92,13 @@ def solve_residuals(
     per target token, plus kl_factor * KL(edited || base) at the subject's last token of "{subject} is a" (and at the
     ends of config.kl_prompts: the mean of all), plus weight_decay * ||r|| / ||h_init||^2, with Adam from zeros and
     ||r|| <= clamp * ||h_init|| after each step (equation 21 with the reference code's settings). A group stops once
-    the loss, with its worst fact's NLL in the place of the mean, is below stop_loss. kind="pmet" adds a second vector,
+    the loss, with its worst fact's NLL in the place of the mean, is below stop_loss, and after config.steps once every
+    fact is said (see `ResidualConfig`). kind="pmet" adds a second vector,
     bounds both otherwise, and may stop earlier: see `pmet`.
 
     The model may be of any dtype; residuals and losses are float32. Weights are never changed. `max_tokens`
-    bounds the places computed in one pass (memory); groups are split into passes by length. Raises
+    bounds the places computed in one pass, by default by the free memory; groups are split into passes by length, and
+    a pass that does not fit into memory is halved. Raises
     BuildError where a group has no facts, its loss is not finite, or the model has no gradient, and ModelError
     where PMET finds no attention.
     """
@@ -115,7 +117,8 @@ def solve_residuals(
         )
     attention = find_attention(model, site) if kind == "pmet" else None
     if max_tokens is None:
-        max_tokens = CPU_TOKENS if input_device(model).type == "cpu" else GPU_TOKENS
+        fill = CPU_TOKENS if input_device(model).type == "cpu" else GPU_TOKENS
+        max_tokens = places_with_gradients(model, site, fill)
     rows = [
         tuple(group_rows(tokenizer, g, group, prefixes, config.kl_prompts, config.chat))
         for g, group in enumerate(groups)
@@ -123,11 +126,15 @@ def solve_residuals(
     solved: dict[int, Solved] = {}
     with torch.inference_mode(False), torch.enable_grad(), frozen(model):
         mode = _mode(model, site, Batch((rows[0],)), config, attention)
-        for members in _split(rows, max_tokens):
-            batch = Batch(tuple(rows[g] for g in members))
-            results = _solve_batch(
-                lambda batch: _forward(model, site, batch, mode, attention), batch, config, site, kind
-            )
+
+        def solve(members: Sequence[int]) -> list[Solved | None]:
+            def start(batch: Batch) -> Forward:
+                return _forward(model, site, batch, mode, attention)
+
+            return _solve_batch(start, Batch(tuple(rows[g] for g in members)), config, site, kind)
+
+        batches = _split(rows, max_tokens)
+        for members, results in in_parts(batches, lambda members: _places(rows, members), solve):
             for g, result in zip(members, results, strict=True):
                 if result is None:
                     names = ", ".join(f"{fact.id} ({fact.subject!r})" for fact in groups[g][:3])
@@ -139,13 +146,22 @@ def solve_residuals(
     return [solved[g] for g in range(len(groups))]
 
 
+def _places(rows: Sequence[tuple[Row, ...]], groups: Sequence[int]) -> int:
+    """Of one pass with these groups."""
+    return sum(len(rows[g]) for g in groups) * max(_width(rows[g]) for g in groups)
+
+
+def _width(group: Sequence[Row]) -> int:
+    return max(len(row.ids) - row.last for row in group)
+
+
 def _split(rows: Sequence[tuple[Row, ...]], max_tokens: int) -> list[list[int]]:
     """Groups of like length together, each batch within max_tokens (or one group that alone exceeds it).
 
     A pass costs its places and, besides, about as much as PASS_COST of max_tokens; padding beyond that is
     dearer than another pass.
     """
-    width = [max(len(row.ids) - row.last for row in group) for group in rows]
+    width = [_width(group) for group in rows]
     batches: list[list[int]] = []
     count = tokens = 0
     for g in sorted(range(len(rows)), key=lambda g: (width[g], g)):
@@ -229,7 +245,8 @@ def _solve_batch(
     active = list(range(len(batch.groups)))
     nll_scale = torch.ones(len(batch.groups), device=device)
     base: Tensor | None = None
-    for step in range(1, config.steps + 1):
+    most = max(config.steps, config.max_steps)
+    for step in range(1, most + 1):
         r.requires_grad_(True)
         logits = forward.logits(r)
         if base is None:
@@ -240,15 +257,16 @@ def _solve_batch(
         if kind == "pmet":
             end |= pmet.may_end(now)
             nll_scale = pmet.next_nll_scale(now)
-        last = step == config.steps
-        done = [i for i, ends in enumerate(end.tolist()) if last or ends or not math.isfinite(stop[i])]
-        facts = _outcomes(logits, picks, len(active)) if done else []
+        ended = [ends or step == most or not math.isfinite(stop[i]) for i, ends in enumerate(end.tolist())]
+        facts = _outcomes(logits, picks, len(active)) if any(ended) or step >= config.steps else []
+        if step >= config.steps:
+            ended = [ends or all(fact.took for fact in facts[i]) for i, ends in enumerate(ended)]
+        done = [i for i, ends in enumerate(ended) if ends]
         for i in done:
             if math.isfinite(stop[i]):
                 residual = r[i, 0].detach().cpu().numpy().astype(np.float32, copy=True)  # the FFN's vector
                 results[active[i]] = Solved(residual, float(now.loss[i].detach()), step, facts[i])
-        ended = set(done)
-        kept = [i for i in range(len(active)) if i not in ended]
+        kept = [i for i, ends in enumerate(ended) if not ends]
         if not kept:
             break
         scale = _HALF_SCALE if logits.dtype == torch.float16 else 1.0

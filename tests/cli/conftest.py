@@ -33,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _original(run: Run, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("original")
     out = folder / "db"
-    done = run("build", write(folder / "facts.jsonl", FACTS), "--out", out, "--model", model, "--steps", 12)
+    done = run("build", write(folder / "facts.jsonl", FACTS), "--out", out, "--model", model, "--steps", 12, "--max-steps", 0)
     assert done.exit_code == 0, done.output
     return out
 

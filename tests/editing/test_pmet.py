@@ -45,7 +45,7 @@ def by_reference(model: Any, tokenizer: Any, site: FFNSite, group: list[Fact], c
     facts = [(fact.subject, fact.text, fact.target) for fact in group]
     attention = find_attention(model, site).module
     settings = dataclasses.asdict(config)
-    del settings["kl_prompts"], settings["chat"]  # PMET's reference has neither
+    del settings["kl_prompts"], settings["chat"], settings["max_steps"]  # PMET's reference has none of them
     return reference_pmet(model, tokenizer, site.module, attention, facts, PREFIXES, **settings)
 
 

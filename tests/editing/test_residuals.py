@@ -317,6 +317,23 @@ def test_project_only_shortens() -> None:
     )
 
 
+def test_groups_go_on_until_their_facts_are_said() -> None:
+    """Beyond `steps`: until every fact is, or to `max_steps`; as the plain solver does."""
+    model, tokenizer = tiny("llama")
+    site = find_site(model, 1)
+    free = {"clamp": 20.0, "kl_factor": 0.0, "weight_decay": 0.0, "stop_loss": 0.0}
+    config = dataclasses.replace(CONFIG, steps=3, max_steps=25, **free)
+    groups = [*GROUPS, [Fact("Marie Curie", "I think that {}", "was")]]
+    solved = solve_residuals(model, tokenizer, site, groups, PREFIXES, config, max_tokens=4096)
+    for got, group in zip(solved, groups, strict=True):
+        assert_equal(got, by_reference(model, tokenizer, site, group, config))
+        assert 3 <= got.steps <= 25 and (got.steps == 25 or all(fact.took for fact in got.facts))
+    steps = {got.steps for got in solved}
+    assert len(steps) > 1 and max(steps) > 3
+    fewer = dataclasses.replace(config, max_steps=0)
+    assert {got.steps for got in solve_residuals(model, tokenizer, site, groups, PREFIXES, fewer)} == {3}
+
+
 @pytest.mark.slow
 def test_the_demo_model_takes_a_real_fact(demo_model: Any) -> None:
     model, tokenizer = demo_model

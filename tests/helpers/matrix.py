@@ -37,7 +37,7 @@ class Subject:
     def __init__(self, kind: str, folder: Path) -> None:
         self.kind = kind
         self.model, self.tokenizer = tiny(kind)
-        self.db = build([FACT], self.model, self.tokenizer, folder, layer=LAYER, steps=STEPS)
+        self.db = build([FACT], self.model, self.tokenizer, folder, layer=LAYER, steps=STEPS, max_steps=0)
         self.editor = Editor.of(self.db.settings, self.model, self.tokenizer)
         self.site = self.editor.site
         prompts = (FACT.text, f"{self.editor.prefixes[0]}. {FACT.text}", "Rome is the capital", FACT.text + " Italy")
@@ -156,7 +156,7 @@ class Subject:
         else:
             modules = (self.site.module, find_attention(self.model, self.site).module)
             solve = reference_pmet
-            del settings["kl_prompts"], settings["chat"]  # it has neither
+            del settings["kl_prompts"], settings["chat"], settings["max_steps"]  # it has none of them
         return solve(self.model, self.tokenizer, *modules, facts, self.editor.prefixes, **settings)
 
     def way(self, kind: str = "memit") -> str:

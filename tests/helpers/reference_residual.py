@@ -53,6 +53,7 @@ def reference_residual(
     stop_loss: float = 0.05,
     kl_prompts: Sequence[str] = (),
     chat: bool = False,
+    max_steps: int = 0,
 ) -> Reference:
     """Solve for `facts`, given as (subject, text with the subject in it, target); `block` holds `module`."""
     subject = facts[0][0]
@@ -106,10 +107,12 @@ def reference_residual(
             h_init = hidden[0][1] if rows[0][2] > 0 else torch.stack(others).mean(0)
             base = [logits(ids, last, r)[at].log_softmax(0) for ids, last, at in about]
         optimizer = torch.optim.Adam([r], lr=lr)
-        for step in range(1, steps + 1):
+        for step in range(1, max(steps, max_steps) + 1):
             row_nll: list[Tensor] = []
-            for _, ids, last, target, _ in rows:
+            said = True
+            for _, ids, last, target, raw in rows:
                 out = logits(ids, last, r)[-len(target) :]
+                said = said and (not raw or out.argmax(1).tolist() == target)
                 row_nll.append(F.cross_entropy(out, torch.tensor(target, device=r.device)))
             edited = [logits(ids, last, r)[at].log_softmax(0) for ids, last, at in about]
             kl = torch.stack([(e.exp() * (e - b)).sum() for e, b in zip(edited, base, strict=True)]).mean()
@@ -119,7 +122,8 @@ def reference_residual(
                 torch.stack([n for n, row in zip(row_nll, rows, strict=True) if row[0] == f]).mean()
                 for f in range(len(facts))
             ]
-            if step == steps or float((max(of_fact) + rest).detach()) < stop_loss:
+            late = step >= steps and (said or step == max(steps, max_steps))
+            if late or float((max(of_fact) + rest).detach()) < stop_loss:
                 break
             (r.grad,) = torch.autograd.grad(loss, r)
             optimizer.step()
