@@ -31,6 +31,15 @@ def test_guard_is_kept_and_can_be_overruled(run: Run, db: Path) -> None:
     assert (explained["guard"], explained["gamma"]) == ("none", 0.65)
 
 
+def test_whole_words_are_a_guard_of_a_database_too(run: Run, model: Path, tmp_path: Path) -> None:
+    facts, db = write(tmp_path / "f.jsonl", FACTS[2:]), tmp_path / "db"
+    told(run("build", facts, "--out", db, "--model", model, "--steps", 1, "--guard", "whole-words", "--json"))
+    info = told(run("info", db, "--json"))
+    assert (info["guard"], info["gamma"]) == ("whole-words", 0.45)
+    prompt = FACTS[2]["prompt"].replace("{}", "Marie Curie")
+    assert fired(run, db, prompt) == {"curie"} == fired(run, db, prompt, "--guard", "subject")
+
+
 def test_nothing_fires_without_the_subject_even_at_gamma_0(run: Run, db: Path) -> None:
     prompt = "I know that Marie was born in Rome, and Curie too"
     assert fired(run, db, prompt, "--gamma", 0.0) == set()

@@ -94,12 +94,17 @@ def test_experiment(run: Run, tiny_model: Path, cases_file: Path, tmp_path: Path
     rows = json.loads(done.stdout)
     ordinary = [row for row in rows if row["what"] == "ordinary text"]
     assert {(row["guard"], row["facts"], row["gamma"]) for row in ordinary} == {
-        (guard, facts, gamma) for guard in ("subject", "none") for facts in (2, 4) for gamma in (0.0, 0.99)
+        (guard, facts, gamma)
+        for guard in ("subject", "whole-words", "none")
+        for facts in (2, 4)
+        for gamma in (0.0, 0.99)
     }
     loose = {(row["guard"], row["facts"]): row for row in ordinary if row["gamma"] == 0.0}
     # "Eiffel Tower" in "Eiffel Towers" is all that the guard can get wrong, and Marie Curie comes with the other facts.
     assert 0 < loose["subject", 2]["fired_true"] < loose["subject", 4]["fired_true"]
     assert loose["none", 4]["fired_false"] > loose["subject", 4]["fired_false"]
+    for name in ("fired_true", "fired_false"):  # one s more is the name still
+        assert loose["whole-words", 4][name] == loose["subject", 4][name]
     own = [row for row in rows if row["what"] == "recall" and row["text"] == "own prompt"]
     assert {row["recall"] for row in own} == {1.0} and {row["prompts"] for row in own} == {4}
     plots = {path.name for path in (tmp_path / "out").glob("*.svg")}
