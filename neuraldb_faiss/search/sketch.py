@@ -9,22 +9,25 @@ of all above it far fewer.
 Measured on real keys (docs/performance.md), a proof instead of this estimate - the sketch's product plus that of what
 it leaves out - rejects next to nothing below a third of the dimensions, with the principal axes as with random ones.
 
-Sketches are kept in 8 bits. What that takes from a product is bounded, and taken from the floor.
+Sketches are kept in 8 bits. What that takes from a product scatters the same way, and is taken from the floor.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from neuraldb_faiss.search.searcher import KeySource
-from neuraldb_faiss.search.vectors import rows_per_block, unit_rows
+from neuraldb_faiss.search.vectors import unit_rows
 
 WIDTH = 160  # directions: more cost more a key, fewer leave more candidates
 Z = 4.0
-BLOCK = 16_384  # keys scored at once: their products with a few queries stay in the cache
+BLOCK = 1 << 17  # keys kept together
+PRODUCTS = 1 << 20  # scored at once: they stay in the cache
+LOOKED = 1 << 20  # bytes of stored keys read at once: more would be new memory every time
 LEVELS = 127
 
 
@@ -42,9 +45,10 @@ class SketchSearcher:
         self.width = max(8, min(width, source.d1))
         # Random signs and a QR would do; Gaussian columns made orthonormal are a uniformly random subspace.
         random = np.random.default_rng(0).standard_normal((source.d1, self.width))
-        self._directions = np.ascontiguousarray(np.linalg.qr(random)[0].astype(np.float32))
+        self._directions = torch.from_numpy(np.ascontiguousarray(np.linalg.qr(random)[0].T.astype(np.float32)))
         self._blocks: list[tuple[torch.Tensor, torch.Tensor]] = []  # int8 [n, width], float32 [n]: the value of a one
         self._error = 0.0  # the longest way from a key's sketch to what is kept of it
+        self._lost = min(1.0, Z / math.sqrt(self.width))  # of such a way, at most, along a sketch of unit length
         self._n = 0
 
     @property
@@ -75,22 +79,24 @@ class SketchSearcher:
         scores[:, 0], positions[:, 0] = np.minimum(best, np.float32(above - 0.01)), at
         order = np.lexsort((-looks, rows))
         rows, columns, looks = rows[order], columns[order], looks[order]
-        cuts = np.flatnonzero(np.diff(rows)) + 1
-        for first, last in zip(np.r_[0, cuts], np.r_[cuts, len(rows)], strict=True):
-            if first == last:
-                continue
-            row, near = rows[first], columns[first:last]
-            exact = self._exact(queries[row], near[:k])
-            while len(exact) < len(near):  # what cannot be among the k nearest needs no look at its key
-                floor = self._floor(max(float(np.partition(exact, -k)[-k]), above))
-                can = int((looks[first:last] > floor).sum())
-                if can <= len(exact):
-                    break
-                more = near[len(exact) : min(can, 2 * len(exact))]
-                exact = np.r_[exact, self._exact(queries[row], more)]
-            chosen = np.argsort(-exact, kind="stable")[:k]
+        exact = np.full(len(rows), -np.inf, np.float32)
+        cuts = np.flatnonzero(np.diff(rows, prepend=-1, append=-1)) if len(rows) else np.empty(0, np.int64)
+        first, last = cuts[:-1], cuts[1:]
+        read, wanted = first.copy(), np.minimum(first + k, last)
+        while (wanted > read).any():
+            part = np.concatenate([np.arange(*span) for span in zip(read, wanted, strict=True)])
+            exact[part] = self._exact(queries, rows[part], columns[part])
+            read = wanted.copy()
+            for row in np.flatnonzero(read < last):  # what cannot be among the k nearest needs no look at its key
+                lowest = float(np.partition(exact[first[row] : read[row]], -k)[-k])
+                floor = self._floor(max(lowest, above))
+                can = first[row] + int((looks[first[row] : last[row]] > floor).sum())
+                wanted[row] = max(read[row], min(can, 2 * read[row] - first[row]))
+        for low, high in zip(first, last, strict=True):
+            chosen = low + np.argsort(-exact[low:high], kind="stable")[:k]
+            chosen, row = chosen[np.isfinite(exact[chosen])], rows[low]
             scores[row], positions[row] = -np.inf, -1
-            scores[row, : len(chosen)], positions[row, : len(chosen)] = exact[chosen], near[chosen]
+            scores[row, : len(chosen)], positions[row, : len(chosen)] = exact[chosen], columns[chosen]
         return scores, positions
 
     def _floor(self, cosine: float) -> float:
@@ -99,10 +105,13 @@ class SketchSearcher:
         if self.width < self.source.d1:
             inside = min(max(cosine, 1e-6 - 1), 1 - 1e-6)
             seen = math.tanh(math.atanh(inside) - Z / math.sqrt(self.width - 3))
-        return seen - self._error - self.tolerance
+        return seen - self._lost * self._error - self.tolerance
 
     def _sketch(self, rows: np.ndarray) -> np.ndarray:
-        return unit_rows(rows @ self._directions)[0]
+        # By torch, as the rest: NumPy's threads and torch's stand in each other's way.
+        wide = torch.from_numpy(rows)
+        seen = (self._directions @ wide[0])[None] if len(wide) == 1 else wide @ self._directions.T
+        return unit_rows(seen.numpy())[0]
 
     def _scan(
         self, queries: np.ndarray, floor: float, allowed: np.ndarray | None
@@ -111,35 +120,44 @@ class SketchSearcher:
         floor."""
         codes, ones, errors = _in_bytes(queries)
         unit = ones.numpy()
-        errors *= 1 + self._error
+        errors *= self._lost * (1 + self._error)
         floors = (floor - errors) / np.maximum(unit, 1e-30)  # in a query's own units, as `products`
         best, at = np.full(len(queries), -np.inf, np.float32), np.full(len(queries), -1, np.int64)
         rows, columns, looks = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.float32)]
-        for number, (block, of_one) in enumerate(self._blocks):
+        for start, block, of_one in self._parts(max(1, PRODUCTS // len(queries))):
             products = _products(codes, block).mul_(of_one).numpy()
             if allowed is not None:
-                products[:, ~allowed[number * BLOCK : number * BLOCK + len(block)]] = -np.inf
+                products[:, ~allowed[start : start + len(block)]] = -np.inf
             place = products.argmax(axis=1)
             top = products[np.arange(len(queries)), place]
             better = top > best
-            best[better], at[better] = top[better], number * BLOCK + place[better]
+            best[better], at[better] = top[better], start + place[better]
             high = np.flatnonzero(top > floors)
             if len(high):
                 row, column = np.nonzero(products[high] > floors[high, None])
                 rows.append(high[row])
-                columns.append(number * BLOCK + column)
+                columns.append(start + column)
                 looks.append(products[high[row], column] * unit[high[row]] + errors[high[row]])
         return best * unit, at, np.concatenate(rows), np.concatenate(columns), np.concatenate(looks)
 
-    def _exact(self, query: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """float32 [n]: cosines of the stored keys."""
-        out = np.empty(len(positions), np.float32)
-        step = rows_per_block(self.source.d1, 4)
-        wanted = torch.from_numpy(query)
-        for first in range(0, len(positions), step):
-            keys = torch.from_numpy(self.source.keys(positions[first : first + step])).float()  # ten times NumPy's pace
-            cosines = (keys @ wanted / keys.norm(dim=1)).numpy()
-            out[first : first + step] = np.where(np.isfinite(cosines), cosines, -np.inf)  # no direction: near nothing
+    def _parts(self, size: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """(the first key's position, codes, values of a one), of at most `size` keys each."""
+        for number, (codes, ones) in enumerate(self._blocks):
+            for first in range(0, len(codes), size):
+                yield number * BLOCK + first, codes[first : first + size], ones[first : first + size]
+
+    def _exact(self, queries: np.ndarray, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """float32 [n]: the cosines of queries `rows` and the stored keys at `positions`."""
+        out = np.empty(len(rows), np.float32)
+        step = max(1, LOOKED // (2 * self.source.d1))
+        for first in range(0, len(rows), step):
+            part = slice(first, first + step)
+            keys = torch.from_numpy(self.source.keys(positions[part])).float()  # ten times NumPy's pace
+            own, which = np.unique(rows[part], return_inverse=True)
+            products = (keys @ torch.from_numpy(queries[own]).T).numpy()[np.arange(len(keys)), which]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                cosines = products / torch.linalg.vector_norm(keys, dim=1).numpy()
+            out[part] = np.where(np.isfinite(cosines), cosines, -np.inf)  # no direction: near nothing
         return out
 
 

@@ -60,6 +60,7 @@ def test_the_margin_is_wide_enough_at_the_gate_itself() -> None:
 
 def test_adding_masks_and_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("neuraldb_faiss.search.sketch.BLOCK", 700)
+    monkeypatch.setattr("neuraldb_faiss.search.sketch.PRODUCTS", 400 * 130)
     snapshot, queries, _ = case()
     at_once = sketch(snapshot)
     grown = sketch(FakeSnapshot(np.empty((0, 256))))
