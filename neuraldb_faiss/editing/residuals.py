@@ -63,7 +63,7 @@ class FactOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Solved:
-    """A group's residual (float32 [d2]), final loss, number of loss evaluations, and its facts' outcomes.
+    """A group's residual (float32 [d2]), its loss, the number of loss evaluations to it, and its facts' outcomes.
 
     PMET's loss is that of both its vectors, the outcomes are those of the residual alone.
     """
@@ -93,7 +93,8 @@ def solve_residuals(
     ends of config.kl_prompts: the mean of all), plus weight_decay * ||r|| / ||h_init||^2, with Adam from zeros and
     ||r|| <= clamp * ||h_init|| after each step (equation 21 with the reference code's settings). A group stops once
     the loss, with its worst fact's NLL in the place of the mean, is below stop_loss, and after config.steps once every
-    fact is said (see `ResidualConfig`). kind="pmet" adds a second vector,
+    fact is said (see `ResidualConfig`); if they never are, the vector with the lowest such loss from there on is taken.
+    kind="pmet" adds a second vector,
     bounds both otherwise, and may stop earlier: see `pmet`.
 
     The model may be of any dtype; residuals and losses are float32. Weights are never changed. `max_tokens`
@@ -242,6 +243,7 @@ def _solve_batch(
     adam = Adam(r, config.lr)
     picks = batch.picks(device)
     results: list[Solved | None] = [None] * len(batch.groups)
+    best: dict[int, tuple[tuple[bool, float], Solved]] = {}
     active = list(range(len(batch.groups)))
     nll_scale = torch.ones(len(batch.groups), device=device)
     base: Tensor | None = None
@@ -261,11 +263,14 @@ def _solve_batch(
         facts = _outcomes(logits, picks, len(active)) if any(ended) or step >= config.steps else []
         if step >= config.steps:
             ended = [ends or all(fact.took for fact in facts[i]) for i, ends in enumerate(ended)]
-        done = [i for i, ends in enumerate(ended) if ends]
-        for i in done:
-            if math.isfinite(stop[i]):
-                residual = r[i, 0].detach().cpu().numpy().astype(np.float32, copy=True)  # the FFN's vector
-                results[active[i]] = Solved(residual, float(now.loss[i].detach()), step, facts[i])
+        for i, ends in enumerate(ended):
+            if (ends or step >= config.steps) and math.isfinite(stop[i]):
+                rank = not all(fact.took for fact in facts[i]), stop[i]
+                if active[i] not in best or rank < best[active[i]][0]:  # later is not always better
+                    residual = r[i, 0].detach().cpu().numpy().astype(np.float32, copy=True)  # the FFN's vector
+                    best[active[i]] = rank, Solved(residual, float(now.loss[i].detach()), step, facts[i])
+            if ends:
+                results[active[i]] = best[active[i]][1] if active[i] in best else None
         kept = [i for i, ends in enumerate(ended) if not ends]
         if not kept:
             break

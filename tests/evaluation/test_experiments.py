@@ -110,7 +110,8 @@ def test_ablations(go: Any) -> None:
 
 
 def test_how_residuals_are_solved(go: Any) -> None:
-    variants = 'variants={default={}, short={steps=1}, kept={kl_factor=1.0, kl_prompts=["{} was born in"]}}'
+    kept = 'kept={kl_factor=1.0, kl_prompts=["{} was born in"]}'
+    variants = f"variants={{default={{max_steps=0}}, short={{steps=1, max_steps=0}}, {kept}}}"
     rows, out = go("ablation-residual", "--set", variants, facts=2)
     assert {row["label"] for row in rows} == {"default", "short", "kept", "base"}
     # one step only evaluates: no residual

@@ -107,6 +107,7 @@ def reference_residual(
             h_init = hidden[0][1] if rows[0][2] > 0 else torch.stack(others).mean(0)
             base = [logits(ids, last, r)[at].log_softmax(0) for ids, last, at in about]
         optimizer = torch.optim.Adam([r], lr=lr)
+        found: list[tuple[tuple[bool, float], Reference]] = []
         for step in range(1, max(steps, max_steps) + 1):
             row_nll: list[Tensor] = []
             said = True
@@ -122,17 +123,20 @@ def reference_residual(
                 torch.stack([n for n, row in zip(row_nll, rows, strict=True) if row[0] == f]).mean()
                 for f in range(len(facts))
             ]
-            late = step >= steps and (said or step == max(steps, max_steps))
-            if late or float((max(of_fact) + rest).detach()) < stop_loss:
-                break
+            worst = float((max(of_fact) + rest).detach())
+            alone = [float(n.detach()) for n, row in zip(row_nll, rows, strict=True) if row[4]]
+            if step >= steps or worst < stop_loss:
+                solved = Reference(r.detach().cpu().clone(), float(loss.detach()), step, alone)
+                found.append(((not said, worst), solved))
+                if said or step == max(steps, max_steps) or worst < stop_loss:
+                    break
             (r.grad,) = torch.autograd.grad(loss, r)
             optimizer.step()
             with torch.no_grad():
                 limit = clamp * h_init.norm()
                 if r.norm() > limit:
                     r.mul_(limit / r.norm())
-        alone = [float(n.detach()) for n, row in zip(row_nll, rows, strict=True) if row[4]]
-        return Reference(r.detach().cpu(), float(loss.detach()), step, alone)
+        return min(found, key=lambda one: one[0])[1]
     finally:
         for handle in handles:
             handle.remove()

@@ -66,7 +66,8 @@ def test_half_precision(dtype: torch.dtype) -> None:
 
 GUARDED: list[Callable[[guarded.Case], None]] = [
     guarded.test_texts_one_by_one,
-    partial(guarded.test_padded_batches, side="left"), partial(guarded.test_padded_batches, side="right"),
+    *(partial(guarded.test_padded_batches, side=side, guard=guard)
+      for side in ("left", "right") for guard in ("subject", "whole-words")),
     *(partial(guarded.test_in_pieces_through_a_cache, sizes=[5, 1, 2, 3] * 20, cache=cache)
       for cache in ("dynamic", "static", "made by the model")),
 ]  # fmt: skip

@@ -42,7 +42,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("inspected")
     save_tiny(root / "tiny")
     model, tokenizer = load_model(root / "tiny")
-    build([Fact.from_dict(one) for one in FACTS], model, tokenizer, root / "facts", steps=20, lr=1.0).close()
+    facts = [Fact.from_dict(one) for one in FACTS]
+    build(facts, model, tokenizer, root / "facts", steps=20, max_steps=0, lr=1.0).close()
     return root
 
 
