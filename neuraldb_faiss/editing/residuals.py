@@ -260,12 +260,13 @@ def _solve_batch(
             end |= pmet.may_end(now)
             nll_scale = pmet.next_nll_scale(now)
         ended = [ends or step == most or not math.isfinite(stop[i]) for i, ends in enumerate(end.tolist())]
-        facts = _outcomes(logits, picks, len(active)) if any(ended) or step >= config.steps else []
-        if step >= config.steps:
-            ended = [ends or all(fact.took for fact in facts[i]) for i, ends in enumerate(ended)]
+        late = step >= config.steps
+        facts = _outcomes(logits, picks, len(active)) if late or any(ended) else []
+        said = [all(fact.took for fact in told) for told in facts]
+        ended = [ends or (late and said[i]) for i, ends in enumerate(ended)]
         for i, ends in enumerate(ended):
-            if (ends or step >= config.steps) and math.isfinite(stop[i]):
-                rank = not all(fact.took for fact in facts[i]), stop[i]
+            if (ends or late) and math.isfinite(stop[i]):
+                rank = not said[i], stop[i]
                 if active[i] not in best or rank < best[active[i]][0]:  # later is not always better
                     residual = r[i, 0].detach().cpu().numpy().astype(np.float32, copy=True)  # the FFN's vector
                     best[active[i]] = rank, Solved(residual, float(now.loss[i].detach()), step, facts[i])

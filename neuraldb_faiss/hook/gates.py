@@ -172,7 +172,8 @@ class SubjectGate(_Matched):
             )
         real = np.ones(tokens.ids.shape, bool) if tokens.real is None else tokens.real
         text = self._texts.fold(tokens.past, tokens.ids, real, tokens.positions == 0, UTF8 * self._matcher.reach)
-        return replace(text, ahead=self.guard == "whole-words" and tokens.past.shape[1] == 0)
+        ahead = self.guard == "whole-words" and tokens.past.shape[1] == 0
+        return replace(text, ahead=True) if ahead else text
 
 
 def make_gate(
