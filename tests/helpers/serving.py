@@ -22,6 +22,14 @@ Serve = Callable[..., "Served"]
 Alone = Callable[..., str]
 
 
+def until(true: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait until `true()`. Raises AssertionError where it is not in `seconds`."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.01)
+
+
 class Served:
     """A running server, and how to talk to it."""
 
@@ -91,7 +99,7 @@ class Brake:
     def _wait(self, *_: Any) -> None:
         if not self._free:
             self.holds = True
-            assert self._permits.acquire(timeout=60)
+            assert self._permits.acquire(timeout=120)
             self.holds = False
         self.passed += 1
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from helpers.commands import FACTS, digest
-from helpers.serving import PROMPT, Alone, Brake, Serve, Served
+from helpers.serving import PROMPT, Alone, Brake, Serve, Served, until
 from neuraldb_faiss import Fact, NeuralDB
 from neuraldb_faiss.models import load_model
 from neuraldb_faiss.store import Store
@@ -195,11 +195,9 @@ def _asked_meanwhile(served: Served, brake: Brake, job: str) -> list[str]:
     """What a request is told that comes, and is answered, while the change runs."""
     answers: list[str] = []
     asking = threading.Thread(target=lambda: answers.append(served.say(PROMPT)))
-    while served.http.get(job).json()["state"] != "running":
-        time.sleep(0.01)
+    until(lambda: served.http.get(job).json()["state"] == "running")
     asking.start()
-    while served.metric("neuraldb_queue_length") != 1:
-        time.sleep(0.01)
+    until(lambda: served.metric("neuraldb_queue_length") == 1)
     while asking.is_alive():
         brake.go(1)
         time.sleep(0.005)

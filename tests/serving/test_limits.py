@@ -12,18 +12,9 @@ import httpx2
 import openai
 import pytest
 
-from helpers.serving import PROMPT, Brake, Serve, Served
+from helpers.serving import PROMPT, Brake, Serve, Served, until
 
 AUTH = {"Authorization": "Bearer secret"}
-
-
-def until(true: object, seconds: float = 30) -> None:
-    """Wait until `true()`."""
-    assert callable(true)
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.01)
 
 
 def in_thread(served: Served, **more: object) -> tuple[threading.Thread, list[object]]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 
 import openai
 import pytest
 
 from helpers.commands import FACTS
-from helpers.serving import PROMPT, Alone, Brake, Serve, Served
+from helpers.serving import PROMPT, Alone, Brake, Serve, Served, until
 
 OWN = {"a": "token-a", "b": "token-b"}
 
@@ -32,10 +31,11 @@ def test_one_batch_answers_each_row_from_its_own_database(serve: Serve, alone: A
 
     try:
         threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(asked))]
-        for thread in threads:
+        threads[0].start()
+        until(lambda: brake.holds)  # a batch of its own; all others wait, and how many that is can be known
+        for thread in threads[1:]:
             thread.start()
-        while served.metric("neuraldb_queue_length") < len(asked) - 1:  # one may be held in a batch of its own
-            time.sleep(0.01)
+        until(lambda: served.metric("neuraldb_queue_length") == len(asked) - 1)
     finally:
         brake.release()
     for thread in threads:
