@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neuraldb_faiss.editing.forwards import FastForward, Forward, FullForward
+from neuraldb_faiss.editing.forwards import Forward, FullForward
 
 _STEP = 0.2  # of the vectors' length, wide enough to stand above a half-precision model's rounding
 _GRADIENT_SHARE = 0.5
@@ -59,7 +59,7 @@ def has_gradient(full: FullForward, plain: Plain) -> bool:
     return abs(float((plain.slope * plain.r).sum()) - wanted) <= _GRADIENT_SHARE * abs(wanted)
 
 
-def agrees(fast: FastForward, plain: Plain, dtype: torch.dtype) -> bool:
+def agrees(fast: Forward, plain: Plain, dtype: torch.dtype) -> bool:
     """Whether the fast pass gives what the plain one gives.
 
     What counts is the change that the vectors make: the logits, and their gradient, may differ by 2 % of it in

@@ -7,45 +7,37 @@ together in batches because a model computes many rows at little more than the p
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from neuraldb_faiss.editing import pmet, proof
-from neuraldb_faiss.editing.forwards import FastForward, Forward, FullForward
+from neuraldb_faiss.editing import pmet
+from neuraldb_faiss.editing.forwards import Forward
 from neuraldb_faiss.editing.memory import in_parts, places_with_gradients
 from neuraldb_faiss.editing.objective import Adam, ResidualConfig, evaluate, outcomes, project
+from neuraldb_faiss.editing.packed import Heads
 from neuraldb_faiss.editing.passes import frozen
-from neuraldb_faiss.editing.rows import Batch, Picks, Row, group_rows
+from neuraldb_faiss.editing.rows import Batch, Picks, Row, group_rows, prefix_tokens
+from neuraldb_faiss.editing.ways import Ways, is_packed
 from neuraldb_faiss.errors import BuildError
-from neuraldb_faiss.models.sites import AttentionSite, FFNSite, find_attention, input_device, unwrap
+from neuraldb_faiss.models.sites import FFNSite, find_attention, input_device, unwrap
 
 if TYPE_CHECKING:
     from neuraldb_faiss.facts.fact import Fact
 
-logger = logging.getLogger(__name__)
-
-# Suffix places (rows times columns) in one pass, where memory allows: on a CPU more gain nothing, a GPU they fill.
+# Suffix places in one pass, where memory allows: on a CPU more gain nothing, a GPU they fill.
 CPU_TOKENS = 512
 GPU_TOKENS = 4096
 PASS_COST = 0.125
 
 # float16 gradients underflow below 6e-8; the loss is scaled up by this before, and the gradient down after.
 _HALF_SCALE = 1024.0
-
-_NO_GRADIENT = (
-    "no true gradient comes back through this model above layer {layer} (some quantised layers have none): solve with "
-    "the unquantised model, and attach the database to this one"
-)
-
-_proved: WeakKeyDictionary[Any, dict[tuple[str, bool], str]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +98,7 @@ def solve_residuals(
     if any(not group for group in groups):
         raise BuildError("cannot solve a residual for a group without facts: leave empty groups out")
     if config.steps < 1:
-        raise BuildError(
-            f"steps must be at least 1, not {config.steps}: the loss is never evaluated otherwise"
-        )
+        raise BuildError(f"steps must be at least 1, not {config.steps}: the loss is never evaluated otherwise")
     if not groups:
         return []
     model = unwrap(model)
@@ -126,16 +116,14 @@ def solve_residuals(
     ]
     solved: dict[int, Solved] = {}
     with torch.inference_mode(False), torch.enable_grad(), frozen(model):
-        mode = _mode(model, site, Batch((rows[0],)), config, attention)
+        ways = Ways(model, site, attention, Heads(model, prefix_tokens(tokenizer, prefixes)))
+        way = ways.fastest(Batch((rows[0],)), config.clamp)
 
         def solve(members: Sequence[int]) -> list[Solved | None]:
-            def start(batch: Batch) -> Forward:
-                return _forward(model, site, batch, mode, attention)
+            return _solve_batch(partial(ways.start, way), Batch(tuple(rows[g] for g in members)), config, site, kind)
 
-            return _solve_batch(start, Batch(tuple(rows[g] for g in members)), config, site, kind)
-
-        batches = _split(rows, max_tokens)
-        for members, results in in_parts(batches, lambda members: _places(rows, members), solve):
+        batches = _split(rows, max_tokens, is_packed(way))
+        for members, results in in_parts(batches, lambda members: _places(rows, members, is_packed(way)), solve):
             for g, result in zip(members, results, strict=True):
                 if result is None:
                     names = ", ".join(f"{fact.id} ({fact.subject!r})" for fact in groups[g][:3])
@@ -147,8 +135,10 @@ def solve_residuals(
     return [solved[g] for g in range(len(groups))]
 
 
-def _places(rows: Sequence[tuple[Row, ...]], groups: Sequence[int]) -> int:
+def _places(rows: Sequence[tuple[Row, ...]], groups: Sequence[int], packed: bool) -> int:
     """Of one pass with these groups."""
+    if packed:
+        return sum(len(row.ids) - row.last for g in groups for row in rows[g])
     return sum(len(rows[g]) for g in groups) * max(_width(rows[g]) for g in groups)
 
 
@@ -156,80 +146,24 @@ def _width(group: Sequence[Row]) -> int:
     return max(len(row.ids) - row.last for row in group)
 
 
-def _split(rows: Sequence[tuple[Row, ...]], max_tokens: int) -> list[list[int]]:
+def _split(rows: Sequence[tuple[Row, ...]], max_tokens: int, packed: bool) -> list[list[int]]:
     """Groups of like length together, each batch within max_tokens (or one group that alone exceeds it).
 
     A pass costs its places and, besides, about as much as PASS_COST of max_tokens; padding beyond that is
-    dearer than another pass.
+    dearer than another pass. Packed rows have none.
     """
     width = [_width(group) for group in rows]
     batches: list[list[int]] = []
-    count = tokens = 0
     for g in sorted(range(len(rows)), key=lambda g: (width[g], g)):
-        places = (count + len(rows[g])) * width[g]
-        padding = places - tokens - len(rows[g]) * width[g]
-        if not batches or places > max_tokens or padding > PASS_COST * max_tokens:
-            batches.append([])
-            count = tokens = 0
-        batches[-1].append(g)
-        count += len(rows[g])
-        tokens += len(rows[g]) * width[g]
+        joined = [*batches[-1], g] if batches else []
+        padding = 0
+        if joined and not packed:
+            padding = _places(rows, joined, packed) - sum(len(rows[one]) * width[one] for one in joined)
+        if not joined or _places(rows, joined, packed) > max_tokens or padding > PASS_COST * max_tokens:
+            batches.append([g])
+        else:
+            batches[-1].append(g)
     return batches
-
-
-def _forward(
-    model: Any, site: FFNSite, batch: Batch, mode: str, attention: AttentionSite | None
-) -> Forward:
-    if mode == "full":
-        return FullForward(model, site, batch, attention)
-    blocks = model.get_submodule(site.block_name.rpartition(".")[0])
-    return FastForward(model, site, batch, blocks, mode, attention)
-
-
-def _mode(
-    model: Any, site: FFNSite, sample: Batch, config: ResidualConfig, attention: AttentionSite | None
-) -> str:
-    """`_proved_mode`, proved once a model and site: a proof costs as much as solving a fact."""
-    known, which = _proved.setdefault(model, {}), (site.module_name, attention is not None)
-    if which not in known:
-        known[which] = _proved_mode(model, site, sample, config, attention)
-    return known[which]
-
-
-def _proved_mode(
-    model: Any, site: FFNSite, sample: Batch, config: ResidualConfig, attention: AttentionSite | None = None
-) -> str:
-    """The fastest way to run this model that agrees with the plain one on `sample` and random vectors.
-
-    Raises BuildError where gradients through it are wrong.
-    """
-    full = FullForward(model, site, sample, attention)
-    generator = torch.Generator().manual_seed(0)
-    r = torch.randn(*full.h_norm.shape, site.d2, generator=generator).to(input_device(model))
-    r *= 0.5 * config.clamp * full.h_norm[..., None] / r.norm(dim=-1, keepdim=True)
-    try:
-        plain = proof.measure(full, r)
-    except RuntimeError as error:
-        if "does not require grad" not in str(error):
-            raise
-        raise BuildError(_NO_GRADIENT.format(layer=site.layer)) from error
-    if proof.is_quantised(model) and bool(plain.logits.isfinite().all()) and not proof.has_gradient(full, plain):
-        raise BuildError(_NO_GRADIENT.format(layer=site.layer))
-    reason = "its results differ from a plain forward pass"
-    for mode in ("block", "ffn") if attention is None else ("ffn",):
-        try:
-            fast = _forward(model, site, sample, mode, attention)
-            if isinstance(fast, FastForward) and proof.agrees(fast, plain, model.dtype):
-                return mode
-        except Exception as error:  # whatever an unknown architecture raises, the plain pass still serves it
-            reason = f"{type(error).__name__}: {error}"
-    logger.warning(
-        "residuals at %s are solved with whole forward passes, several times slower: "
-        "the fast pass does not serve this model (%s)",
-        site.module_name,
-        reason,
-    )
-    return "full"
 
 
 def _solve_batch(
@@ -292,18 +226,14 @@ def _solve_batch(
     return results if kind == "memit" else _kept_alone(results, start(whole), whole, site.d2)
 
 
-def _kept_alone(
-    results: Sequence[Solved | None], forward: Forward, batch: Batch, d2: int
-) -> list[Solved | None]:
+def _kept_alone(results: Sequence[Solved | None], forward: Forward, batch: Batch, d2: int) -> list[Solved | None]:
     """The results, with the outcomes that the residuals have by themselves, without the attention's vectors."""
     kept = [torch.zeros(d2) if one is None else torch.from_numpy(one.residual) for one in results]
     ffn = torch.stack(kept).to(forward.h_norm.device)
     with torch.no_grad():
         logits = forward.logits(torch.stack([ffn, torch.zeros_like(ffn)], 1))
     facts = _outcomes(logits, batch.picks(ffn.device), len(results))
-    return [
-        None if one is None else replace(one, facts=told) for one, told in zip(results, facts, strict=True)
-    ]
+    return [None if one is None else replace(one, facts=told) for one, told in zip(results, facts, strict=True)]
 
 
 def _outcomes(logits: Tensor, picks: Picks, n_groups: int) -> list[tuple[FactOutcome, ...]]:

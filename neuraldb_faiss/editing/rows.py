@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from neuraldb_faiss.editing.prefixes import contexts
-from neuraldb_faiss.models.prompts import encode, encode_answer, encode_targets
+from neuraldb_faiss.models.prompts import encode, encode_all, encode_answer, encode_targets
 
 if TYPE_CHECKING:
     from neuraldb_faiss.facts.fact import Fact
@@ -85,6 +85,12 @@ def group_rows(
             other = encode(tokenizer, before + subject + behind, (len(before), len(before) + len(subject)))
             rows.append(Row(group, -1, False, other.ids, other.last, (), len(other.ids) - 1))
     return rows
+
+
+def prefix_tokens(tokenizer: Any, prefixes: Sequence[str]) -> list[tuple[int, ...]]:
+    """What the rows behind each prefix begin with, unless the tokenizer joins its end with what follows."""
+    texts = [f"{prefix}." for prefix in prefixes]
+    return [row.ids for row in encode_all(tokenizer, texts, [(0, len(text)) for text in texts])]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,9 @@ from helpers.reference_residual import Reference
 from helpers.tiny import save_tiny, tiny
 from neuraldb_faiss import Fact, NeuralDB, build
 from neuraldb_faiss.cli.building import build as build_command
-from neuraldb_faiss.editing import ResidualConfig, Solved, pmet, residuals, solve_residuals
+from neuraldb_faiss.editing import ResidualConfig, Solved, pmet, solve_residuals
 from neuraldb_faiss.editing.objective import Evaluation
+from neuraldb_faiss.editing.ways import Ways
 from neuraldb_faiss.errors import BuildError, ModelError
 from neuraldb_faiss.models import edit_defaults, find_attention, find_site
 from neuraldb_faiss.models.sites import FFNSite
@@ -85,11 +86,11 @@ def test_first_and_last_layer(layer: int) -> None:
     assert_equal(solved, by_reference(model, tokenizer, site, [fact], CONFIG))
 
 
-@pytest.mark.parametrize("mode", ["ffn", "full"])
-def test_every_way_to_run_the_model_gives_the_same(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, tokenizer = tiny("gptj")
+@pytest.mark.parametrize("way", ["packed ffn", "ffn", "full"])
+def test_every_way_to_run_the_model_gives_the_same(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny("phi")
     site = find_site(model, 1)
-    monkeypatch.setattr(residuals, "_mode", lambda *_: mode)
+    monkeypatch.setattr(Ways, "fastest", lambda *_: way)
     solved = solve_residuals(model, tokenizer, site, GROUPS, PREFIXES, CONFIG, kind="pmet")
     for got, group in zip(solved, GROUPS, strict=True):
         assert_equal(got, by_reference(model, tokenizer, site, group, CONFIG))
@@ -99,7 +100,7 @@ def test_the_fast_pass_runs_the_layer_from_its_attention_on(monkeypatch: pytest.
     model, tokenizer = tiny("llama")
     site = find_site(model, 2)
     calls = [0, 0, 0, 0]
-    monkeypatch.setattr(residuals, "_mode", lambda *_: "ffn")
+    monkeypatch.setattr(Ways, "fastest", lambda *_: "ffn")
     for number, block in enumerate(model.model.layers):
         q_proj = block.self_attn.q_proj
 

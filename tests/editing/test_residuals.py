@@ -14,6 +14,8 @@ from helpers.reference_residual import Reference, reference_residual
 from helpers.tiny import tiny
 from neuraldb_faiss.editing import ResidualConfig, Solved, residuals, solve_residuals
 from neuraldb_faiss.editing.objective import Adam, project
+from neuraldb_faiss.editing.packed import Heads
+from neuraldb_faiss.editing.ways import Ways
 from neuraldb_faiss.errors import BuildError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.models.sites import FFNSite, find_site
@@ -124,43 +126,43 @@ def test_other_architectures_are_right(kind: str) -> None:
         assert_equal(got, by_reference(model, tokenizer, site, group, config))
 
 
-@pytest.mark.parametrize("mode", ["block", "ffn", "full"])
-def test_every_way_to_run_the_model_gives_the_same(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, tokenizer = tiny("gptj")
+@pytest.mark.parametrize("way", ["packed block", "packed ffn", "block", "ffn", "full"])
+def test_every_way_to_run_the_model_gives_the_same(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny("phi")
     site = find_site(model, 1)
-    monkeypatch.setattr(residuals, "_mode", lambda *_: mode)
+    monkeypatch.setattr(Ways, "fastest", lambda *_: way)
     solved = solve_residuals(model, tokenizer, site, GROUPS, PREFIXES, CONFIG)
     for got, group in zip(solved, GROUPS, strict=True):
         assert_equal(got, by_reference(model, tokenizer, site, group, CONFIG))
 
 
-def proved_mode(kind: str) -> str:
+def proved(kind: str) -> str:
     model, tokenizer = tiny(kind)
     batch = residuals.Batch((tuple(residuals.group_rows(tokenizer, 0, [INSIDE], PREFIXES)),))
     with residuals.frozen(model):
-        return residuals._proved_mode(model, find_site(model, 1), batch, CONFIG)
+        return Ways(model, find_site(model, 1), None, Heads(model, ())).prove(batch, CONFIG.clamp)
 
 
 def test_the_proof_tells_architectures_apart() -> None:
-    assert {kind: proved_mode(kind) for kind in ("llama", "gpt2", "gptj", "gemma2", "olmo2")} == {
-        "llama": "block",
-        "gpt2": "block",
-        "gptj": "block",
-        "gemma2": "ffn",  # both normalise what the FFN gives
-        "olmo2": "ffn",
+    assert {kind: proved(kind) for kind in ("llama", "gpt2", "gptj", "gemma2", "olmo2")} == {
+        "llama": "packed block",
+        "gpt2": "packed block",
+        "gptj": "block",  # its attention cannot be exchanged
+        "gemma2": "ffn",  # its attention has soft caps; both normalise what the FFN gives
+        "olmo2": "packed ffn",
     }
 
 
 def test_a_model_is_proved_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny("llama")
     proved: list[str] = []
-    prove = residuals._proved_mode
+    prove = Ways.prove
 
-    def counted(model: Any, site: FFNSite, *rest: Any) -> str:
-        proved.append(site.module_name)
-        return prove(model, site, *rest)
+    def counted(self: Ways, *rest: Any) -> str:
+        proved.append(self.site.module_name)
+        return prove(self, *rest)
 
-    monkeypatch.setattr(residuals, "_proved_mode", counted)
+    monkeypatch.setattr(Ways, "prove", counted)
     config = dataclasses.replace(CONFIG, steps=2)
     for layer in (1, 1, 2):
         solve_residuals(model, tokenizer, find_site(model, layer), [[START]], PREFIXES, config)
@@ -176,18 +178,17 @@ def test_a_model_the_fast_pass_breaks_on_is_solved_anyway(caplog: pytest.LogCapt
     wanted = by_reference(model, tokenizer, site, [START], CONFIG)
     forward = model.model.forward
 
-    def without_cache(*args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("use_cache"):
-            raise NotImplementedError("no cache here")
+    def whole_only(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("position_ids") is not None:
+            raise NotImplementedError("whole texts only")
         return forward(*args, **kwargs)
 
-    model.model.forward = without_cache
+    model.model.forward = whole_only
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             (solved,) = solve_residuals(model, tokenizer, site, [[START]], PREFIXES, CONFIG)
     assert_equal(solved, wanted)
-    assert [record.getMessage() for record in caplog.records if "no cache here" in record.getMessage()] != []
-    assert len(caplog.records) == 1
+    assert ["whole texts only" in record.getMessage() for record in caplog.records] == [True]
 
 
 def test_batching_does_not_change_the_result() -> None:

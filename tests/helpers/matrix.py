@@ -20,9 +20,12 @@ from helpers.reference_pmet import reference_pmet
 from helpers.reference_residual import reference_residual
 from helpers.tiny import tiny
 from neuraldb_faiss import Fact, build
-from neuraldb_faiss.editing import residuals
+from neuraldb_faiss.editing import solve_residuals
 from neuraldb_faiss.editing.editor import Editor
+from neuraldb_faiss.editing.packed import Heads
+from neuraldb_faiss.editing.passes import frozen
 from neuraldb_faiss.editing.rows import Batch, group_rows
+from neuraldb_faiss.editing.ways import Ways
 from neuraldb_faiss.models import find_attention
 
 LAYER = 1
@@ -141,7 +144,7 @@ class Subject:
 
     def check_pmet(self) -> None:
         wanted = self._reference("pmet")
-        (solved,) = residuals.solve_residuals(
+        (solved,) = solve_residuals(
             self.model, self.tokenizer, self.site, [[FACT]], self.editor.prefixes, self.editor.config, kind="pmet"
         )
         _same_direction(torch.from_numpy(solved.residual), wanted.residual)
@@ -160,11 +163,12 @@ class Subject:
         return solve(self.model, self.tokenizer, *modules, facts, self.editor.prefixes, **settings)
 
     def way(self, kind: str = "memit") -> str:
-        """How residuals are solved: "block" (the fastest), "ffn", or "full"."""
+        """How residuals are solved: "packed block" (the fastest), "packed ffn", "block", "ffn", or "full"."""
         rows = tuple(group_rows(self.tokenizer, 0, [FACT], self.editor.prefixes))
         attention = find_attention(self.model, self.site) if kind == "pmet" else None
-        with residuals.frozen(self.model):
-            return residuals._proved_mode(self.model, self.site, Batch((rows,)), self.editor.config, attention)
+        with frozen(self.model):
+            ways = Ways(self.model, self.site, attention, Heads(self.model, ()))
+            return ways.prove(Batch((rows,)), self.editor.config.clamp)
 
 
 # What is told instead of passing, in part.
