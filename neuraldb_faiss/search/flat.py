@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from neuraldb_faiss.search.faiss_module import load_faiss, selector, small_batches
+from neuraldb_faiss.search.searcher import Searcher
 
 
-class FlatSearcher:
+class FlatSearcher(Searcher):
     """faiss.IndexFlatIP: 4 * d1 bytes of memory a key, and every key looked at."""
 
     kind = "flat"

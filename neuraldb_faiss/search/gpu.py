@@ -23,6 +23,7 @@ import torch
 from neuraldb_faiss.errors import SearchError
 from neuraldb_faiss.search.faiss_module import gpu_count, load_faiss
 from neuraldb_faiss.search.ivf import automatic_nprobe
+from neuraldb_faiss.search.searcher import Searcher
 from neuraldb_faiss.search.transfers import Transfer, to_device
 
 TEMP_BYTES = 256 << 20  # StandardGpuResources takes 1.5 GiB unless told otherwise
@@ -109,7 +110,7 @@ class _Shard:
             self._resources.setDefaultStream(self.device.index, load_faiss().cast_integer_to_cudastream_t(stream))
 
 
-class GpuSearcher:
+class GpuSearcher(Searcher):
     """What both kinds are: shards, filled evenly; the nearest of all of them, on the device of the queries.
 
     One search at a time: FAISS's GPU resources are not made for more.

@@ -29,7 +29,7 @@ def automatic_nprobe(nlist: int) -> int:
     return min(nlist, max(16, math.ceil(nlist / 8)))
 
 
-class IvfSearcher:
+class IvfSearcher(Searcher):
     """faiss.IndexIVFFlat by inner product; with nprobe = nlist it answers as `flat` does."""
 
     kind = "ivf"

@@ -16,11 +16,8 @@ from neuraldb_faiss.search.locks import ReadWriteLock
 from neuraldb_faiss.search.on_device import Candidates
 from neuraldb_faiss.search.proposing import propose
 from neuraldb_faiss.search.searcher import EntrySource, Searcher, make_searcher
-from neuraldb_faiss.search.sketch import SketchSearcher
 from neuraldb_faiss.search.vectors import exact_cosines, unit_blocks, unit_rows
 
-FIRST_K = 8  # as cheap as the single nearest (measured: 140 and 143 ms), and nearly always enough
-SKETCH_FIRST_K = 2  # the second nearest tells whether the nearest is alone; a third costs looks at keys
 GROWTH = 16
 
 
@@ -117,8 +114,7 @@ class Matcher:
         with self._lock.write():
             for block in unit_blocks(source, self._searcher.ntotal):
                 self._searcher.add(block)
-            if isinstance(self._searcher, SketchSearcher):
-                self._searcher.source = source
+            self._searcher.follow(source)
             self._view = view
 
     def match(
@@ -194,14 +190,13 @@ class Matcher:
         """Fill `best` and `scores` for the pending rows; rows with nothing above `gate` may stay approximate, and what
         is not above `above` need not be the nearest.
 
-        First all keys, without a selector (which FAISS is slow with, and a sketch is not); then again, with one and
-        with more keys, only the rows whose answer could still lie beyond what came back.
+        First all keys, without a selector where searching is slow with one; then again, with one and with more keys,
+        only the rows whose answer could still lie beyond what came back.
         """
         n = view.source.n_keys
         if searcher.ntotal > n:  # rolled back: the index still holds later keys
             allowed = np.pad(np.ones(n, bool) if allowed is None else allowed, (0, searcher.ntotal - n))
-        sketched = isinstance(searcher, SketchSearcher)
-        mask, k = (allowed, SKETCH_FIRST_K) if sketched else (None, FIRST_K)
+        mask, k = allowed if searcher.masks_freely else None, searcher.first_k
         while len(pending):
             k = min(k, searcher.ntotal)
             near, at = searcher.search(unit[pending], k, mask, above)

@@ -52,6 +52,8 @@ class Searcher(Protocol):
 
     kind: str
     tolerance: float  # no score is further than this from the cosine of the stored key
+    first_k: int = 8  # keys to ask for first: as cheap as the single nearest (143 and 140 ms), and nearly always enough
+    masks_freely: bool = False  # whether a search with `allowed` is as fast as one without
 
     @property
     def ntotal(self) -> int: ...
@@ -68,6 +70,10 @@ class Searcher(Protocol):
         less need not be found, where that spares work.
         Returns float32 scores [n, k] and int64 positions [n, k], -1 where there are fewer than k.
         """
+
+    def follow(self, source: KeySource) -> None:
+        """From now on read stored keys, where that is needed, from this snapshot: all that were added are in it."""
+        return None
 
 
 def check_kind(kind: str) -> str:

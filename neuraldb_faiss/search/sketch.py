@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from neuraldb_faiss.search.searcher import KeySource
+from neuraldb_faiss.search.searcher import KeySource, Searcher
 from neuraldb_faiss.search.vectors import unit_rows
 
 WIDTH = 160  # directions: more cost more a key, fewer leave more candidates
@@ -31,7 +31,7 @@ LOOKED = 1 << 20  # bytes of stored keys read at once: more would be new memory 
 LEVELS = 127
 
 
-class SketchSearcher:
+class SketchSearcher(Searcher):
     """Proposes the keys that can exceed a gate, each scored by its stored key; width + 4 bytes of memory a key.
 
     source: the snapshot that stored keys are read from; one in which all added keys are.
@@ -39,9 +39,11 @@ class SketchSearcher:
 
     kind = "sketch"
     tolerance = 1e-4
+    first_k = 2  # the second nearest tells whether the nearest is alone; a third costs looks at keys
+    masks_freely = True
 
     def __init__(self, source: KeySource, *, width: int = WIDTH) -> None:
-        self.source = source
+        self._source = source
         self.width = max(8, min(width, source.d1))
         # Random signs and a QR would do; Gaussian columns made orthonormal are a uniformly random subspace.
         random = np.random.default_rng(0).standard_normal((source.d1, self.width))
@@ -99,10 +101,13 @@ class SketchSearcher:
             scores[row, : len(chosen)], positions[row, : len(chosen)] = exact[chosen], columns[chosen]
         return scores, positions
 
+    def follow(self, source: KeySource) -> None:
+        self._source = source
+
     def _floor(self, cosine: float) -> float:
         """What is measured at least for a pair of this cosine, a query's own bytes apart."""
         seen = cosine
-        if self.width < self.source.d1:
+        if self.width < self._source.d1:
             inside = min(max(cosine, 1e-6 - 1), 1 - 1e-6)
             seen = math.tanh(math.atanh(inside) - Z / math.sqrt(self.width - 3))
         return seen - self._lost * self._error - self.tolerance
@@ -149,10 +154,10 @@ class SketchSearcher:
     def _exact(self, queries: np.ndarray, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """float32 [n]: the cosines of queries `rows` and the stored keys at `positions`."""
         out = np.empty(len(rows), np.float32)
-        step = max(1, LOOKED // (2 * self.source.d1))
+        step = max(1, LOOKED // (2 * self._source.d1))
         for first in range(0, len(rows), step):
             part = slice(first, first + step)
-            keys = torch.from_numpy(self.source.keys(positions[part])).float()  # ten times NumPy's pace
+            keys = torch.from_numpy(self._source.keys(positions[part])).float()  # ten times NumPy's pace
             own, which = np.unique(rows[part], return_inverse=True)
             products = (keys @ torch.from_numpy(queries[own]).T).numpy()[np.arange(len(keys)), which]
             with np.errstate(divide="ignore", invalid="ignore"):

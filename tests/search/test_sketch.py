@@ -65,7 +65,7 @@ def test_adding_masks_and_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     at_once = sketch(snapshot)
     grown = sketch(FakeSnapshot(np.empty((0, 256))))
     assert grown.ntotal == 0 and (grown.search(queries[:2], 3, above=GATE)[1] == -1).all()
-    grown.source = snapshot
+    grown.follow(snapshot)
     for first in range(0, 3_000, 450):
         rows = snapshot.stored[first : first + 450].astype(np.float32)
         grown.add(rows / np.linalg.norm(rows, axis=1, keepdims=True))

@@ -82,7 +82,7 @@ def test_changes_that_wait_are_limited_for_each_database(serve: Serve) -> None:
 
 
 def test_a_request_that_takes_too_long_is_told_so(serve: Serve) -> None:
-    served = serve(timeout=1.5)
+    served = serve(timeout=4)
     brake = Brake(served.model)
     try:
         with pytest.raises(openai.InternalServerError) as failed:
