@@ -45,7 +45,7 @@ class Ways:
     heads: Heads
 
     def start(self, way: str, batch: Batch) -> Forward:
-        """Run `batch` this way: "full", or one of those without which a fast one is named."""
+        """Run `batch` this way: "full", "block" or "ffn" (`FastForward`'s inject), or one of these two packed."""
         if way == FULL:
             return FullForward(self.model, self.site, batch, self.attention)
         inject = way.removeprefix(_PACKED)
