@@ -12,6 +12,7 @@ further pass by what they returned. It makes no assumption that `proof.agrees` d
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -96,7 +97,7 @@ class FullForward:
         self._picks = batch.picks(self._device)
 
 
-class FastForward:
+class FastForward(ABC):
     """Only the tokens from the subject's last one on, only the layers the residual reaches.
 
     inject="block" adds r to the recorded output of block l*: right wherever the FFN's output goes straight
@@ -158,29 +159,29 @@ class FastForward:
 
     # ---- a subclass's own
 
+    @abstractmethod
     def _read(self, batch: Batch) -> None:
         """Read what stands before each row's subject's last token."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _lay(self, batch: Batch) -> None:
         """Set `_ids` and `_first`, and whatever else the next passes need."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _call(self) -> Any:
         """What the model returns for `_ids`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _forget(self, rows: Tensor) -> None:
         """Of what `_read` read, keep that of the given rows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _cut(self, hidden: Tensor, batch: Batch, rows: Tensor) -> Tensor:
         """Of `hidden` states, which lie as `batch` does, those of the given rows, as they are to lie alone."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _places(self, picks: Picks) -> tuple[Tensor, Tensor]:
         """`picks` as rows and columns of `_ids`."""
-        raise NotImplementedError
 
     # ---- common
 
