@@ -10,10 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from neuraldb_faiss.errors import FactError
+from neuraldb_faiss.strict_json import MAX_DIGITS, is_text
 
 MARK = "{}"
 _FIELDS = ("id", "subject", "prompt", "target", "target_true", "relation", "source", "metadata")
 _MAX_DEPTH = 32
+_MAX_METADATA = 4 << 20  # characters as JSON, roughly
+_MAX_INTEGER = 10**MAX_DIGITS
+_SHOWN_NAME = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,7 @@ class Fact:
 
     Raises FactError, naming the rule: a field that is no string; an empty subject, prompt or target; a
     subject that is not in the prompt, or is there more than once; a subject that holds ``{}``; metadata that
-    JSON cannot hold.
+    JSON cannot hold, or of more than some four million characters; half of a surrogate pair in any text.
     """
 
     subject: str
@@ -58,7 +62,7 @@ class Fact:
             object.__setattr__(self, name, _text(name, value) if value is not None and value != "" else None)
         if not isinstance(self.metadata, Mapping):
             raise FactError(f"metadata is {_kind(self.metadata)}; it must map names to JSON values")
-        object.__setattr__(self, "metadata", _json(self.metadata, "metadata"))
+        object.__setattr__(self, "metadata", _Copy().of(self.metadata, "metadata"))
         object.__setattr__(self, "_start", _locate(self.subject, self.prompt))
         object.__setattr__(self, "_identity", _identify(self.subject, self.template))
         object.__setattr__(self, "id", _text("id", self.id) or self._identity)
@@ -184,28 +188,59 @@ def _kind(value: object) -> str:
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise FactError(f"the {name} is {_kind(value)}; it must be a string")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise FactError(f"the {name} {ascii(value[:80])} holds half of a surrogate pair; mend it") from None
+    if not is_text(value):
+        raise FactError(f"the {name} {ascii(value[:80])} {_HALF}")
     return value
 
 
-def _json(value: object, where: str, depth: int = 0) -> Any:
-    """A copy that shares nothing with the value and equals what JSON gives back (tuples are lists there)."""
-    if value is None or isinstance(value, (str, bool, int)):
-        return value
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise FactError(f"{where} holds {value}; JSON numbers are finite")
-        return value
-    if not isinstance(value, (Mapping, list, tuple)):
-        raise FactError(f"{where} holds a value {_kind(value)}; JSON has none such")
-    if depth > _MAX_DEPTH:
-        raise FactError(f"{clip(where)} is nested more than {_MAX_DEPTH} deep")
-    if not isinstance(value, Mapping):
-        return [_json(item, where, depth + 1) for item in value]
-    for name in value:
-        if not isinstance(name, str):
-            raise FactError(f"{where} has a key {_kind(name)}; keys must be strings")
-    return {name: _json(item, f"{where}.{name}", depth + 1) for name, item in value.items()}
+_HALF = "holds half of a surrogate pair; mend it"
+
+
+class _Copy:
+    """Copies a JSON value so that it shares nothing with it and equals what JSON gives back (tuples become lists)."""
+
+    def __init__(self) -> None:
+        self._left = _MAX_METADATA
+
+    def of(self, value: object, *path: str) -> Any:
+        """`path`: the names that lead to the value. Raises FactError for what JSON cannot hold."""
+        if isinstance(value, str):
+            if not is_text(value):
+                raise FactError(f"{_name(path)} is {ascii(value[:80])}, which {_HALF}")
+            self._spend(len(value))
+            return value
+        if isinstance(value, (bool, int)):
+            self._spend(value.bit_length() // 3)
+            if abs(value) >= _MAX_INTEGER:
+                raise FactError(f"{_name(path)} has more than {MAX_DIGITS:,} digits; write it as a string")
+            return value
+        self._spend(1)
+        if value is None:
+            return None
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                raise FactError(f"{_name(path)} holds {value}; JSON numbers are finite")
+            return value
+        if not isinstance(value, (Mapping, list, tuple)):
+            raise FactError(f"{_name(path)} holds a value {_kind(value)}; JSON has none such")
+        if len(path) > _MAX_DEPTH + 1:
+            raise FactError(f"{_name(path)} is nested more than {_MAX_DEPTH} deep")
+        if not isinstance(value, Mapping):
+            return [self.of(item, *path, "") for item in value]
+        for name in value:
+            if not isinstance(name, str):
+                raise FactError(f"{_name(path)} has a key {_kind(name)}; keys must be strings")
+            if not is_text(name):
+                raise FactError(f"{_name(path)} has the key {ascii(name[:80])}, which {_HALF}")
+            self._spend(len(name))
+        return {name: self.of(item, *path, name) for name, item in value.items()}
+
+    def _spend(self, characters: int) -> None:
+        self._left -= characters + 3
+        if self._left < 0:
+            raise FactError(f"the metadata take more than {_MAX_METADATA:,} characters; leave some out")
+
+
+def _name(path: tuple[str, ...]) -> str:
+    """The names that are not empty (the items of a list have none), joined and short."""
+    return clip(".".join(name[:_SHOWN_NAME] for name in path if name))[1:-1]

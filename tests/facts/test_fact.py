@@ -142,6 +142,11 @@ def test_rules(subject: Any, prompt: Any, target: Any, rule: str) -> None:
         ({"a": {1: 2}}, "metadata.a has a key of type int"),
         ({"a": [float("nan")]}, "metadata.a holds nan"),
         ({"a": {1}}, "metadata.a holds a value of type set"),
+        ({"a": ["b", {"c": "\ud800"}]}, r"metadata.a.c is '\\ud800', which holds half of a surrogate pair"),
+        ({"a": {"\udc80": 1}}, r"metadata.a has the key '\\udc80', which holds half"),
+        ({"a": 10**6000}, "metadata.a has more than 4,000 digits"),
+        ({"a": ["x" * (1 << 20)] * 5}, "the metadata take more than 4,194,304 characters"),
+        ({"a": [10**3900] * 2000}, "the metadata take more than"),
     ],
 )
 def test_metadata_is_json(metadata: Any, rule: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 import time
@@ -128,6 +129,20 @@ def test_bad_facts_change_nothing(serve: Serve, body: Any, told: str) -> None:
     assert answer.status_code == 400
     error = answer.json()["error"]
     assert told in f"{error['param']} {error['message']}"
+    assert digest(served.paths["a"]) == before
+
+
+@pytest.mark.parametrize(
+    "field", ['"metadata": {"a": ["\\ud800"]}', '"\\udc00": 1', '"source": "\\ud800"', '"new": "\\udfff"']
+)
+def test_half_of_a_surrogate_pair_is_refused_at_once(serve: Serve, field: str) -> None:
+    served = serve()
+    before = digest(served.paths["a"])
+    body = json.dumps(APPLE)[:-1] + f", {field}}}"
+    headers = {**AUTH, "Content-Type": "application/json"}
+    answer = served.http.post("/facts", content=f"[{body}]", headers=headers)
+    assert answer.status_code == 400
+    assert "half of a surrogate pair" in answer.json()["error"]["message"]
     assert digest(served.paths["a"]) == before
 
 
