@@ -12,6 +12,7 @@ import torch
 
 from neuraldb_faiss.database import NeuralDB
 from neuraldb_faiss.hook import Handle, attach
+from neuraldb_faiss.models.generation import greedy
 from neuraldb_faiss.models.sites import find_site, input_device, unwrap
 
 PREFILL = 512  # tokens
@@ -78,8 +79,7 @@ def decode(model: Any, rows: torch.Tensor) -> None:
     """The prompt is short, so decoding is what counts; it is part of both sides all the same."""
     with torch.no_grad():
         model.generate(
-            input_ids=rows, attention_mask=torch.ones_like(rows), max_new_tokens=DECODED, min_new_tokens=DECODED,
-            do_sample=False, pad_token_id=0,
+            input_ids=rows, attention_mask=torch.ones_like(rows), **greedy(DECODED)
         )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from neuraldb_faiss.baselines.reading import by_length
 from neuraldb_faiss.editing.rows import pad
 from neuraldb_faiss.errors import EvaluationError
+from neuraldb_faiss.models.generation import end_ids
 from neuraldb_faiss.models.prompts import chat_text
 from neuraldb_faiss.models.sites import input_device
 
@@ -68,7 +69,7 @@ def sample_texts(
 
 def greedy_texts(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], length: int) -> list[str]:
     """What greedy decoding says behind every row of token ids, up to `length` tokens or the text's end."""
-    ends, texts = _end_ids(model, tokenizer), [""] * len(rows)
+    ends, texts = end_ids(model, tokenizer), [""] * len(rows)
     for batch in _rows_batches(model, rows):
         decoder = _Decoder(model, [rows[i] for i in batch])
         for _ in range(length):
@@ -108,7 +109,7 @@ def match_targets(
     answers = [target.strip() for target in targets]
     # Twice the target's own tokens: a model may spell it in smaller pieces.
     limits = [4 + 2 * len(tokenizer(target, add_special_tokens=False)["input_ids"]) for target in answers]
-    ends = _end_ids(model, tokenizer)
+    ends = end_ids(model, tokenizer)
     found: list[Match | None] = [None] * len(rows)
     for batch in _rows_batches(model, rows):
         decoder = _Decoder(model, [rows[i] for i in batch])
@@ -143,14 +144,6 @@ def judge(text: str, target: str, *, done: bool, ended: bool) -> Match | None:
 
 def _chat_ids(tokenizer: Any, prompt: str) -> list[int]:
     return list(tokenizer(chat_text(tokenizer, [prompt]), add_special_tokens=False)["input_ids"])
-
-
-def _end_ids(model: Any, tokenizer: Any) -> set[int]:
-    """Tokens that end a text; a chat model's configuration may name several."""
-    config = getattr(model, "generation_config", None)
-    named = getattr(config, "eos_token_id", None)
-    ids = named if isinstance(named, list) else [named]
-    return {int(one) for one in (*ids, tokenizer.eos_token_id) if one is not None}
 
 
 def _seed(seed: int, name: str) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from neuraldb_faiss.errors import FactError, ModelError
+from neuraldb_faiss.models.generation import end_ids, greedy
 from neuraldb_faiss.models.sites import input_device, unwrap
 
 if TYPE_CHECKING:
@@ -101,10 +102,7 @@ def _continue(model: Any, tokenizer: Any, ids: list[int], max_new_tokens: int) -
         out = model.generate(
             input_ids=rows,
             attention_mask=torch.ones_like(rows),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=tokenizer.pad_token_id,
+            **greedy(max_new_tokens, end_ids(model, tokenizer), tokenizer.pad_token_id),
         )
     return [int(token) for token in out[0, len(ids) :]]
 
