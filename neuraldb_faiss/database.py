@@ -266,8 +266,12 @@ class NeuralDB:
         )  # fmt: skip
 
     def _newest(self) -> Snapshot:
-        """The newest generation, for a live handle; this object itself keeps the one it shows."""
-        return self._store.snapshot(like=self._snapshot)
+        """The newest generation, for a live handle; this object itself keeps the one it shows, unless the folder was
+        replaced. Raises as `refresh`."""
+        if self._store.continues(self._snapshot):
+            return self._store.snapshot(like=self._snapshot)
+        self.refresh()
+        return self._snapshot
 
     # ---- changing it
 
@@ -426,10 +430,33 @@ class NeuralDB:
         )  # fmt: skip
 
     def refresh(self) -> int:
-        """Show the newest generation; arrays that did not change stay open. Returns its number."""
-        self._snapshot = self._store.snapshot(like=self._snapshot)
+        """Show the newest generation; arrays that did not change stay open. Returns its number.
+
+        Where the folder was replaced since, what lies there now is opened and shown as a whole.
+
+        Raises:
+            StoreError: the folder is gone, or what lies there now has another gate (guard or gamma): open it again.
+            FingerprintError: it belongs to another model or layer. This object then goes on showing what it showed.
+        """
+        if self._store.continues(self._snapshot):
+            self._snapshot = self._store.snapshot(like=self._snapshot)
+        else:
+            self._reopen()
         self._matcher = None
         return self.generation
+
+    def _reopen(self) -> None:
+        from neuraldb_faiss.editing.editor import check_replacement
+
+        store = Store(self.path, self._store.mode)
+        try:
+            snapshot = store.snapshot(like=self._snapshot)
+            check_replacement(self.path, self._settings, snapshot.settings)
+        except BaseException:
+            store.close()
+            raise
+        # The old one is not closed: snapshots of it may still be asked for their facts, and close it when they go.
+        self._store, self._snapshot = store, snapshot
 
     def close(self) -> None:
         self._store.close()

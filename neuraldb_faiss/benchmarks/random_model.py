@@ -55,6 +55,7 @@ class MemorySource:
         self, n: int, d1: int, d2: int, keys: torch.Tensor, names: list[str], device: torch.device
     ) -> None:
         self.d1, self.d2, self.epoch, self.generation, self.n_keys = d1, d2, 1, 1, n
+        self.lineage = self.epoch
         self.key_entries, self.key_tokens = np.arange(n), np.full(n, -1, np.int32)
         self.live = np.ones(n, bool)
         self.floors: Mapping[str, float] = {}

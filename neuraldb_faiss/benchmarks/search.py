@@ -20,7 +20,7 @@ QUERIES, RECALL = 512, 128
 class HeldKeys:
     """Keys in memory as a store's snapshot has them: float16 rows."""
 
-    epoch = 1
+    epoch = lineage = 1
 
     def __init__(self, keys: np.ndarray) -> None:
         self._keys = keys

@@ -14,7 +14,7 @@ from neuraldb_faiss.editing.keys import KeyRows, compute_keys
 from neuraldb_faiss.editing.passes import check_causal
 from neuraldb_faiss.editing.prefixes import generate_prefixes
 from neuraldb_faiss.editing.residuals import FactOutcome, ResidualConfig, solve_residuals
-from neuraldb_faiss.errors import BuildError, FingerprintError
+from neuraldb_faiss.errors import BuildError, FingerprintError, StoreError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.models import (
     EditDefaults,
@@ -210,6 +210,25 @@ def check_model(
             " model, or make the database anew for this one (`neuraldb rebuild`)"
         )
     return site
+
+
+def check_replacement(path: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Whether what works with the database `before` at `path` may go on with `after`, which lies there now (settings).
+
+    Raises:
+        FingerprintError: it belongs to another model or layer. StoreError: its gate is another one.
+    """
+    old, new = Fingerprint.from_json(before["fingerprint"]), Fingerprint.from_json(after["fingerprint"])
+    if not old.matches(new) or before["ffn_module"] != after["ffn_module"]:
+        raise FingerprintError(
+            f"{path} was replaced by a database that was built with {new.describe()}; the one before with"
+            f" {old.describe()}. Put one back that fits, or open (or serve) the new one with its own model"
+        )
+    gates = [f"guard {one.get('guard') or 'none'}, gamma {one['gamma']:g}" for one in (before, after)]
+    if gates[0] != gates[1]:
+        raise StoreError(
+            f"{path} was replaced by a database with another gate ({gates[1]}; before {gates[0]}): open it again"
+        )
 
 
 def check_gamma(gamma: float) -> float:

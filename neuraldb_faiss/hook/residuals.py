@@ -16,7 +16,7 @@ CACHE_BYTES = 64 << 20  # on the GPU, for each attachment
 
 
 class ResidualCache:
-    """The last used residuals of one epoch, in which an entry's residual never changes.
+    """The last used residuals of one lineage of snapshots, in which an entry's residual never changes.
 
     Rows are kept in the dtype in which they are added. Where one call asks for more entries than fit, those that are
     not there yet are gathered for it and not kept.
@@ -25,7 +25,7 @@ class ResidualCache:
     def __init__(self, capacity_bytes: int = CACHE_BYTES) -> None:
         self._bytes = capacity_bytes
         self._lock = threading.Lock()
-        self._of: tuple[Any, ...] | None = None  # epoch, width, dtype and device of what is kept
+        self._of: tuple[Any, ...] | None = None  # lineage, width, dtype and device of what is kept
         self._table = torch.empty(0)
         self._slots: OrderedDict[int, int] = OrderedDict()  # entry -> row of the table, the longest unused first
         self._stream: Any = None
@@ -61,8 +61,8 @@ class ResidualCache:
         return to_device(np.array([self._slots[entry] for entry in entries.tolist()], np.int64), device)
 
     def _prepare(self, source: EntrySource, device: torch.device, dtype: torch.dtype) -> None:
-        if self._of != (source.epoch, source.d2, dtype, device):
-            self._of = source.epoch, source.d2, dtype, device
+        if self._of != (source.lineage, source.d2, dtype, device):
+            self._of = source.lineage, source.d2, dtype, device
             size = self._bytes // (source.d2 * dtype.itemsize)
             self._table = torch.empty((size, source.d2), dtype=dtype, device=device)
             self._slots.clear()

@@ -100,13 +100,13 @@ class Matcher:
         return self._view.source
 
     def refresh(self, source: EntrySource) -> None:
-        """Answer from another generation: only its new keys are added while the epoch is the same.
+        """Answer from another generation: only its new keys are added while the lineage is the same.
 
         A rollback to fewer keys keeps the index, whose later keys do not answer.
         """
         view = _View.of(source)
         old = self._view.source
-        if source.epoch != old.epoch or source.d1 != old.d1:
+        if source.lineage != old.lineage or source.d1 != old.d1:
             searcher = self._make(source)  # beside the old one, which goes on answering
             with self._lock.write():
                 self._searcher, self._view = searcher, view

@@ -22,6 +22,9 @@ class KeySource(Protocol):
     @property
     def epoch(self) -> int: ...
     @property
+    def lineage(self) -> object:
+        """Equal in snapshots of one database of which the later one only adds keys and entries to the earlier."""
+    @property
     def d1(self) -> int: ...
     @property
     def n_keys(self) -> int: ...

@@ -50,7 +50,7 @@ class _View:
 
     @classmethod
     def of(cls, source: NamedSource, before: _View | None = None) -> _View:
-        """`before`, of the same epoch, lends its names: within one they are only ever added to."""
+        """`before`, of the same lineage, lends its names: within one they are only ever added to."""
         known = (before.subjects, before.upto) if before else load_subjects(source)
         subjects, upto = known or (Subjects.of((), source.names), -1)
         pairs = [(entry, name) for _, entry, name in source.subject_names(upto)]
@@ -95,8 +95,8 @@ class SubjectMatcher:
         return self._view.subjects.reach
 
     def refresh(self, source: NamedSource) -> None:
-        """Answer from another generation; only its new names are read while the epoch is the same."""
-        same = source.epoch == self._view.source.epoch
+        """Answer from another generation; only its new names are read while the lineage is the same."""
+        same = source.lineage == self._view.source.lineage
         self._view = _View.of(source, self._view if same else None)
 
     def match(self, queries: torch.Tensor, text: Folded, first_tokens: np.ndarray) -> Matches:

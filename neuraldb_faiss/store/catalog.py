@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from neuraldb_faiss.errors import CorruptError, StoreError
-from neuraldb_faiss.store import schema
+from neuraldb_faiss.store import files, schema
 from neuraldb_faiss.store.records import (
     FACT_COLUMNS,
     Generation,
@@ -42,12 +42,22 @@ class Catalog:
         self.root = root
         self.path = root / schema.NAME
         self._lock = threading.RLock()
+        before = files.place_of(self.path)
         self._connection = schema.connect(root, write=write, create=create)
+        self.place = files.place_of(self.path)  # of the open file
+        if before not in (None, self.place):
+            self._connection.close()
+            raise StoreError(f"{root} was replaced while it was opened: open it again")
         self._connection.row_factory = sqlite3.Row
 
     def close(self) -> None:
         with self._lock:
             self._connection.close()
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the file at our path is the one that is open: False once that was moved, removed or replaced."""
+        return files.place_of(self.path) == self.place
 
     # ---- running statements
 
@@ -151,6 +161,11 @@ class Catalog:
     def generation(self) -> int:
         """The last committed generation; 0 where nothing was published yet."""
         return self.one("SELECT MAX(generation) FROM generations") or 0
+
+    def digest_of(self, generation: int) -> str | None:
+        """The digest that is kept of a generation; None where there is no such one."""
+        digest = self.one("SELECT digest FROM generations WHERE generation = ?", (generation,))
+        return None if digest is None else str(digest)
 
     def generations(self) -> list[Generation]:
         return [Generation(**dict(row)) for row in self.all("SELECT * FROM generations ORDER BY generation")]

@@ -60,6 +60,23 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
+def place_of(path: Path) -> tuple[int, int] | None:
+    """Device and inode of the file at `path`: another file put there has others. None where there is none."""
+    try:
+        info = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return info.st_dev, info.st_ino
+
+
+def changed_at(path: Path) -> int | None:
+    """When the bytes of the file at `path` last changed, in nanoseconds; None where there is none."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 def make_folder(path: Path) -> None:
     path.mkdir(parents=True)
 

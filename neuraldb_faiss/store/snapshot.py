@@ -24,15 +24,19 @@ class Snapshot:
 
     def __init__(
         self, root: Path, catalog: Catalog, generation: int, settings: dict[str, Any],
-        segments: dict[int, Segment] | None = None,
+        segments: dict[int, Segment] | None = None, lineage: object = None,
     ) -> None:  # fmt: skip
-        """settings: those of `generation`. segments: open ones, lent by another snapshot of the same epoch."""
+        """settings: those of `generation`. segments: open ones, lent by another snapshot of the same `lineage`."""
         self.generation = generation
+        self.place = catalog.place
+        self.digest = catalog.digest_of(generation)
         self.settings = settings
         self.epoch: int = settings["epoch"]
         self.d1: int = settings["d1"]
         self.d2: int = settings["d2"]
         self.search_folder: Path | None = root / "search"  # what is derived from this snapshot may be kept there
+        # Equal where keys and entries are only ever added from one snapshot to another.
+        self.lineage: object = lineage or (catalog.place, self.epoch)
         self._catalog = catalog
         known = segments or {}
         self.segments = [
@@ -145,8 +149,7 @@ class Snapshot:
 
     def digest_of(self, generation: int) -> str | None:
         """The digest that the catalog keeps of a generation; None where it knows none."""
-        digest = self._catalog.one("SELECT digest FROM generations WHERE generation = ?", (generation,))
-        return None if digest is None else str(digest)
+        return self._catalog.digest_of(generation)
 
     def names(self, entry_id: int) -> tuple[str, ...]:
         """All names of the facts that the entry serves or served."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Store:
             raise StoreError(f"mode is {mode!r}; it must be 'r' or 'rw'")
         self.root = Path(root)
         self.mode = mode
+        self._looked_at = files.changed_at(self.root / schema.NAME)  # `continues` looks closer where it changed since
         self.catalog = Catalog(self.root, write=mode == "rw")
         if self.catalog.generation == 0:
             self.catalog.close()
@@ -53,7 +54,7 @@ class Store:
         if strange:
             raise StoreError(f"{root} holds other files ({strange[0]}): name a new folder for the database")
         store = cls.__new__(cls)
-        store.root, store.mode = root, "rw"
+        store.root, store.mode, store._looked_at = root, "rw", None
         with writer_lock(root, "create", wait=0):
             store.catalog = Catalog(root, write=True, create=True)
             if store.catalog.generation:
@@ -93,7 +94,7 @@ class Store:
         """The database as it was at `generation` (the newest: None); `like` lends its open segments.
 
         Raises:
-            StoreError: there is no such generation, or it was compacted away.
+            StoreError: there is no such generation, or it was compacted away, or the folder was replaced.
             CorruptError: an array is not what the catalog says.
         """
         while True:
@@ -103,13 +104,36 @@ class Store:
                     newest = self.catalog.generation
                     wanted = newest if generation is None else generation
                     settings = self.check_generation(wanted)
-                    epoch = settings["epoch"]
-                    lend = {s.record.segment: s for s in like.segments} if like and like.epoch == epoch else None
-                    return Snapshot(self.root, self.catalog, wanted, settings, lend)
+                    snapshot = self._snapshot(wanted, settings, like)
+                if not self.catalog.in_place:
+                    raise StoreError(f"{self.root} was moved or replaced since it was opened: open it again")
+                return snapshot
             except StoreError:
                 # Between reading the catalog and opening the arrays a compaction may have replaced them.
                 if self.catalog.generation == newest:
                     raise
+
+    def _snapshot(self, generation: int, settings: dict[str, Any], like: Snapshot | None) -> Snapshot:
+        if like is None or like.epoch != settings["epoch"]:
+            return Snapshot(self.root, self.catalog, generation, settings)
+        if self.continues(like):
+            lent = {segment.record.segment: segment for segment in like.segments}
+            return Snapshot(self.root, self.catalog, generation, settings, lent, like.lineage)
+        another = (self.catalog.place, settings["epoch"], self.catalog.digest_of(generation))
+        return Snapshot(self.root, self.catalog, generation, settings, lineage=another)
+
+    def continues(self, snapshot: Snapshot) -> bool:
+        """Whether the database at our path is the one that `snapshot` was read from: the same file, with the history
+        up to there. False once the folder was moved, removed or replaced, or an old copy was written over it."""
+        if not self.catalog.in_place or self.catalog.place != snapshot.place:
+            return False
+        changed = files.changed_at(self.catalog.path)
+        if changed != self._looked_at:  # SQLite's cache may not notice a copy that was written over the file
+            with closing(Catalog(self.root)) as fresh:
+                if fresh.digest_of(snapshot.generation) != snapshot.digest:
+                    return False
+            self._looked_at = changed
+        return self.catalog.digest_of(snapshot.generation) == snapshot.digest
 
     def check_generation(self, generation: int) -> dict[str, Any]:
         """The settings at `generation`. Raises StoreError where it does not exist or was compacted away."""

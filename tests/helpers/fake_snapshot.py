@@ -26,7 +26,8 @@ class FakeSnapshot:
         table = np.zeros((self.n_entries, 4)) if residuals is None else residuals
         self.table = np.asarray(table, np.float32)
         self.d2 = self.table.shape[1]
-        self.epoch, self.generation, self.block = epoch, generation, block
+        self.epoch = self.lineage = epoch
+        self.generation, self.block = generation, block
         self.rows_read = 0  # residual rows gathered so far
         self.blocks_read = 0  # key rows handed out in blocks so far
 
