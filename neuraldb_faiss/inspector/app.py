@@ -14,10 +14,11 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field
 
 from neuraldb_faiss.database import NeuralDB
-from neuraldb_faiss.errors import NeuralDBError, StoreError
+from neuraldb_faiss.errors import FingerprintError, NeuralDBError, StoreError
 from neuraldb_faiss.inspector.looking import Look, Looker
 from neuraldb_faiss.inspector.rendering import histogram_part, live_page, look_part
-from neuraldb_faiss.serving.errors import ApiError, too_slow
+from neuraldb_faiss.serving.errors import ApiError, too_slow, unreadable
+from neuraldb_faiss.serving.facts import check
 from neuraldb_faiss.serving.jobs import Job
 from neuraldb_faiss.serving.service import Service, bearer
 from neuraldb_faiss.serving.tenants import Tenant
@@ -50,7 +51,9 @@ class Rollback(Job):
         return {**super().to_dict(), "kind": "rollback"}
 
     def run(self, model: Any, tokenizer: Any, pause: Callable[[], None]) -> None:
-        """Raises LockedError: another process writes. StoreError: there is no way back to there."""
+        """Raises LockedError: another process writes. StoreError: there is no way back to there. FingerprintError: a
+        database of another model took the folder's place."""
+        self.tenant.check()
         with closing(Store(self.tenant.path, "rw")) as store:
             self.change = rollback(store, self.to, wait=0)
         self.generation, self.done = self.change.generation, self.total
@@ -67,10 +70,12 @@ class Inspected:
         """`what` of the looker at the newest generation. Raises ApiError."""
 
         def run(model: Any, tokenizer: Any) -> T:
-            if self._looker is None:
-                self._looker = Looker(NeuralDB.open(self.path), model, tokenizer)
-            self._looker.refresh()
-            return what(self._looker)
+            try:
+                looker = self._looker or self._open(model, tokenizer)
+                looker.refresh()
+            except (StoreError, FingerprintError):  # perhaps another database took the folder's place
+                looker = self._open(model, tokenizer)
+            return what(looker)
 
         try:
             async with asyncio.timeout(service.limits.timeout):
@@ -79,15 +84,21 @@ class Inspected:
             raise too_slow(service.limits.timeout) from None
         except ApiError:
             raise
-        except StoreError as error:
-            raise ApiError(503, f"the database cannot be read now: {error}", code="unreadable") from error
+        except (StoreError, FingerprintError) as error:
+            raise unreadable(NAME, error) from error
         except NeuralDBError as error:
             raise ApiError(400, str(error)) from error
+
+    def _open(self, model: Any, tokenizer: Any) -> Looker:
+        self.close()
+        self._looker = Looker(NeuralDB.open(self.path), model, tokenizer)
+        return self._looker
 
     def close(self) -> None:
         """When the server has stopped."""
         if self._looker is not None:
             self._looker.close()
+            self._looker = None
 
 
 def routes(inspected: Inspected) -> APIRouter:
@@ -105,7 +116,7 @@ def routes(inspected: Inspected) -> APIRouter:
 
     @router.get("/inspect/about")
     def about(request: Request) -> JSONResponse:
-        _tenant(request)
+        check(_tenant(request))
         service = Service.of(request)
         with NeuralDB.open(inspected.path) as db:
             return JSONResponse(
@@ -145,7 +156,7 @@ def routes(inspected: Inspected) -> APIRouter:
     @router.get("/inspect/history")
     def history(request: Request) -> JSONResponse:
         """Newest first; kept: whether one can be rolled back to."""
-        _tenant(request)
+        check(_tenant(request))
         with NeuralDB.open(inspected.path) as db:
             now, first, found = db.generation, int(db.settings["history_start"]), db.history()
         data = [{**one.to_dict(), "kept": one.generation >= first} for one in reversed(found)]
@@ -155,6 +166,7 @@ def routes(inspected: Inspected) -> APIRouter:
     def back(body: Back, request: Request) -> JSONResponse:
         service, tenant = Service.of(request), _tenant(request)
         service.tenants.check_change(tenant, bearer(request))
+        check(tenant)
         job = Rollback(tenant, to=body.generation)
         service.engine.change(job)
         return JSONResponse(job.to_dict(), 202, headers={"Location": f"/jobs/{job.id}"})

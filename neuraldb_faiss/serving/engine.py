@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from neuraldb_faiss.errors import LockedError, NeuralDBError
 from neuraldb_faiss.serving import batch
 from neuraldb_faiss.serving.asks import Ask, Failed
-from neuraldb_faiss.serving.errors import ApiError, stopping
+from neuraldb_faiss.serving.errors import ApiError, stopping, unreadable
 from neuraldb_faiss.serving.jobs import LOCK_WAIT, Interrupted, Job
 from neuraldb_faiss.serving.metrics import Metrics
 from neuraldb_faiss.serving.settings import Limits
@@ -186,22 +186,22 @@ class Engine:
         """Those whose databases show their newest generation; the others are told that theirs cannot be read."""
         broken: dict[Tenant, ApiError] = {}
         for tenant in {ask.tenant for ask in asks if ask.tenant is not None}:
-            if not self._refresh(tenant):
-                broken[tenant] = ApiError(503, f"the database {tenant.name} cannot be read now", code="unreadable")
+            if (error := self._refresh(tenant)) is not None:
+                broken[tenant] = error
         for ask in asks:
             if ask.tenant in broken:
                 ask.send(Failed(broken[ask.tenant]))
         return [ask for ask in asks if ask.tenant not in broken]
 
-    def _refresh(self, tenant: Tenant) -> bool:
-        """Move to the newest generation; False where it cannot be read."""
+    def _refresh(self, tenant: Tenant) -> ApiError | None:
+        """Move to the newest generation; what to tell who asks, where it cannot be read."""
         try:
             tenant.refresh()
         except NeuralDBError as error:
             logger.error("the database %s cannot be read: %s", tenant.name, error)
-            return False
+            return unreadable(tenant.name, error)
         self._metrics.show(tenant)
-        return True
+        return None
 
     def _work(self) -> None:
         """Make one change, if one is due."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from neuraldb_faiss.errors import NeuralDBError
+from neuraldb_faiss.errors import FingerprintError, NeuralDBError
 
 
 class ApiError(NeuralDBError):
@@ -39,6 +39,17 @@ def kind(status: int) -> str:
 
 def stopping() -> ApiError:
     return ApiError(503, "the server is shutting down: ask again later", code="shutting_down")
+
+
+def unreadable(database: str, why: NeuralDBError) -> ApiError:
+    """Of a database that cannot answer now. Paths on the server are not told to clients."""
+    message = f"the database {database} cannot be read now; the server's log says more"
+    if isinstance(why, FingerprintError):
+        message = (
+            f"the database {database} was replaced by one that was built with another model or layer: put back one that"
+            " fits, or start the server with the model that this one was built with"
+        )
+    return ApiError(503, message, code="unreadable")
 
 
 def too_slow(seconds: float) -> ApiError:

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
 
-from neuraldb_faiss.errors import FactError, StoreError
+from neuraldb_faiss.errors import FactError, NeuralDBError
 from neuraldb_faiss.facts import Fact, fold
 from neuraldb_faiss.serving.asks import Ask
-from neuraldb_faiss.serving.errors import ApiError
+from neuraldb_faiss.serving.errors import ApiError, unreadable
 from neuraldb_faiss.serving.jobs import Job
 from neuraldb_faiss.serving.sampling import Sampling
 from neuraldb_faiss.serving.schemas import Explain, Facts
@@ -48,6 +48,7 @@ async def add(body: Facts, request: Request) -> JSONResponse:
     tenant = _to_change(request)
     if len(body.facts) > service.limits.facts:
         raise ApiError(400, f"{len(body.facts)} facts: send {service.limits.facts} at once, at most", param="facts")
+    await asyncio.to_thread(check, tenant)
     folded = await asyncio.to_thread(_folded, service, body)
     return _accepted(service, Job(tenant, facts=tuple(folded), total=len(folded)))
 
@@ -113,13 +114,20 @@ def _to_change(request: Request) -> Tenant:
     return tenant
 
 
+def check(tenant: Tenant) -> None:
+    """Raises ApiError (503) where a change would not go into a database that can answer."""
+    try:
+        tenant.check()
+    except NeuralDBError as error:
+        raise unreadable(tenant.name, error) from error
+
+
 def _read(tenant: Tenant, **where: Any) -> tuple[int, list[StoredFact]]:
     """The newest generation, and its facts that fit."""
     try:
-        generation = tenant.reader.generation
-        return generation, list(tenant.reader.catalog.facts(generation, **where))
-    except StoreError as error:
-        raise ApiError(503, f"the database {tenant.name} cannot be read now", code="unreadable") from error
+        return tenant.read(**where)
+    except NeuralDBError as error:
+        raise unreadable(tenant.name, error) from error
 
 
 def _folded(service: Service, given: Facts) -> list[Fact]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from neuraldb_faiss.database import NeuralDB
 from neuraldb_faiss.editing.editor import check_model
 from neuraldb_faiss.errors import NeuralDBError
 from neuraldb_faiss.hook import Fire, attach
-from neuraldb_faiss.models import Fingerprint
+from neuraldb_faiss.models import FFNSite, Fingerprint
 from neuraldb_faiss.serving.errors import ApiError
 from neuraldb_faiss.serving.routing import RowGate
 from neuraldb_faiss.serving.settings import UNEDITED, Limits, Tokens
@@ -21,32 +22,69 @@ from neuraldb_faiss.store import Store, StoredFact
 class Tenant:
     """One database, attached to the model for the rows that ask for it.
 
-    The worker's thread alone uses it, but for `name`, `path` and `reader`.
-
-    Attributes: reader, for other threads: a connection of its own, that always sees the newest generation.
+    The worker's thread alone uses it, but for `name`, `path`, `read` and `check`.
     """
 
     def __init__(self, name: str, path: Path, model: Any, tokenizer: Any, trace_size: int) -> None:
         """Raises NeuralDBError: no database there, or one of another model."""
         self.name = name
         self.path = path
-        self.reader = Store(path)
-        self._store = Store(path)
-        self._db = NeuralDB(self._store)
-        self.generation = self._db.generation
-        self.facts = len(self._db)
-        settings = self._db.settings
-        site = check_model(Fingerprint.from_json(settings["fingerprint"]), settings, model)
-        self._gate = RowGate(self._db.gate(model, tokenizer))
-        self._handle = attach(self._gate, model, site=site, trace_size=trace_size)
+        self._model, self._tokenizer, self._trace_size = model, tokenizer, trace_size
+        self._open()
+
+    def _open(self) -> None:
+        """Attach what lies at the path now, as a whole. Where it cannot be, nothing changes here."""
+        store = Store(self.path)
+        try:
+            db = NeuralDB(store)
+            site = _fitting_site(db.settings, self._model)
+            gate = RowGate(db.gate(self._model, self._tokenizer))
+            self._handle = attach(gate, self._model, site=site, trace_size=self._trace_size)
+        except BaseException:
+            store.close()
+            raise
+        self._store, self._db, self._gate = store, db, gate
+        self._belongs_to = _belongs_to(db.settings)
+        self.generation, self.facts = db.generation, len(db)
 
     def refresh(self) -> None:
-        """Show the newest generation. Raises NeuralDBError where it cannot be read."""
-        if self._store.generation != self.generation:
+        """Show the newest generation, or the database that took the folder's place.
+
+        Raises NeuralDBError where it cannot be read, or was built with another model.
+        """
+        if not self._store.continues(self._db.snapshot):
+            handle, store = self._handle, self._store
+            self._open()
+            handle.remove()
+            store.close()
+        elif self._store.generation != self.generation:
             self._db.refresh()
             self._handle.refresh(self._db.snapshot)
             self.facts = len(self._db)
             self.generation = self._db.generation
+
+    def read(self, **where: Any) -> tuple[int, list[StoredFact]]:
+        """The newest generation and its facts that fit (see `Catalog.facts`), for any thread. Raises as `check`."""
+        with self._reading() as store:
+            generation = store.generation
+            return generation, list(store.catalog.facts(generation, **where))
+
+    def check(self) -> None:
+        """For any thread: whether what lies at the path can answer, so that it may be read and changed.
+
+        Raises NeuralDBError where it cannot be read, or was built with another model.
+        """
+        with self._reading():
+            pass
+
+    @contextmanager
+    def _reading(self) -> Iterator[Store]:
+        """What lies at the path, opened anew: so it is never one that was replaced."""
+        with closing(Store(self.path)) as store:
+            settings = store.settings(store.generation)
+            if _belongs_to(settings) != self._belongs_to:
+                _fitting_site(settings, self._model)
+            yield store
 
     def answer(self, rows: Sequence[int], batch: int) -> None:
         """Fire in these rows of batches of this many, and in no others."""
@@ -71,7 +109,16 @@ class Tenant:
     def close(self) -> None:
         self._handle.remove()
         self._store.close()
-        self.reader.close()
+
+
+def _belongs_to(settings: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What decides whether a database with these settings fits a model."""
+    return tuple(settings[name] for name in ("fingerprint", "layer", "ffn_module", "d1", "d2"))
+
+
+def _fitting_site(settings: Mapping[str, Any], model: Any) -> FFNSite:
+    """Where a database with these settings is attached. Raises FingerprintError: it was built with another model."""
+    return check_model(Fingerprint.from_json(settings["fingerprint"]), settings, model)
 
 
 class Tenants:

@@ -113,6 +113,8 @@ def as_store_error(error: sqlite3.Error, path: Path) -> StoreError:
     name = getattr(error, "sqlite_errorname", "") or ""
     if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
         return CorruptError(f"{path} is damaged ({error}): restore it from a copy")
+    if name == "SQLITE_READONLY_DBMOVED":
+        return StoreError(f"{path} was moved or replaced since it was opened: nothing was written; open it again")
     if name.startswith(("SQLITE_READONLY", "SQLITE_PERM")):
         return StoreError(f"{path} cannot be written ({error}): give yourself write access, or work on a copy")
     if name.startswith("SQLITE_FULL"):
