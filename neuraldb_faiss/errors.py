@@ -16,7 +16,7 @@ class ConflictError(FactError):
 
 
 class ModelError(NeuralDBError):
-    """A model cannot be loaded, or has no FFN where one was looked for."""
+    """A model cannot be loaded, has no FFN where one was looked for, or ran past the database attached to it."""
 
 
 class FingerprintError(ModelError):

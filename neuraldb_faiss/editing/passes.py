@@ -117,12 +117,21 @@ def like(output: Any, hidden: Tensor) -> Any:
     return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
 
 
+_STANDS_IN = "_neuraldb_stands_in"
+
+
+def stands_in(module: nn.Module) -> bool:
+    """Whether `standing_in` has replaced the module's `forward`."""
+    return hasattr(module.__dict__.get("forward"), _STANDS_IN)
+
+
 @contextmanager
 def standing_in(blocks: list[nn.Module], forwards: list[Callable[..., Any]]) -> Iterator[None]:
     """Replace the `forward` of each block; what was there (the class's or the block's own) comes back."""
     own = [block.__dict__.get("forward") for block in blocks]
     try:
         for block, forward in zip(blocks, forwards, strict=True):
+            setattr(forward, _STANDS_IN, True)
             block.forward = forward
         yield
     finally:

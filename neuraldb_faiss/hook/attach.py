@@ -9,10 +9,12 @@ from typing import Protocol
 from torch import nn
 
 from neuraldb_faiss.errors import FingerprintError, ModelError, NeuralDBError
+from neuraldb_faiss.hook import copying
 from neuraldb_faiss.hook.compiled import mark, unmark
 from neuraldb_faiss.hook.context import Context
 from neuraldb_faiss.hook.gates import Gate
 from neuraldb_faiss.hook.lookup import Fire, Lookup
+from neuraldb_faiss.hook.missed import why_missed
 from neuraldb_faiss.models.sites import unwrap
 from neuraldb_faiss.search.searcher import EntrySource
 
@@ -33,6 +35,9 @@ class Site(Protocol):
 class Handle:
     """A database in a model, until `remove()` or the end of a `with`.
 
+    A forward of the model that does not reach the layer raises ModelError: its answer would be unedited. Copies and
+    pickles of the model come without the database.
+
     Attributes: calls (forwards seen) and hits (tokens that fired), both over all threads.
     """
 
@@ -44,8 +49,14 @@ class Handle:
         self._context = Context(model, site.module_name, remembers=gate.wants_past)
         self._lookup = Lookup(gate, self._context, trace_size)
         self._hook = site.module.register_forward_hook(self._lookup.hook)
-        self._module = site.module
+        self._model, self._name, self._module = model, site.module_name, site.module
+        copying.leave_out(self._module, self._hook)
         mark(self._module)
+        self._context.missed = self._missed  # last: forwards that began before had not all the hooks
+
+    def _missed(self) -> None:
+        if not self._lookup.is_off and (why := why_missed(self._model, self._name, self._module)) is not None:
+            raise ModelError(why)
 
     @property
     def calls(self) -> int:
@@ -90,6 +101,7 @@ class Handle:
         if not self._lookup.removed:
             self._lookup.removed = True
             self._hook.remove()
+            copying.forget(self._module, self._hook)
             self._context.remove()
             unmark(self._module)
 

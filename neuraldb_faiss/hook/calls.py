@@ -43,7 +43,7 @@ class Tokens:
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """The arguments of one forward, as they were before it ran."""
+    """The arguments of one forward, as they were before it ran. looked: a lookup was made in it, or none is due."""
 
     module: nn.Module | None
     ids: torch.Tensor | None
@@ -54,6 +54,7 @@ class Call:
     shape: torch.Size | None  # [B, T]
     known: Tokens | None = None
     sent: tuple[tuple[str, ...], Transfer] | None = None
+    looked: bool = False
 
     def send(self) -> None:
         """Start what `_read` needs on its way to the host, where that is another place."""

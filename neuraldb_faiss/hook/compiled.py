@@ -113,10 +113,18 @@ def unmark(module: nn.Module) -> None:
     if hasattr(own, _USERS):
         setattr(own, _USERS, getattr(own, _USERS) - 1)
         if getattr(own, _USERS) == 0:
-            del module.__dict__["forward"]
-            if (before := getattr(own, _BEFORE)) is not None:
-                module.__dict__["forward"] = before
+            without_mark(module.__dict__)
     forget_compiled_code()
+
+
+def without_mark(state: dict[str, Any]) -> dict[str, Any]:
+    """A module's `__dict__` as it was before `mark`; changes and returns it."""
+    own = state.get("forward")
+    if hasattr(own, _USERS):
+        del state["forward"]
+        if (before := getattr(own, _BEFORE)) is not None:
+            state["forward"] = before
+    return state
 
 
 def forget_compiled_code() -> None:

@@ -1,14 +1,15 @@
 """What the hooked layer cannot see: which tokens are padding, where in its text each one stands, its id.
 
 The layer gets activations only. The modules around it that take `input_ids` get the rest, so a pre-hook on
-each of them notes it, per thread, for as long as their forward lasts.
+each of them notes it, per thread, for as long as their forward lasts. When the outermost one ends it is known whether
+the layer was reached.
 """
 
 from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -17,30 +18,52 @@ import numpy as np
 import torch
 from torch import nn
 
+from neuraldb_faiss.hook import copying
 from neuraldb_faiss.hook.calls import Call, Tokens, read
 from neuraldb_faiss.hook.history import remember
 
 
 class Context:
-    """Hooks on every module between the model and one of its layers that takes `input_ids`."""
+    """Hooks on every module between the model and one of its layers that takes `input_ids`.
+
+    Attributes: missed, called where a forward that began after this was set ends without a lookup (`looked`).
+    """
+
+    missed: Callable[[], None] | None = None
 
     def __init__(self, model: nn.Module, module_name: str, *, remembers: bool = False) -> None:
         """remembers: keep what went into a KV cache, for `Tokens.past` of later forwards."""
         self._remembers = remembers
         self._local = threading.local()
-        self._hooks: list[Any] = []
+        self._hooks: list[tuple[nn.Module, Any]] = []
         self._root: nn.Module | None = None
-        self._enter_eagerly, self._leave_eagerly = map(torch.compiler.disable, (self._enter, self._leave))
+        self._enter_eagerly, self._leave_eagerly, self._missed_eagerly = map(
+            torch.compiler.disable, (self._enter, self._leave, self._tell_missed)
+        )
         for owner in _owners(model, module_name):
             self._root = self._root or owner
             names = tuple(inspect.signature(owner.forward).parameters)
             enter = partial(self._enter_as_may_be, names)
-            self._hooks.append(owner.register_forward_pre_hook(enter, with_kwargs=True))
-            self._hooks.append(owner.register_forward_hook(self._leave_as_may_be, always_call=True))
+            before = owner.register_forward_pre_hook(enter, with_kwargs=True)
+            after = owner.register_forward_hook(self._leave_as_may_be, always_call=True)
+            for hook in (before, after):
+                copying.leave_out(owner, hook)
+                self._hooks.append((owner, hook))
 
     def remove(self) -> None:
-        for hook in self._hooks:
+        for owner, hook in self._hooks:
             hook.remove()
+            copying.forget(owner, hook)
+
+    def looked(self) -> None:
+        """The layer was reached by the forward that runs in this thread."""
+        for call in self._stack():
+            call.looked = True
+
+    def looked_in_trace(self) -> None:
+        """As `looked`, of the forward that torch.compile traces."""
+        for call in self._traced():
+            call.looked = True
 
     def tokens(self, shape: torch.Size) -> Tokens:
         """The tokens of the forward that runs in this thread; columns are all that is known outside of one.
@@ -100,7 +123,9 @@ class Context:
 
     def _leave_as_may_be(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if torch.compiler.is_compiling() and self._traced():
-            self._traced().pop()
+            call = self._traced().pop()
+            if not call.looked and not self._traced():
+                self._missed_eagerly()
         else:
             self._leave_eagerly(module, args, output)
 
@@ -124,14 +149,23 @@ class Context:
                 call.sent = outer.sent
         if call.sent is None and call.is_away():
             call.send()
+        call.looked = self.missed is None
         stack.append(call)
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         stack = self._stack()
         if stack and stack[-1].module is module:  # not so where another's pre-hook failed before ours
             call = stack.pop()
-            if not stack and self._remembers:
+            if stack:
+                return
+            if not call.looked and output is not None:  # None: an exception is on its way
+                self._tell_missed()
+            if self._remembers:
                 _remember(call, getattr(output, "past_key_values", None))
+
+    def _tell_missed(self) -> None:
+        if self.missed is not None:
+            self.missed()
 
 
 def _remember(call: Call, made: Any) -> None:

@@ -2,11 +2,13 @@
 
 The ids are kept on the cache's first layer, which is given a class that carries them along wherever the cache is
 reordered (beam search), repeated, selected from or copied. A cache that is cropped is shorter than what is known of
-it, and the rest is forgotten.
+it, and the rest is forgotten. A pickled cache has its original class again, and no ids: it can be read where this
+package is not installed.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -69,6 +71,26 @@ def _carrying(kind: type) -> type:
         def batch_repeat_interleave(self, repeats: int) -> Any:
             self._neuraldb_pick(np.repeat(np.arange(len(self._neuraldb_past[0])), repeats))
             return super().batch_repeat_interleave(repeats)
+
+        def _neuraldb_plain(self) -> Any:
+            plain: Any = object.__new__(kind)
+            plain.__dict__.update({name: one for name, one in vars(self).items() if name != "_neuraldb_past"})
+            return plain
+
+        def _neuraldb_again(self, plain: Any) -> Any:
+            plain.__class__ = type(self)
+            plain._neuraldb_past = self._neuraldb_past
+            return plain
+
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            # From protocol 2 on pickle wants the class that is made to be the object's own.
+            return self._neuraldb_plain().__reduce_ex__(1)
+
+        def __copy__(self) -> Any:
+            return self._neuraldb_again(copy.copy(self._neuraldb_plain()))
+
+        def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+            return self._neuraldb_again(copy.deepcopy(self._neuraldb_plain(), memo))
 
     Carrying.__name__ = Carrying.__qualname__ = kind.__name__
     Carrying.__module__ = kind.__module__

@@ -156,6 +156,7 @@ class Lookup:
         if torch.compiler.is_compiling():
             call = self._context.traced_call()
             if call is not None:
+                self._context.looked_in_trace()
                 return compiled.lookup(args[0], output, call, self._number)
         return self._eagerly(module, args, output)
 
@@ -166,8 +167,9 @@ class Lookup:
         return output.clone() if changed is None else changed
 
     def __call__(self, module: Any, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
+        self._context.looked()
         # Compiled code may go on calling a hook that was removed since; it then changes nothing.
-        if self.removed or self._thread.disabled or not args[0].numel():
+        if self.is_off or not args[0].numel():
             return None
         found = self.find(args[0], output.dtype)
         if found is None:
@@ -175,6 +177,11 @@ class Lookup:
         rows, residuals = found[0].to(output.device), found[1].to(output.device)
         flat = output.reshape(-1, output.shape[-1])
         return flat.index_add(0, rows, residuals).reshape(output.shape)  # a copy: others may hold the output
+
+    @property
+    def is_off(self) -> bool:
+        """Whether it changes nothing in this thread: removed, or disabled."""
+        return self.removed or bool(self._thread.disabled)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
