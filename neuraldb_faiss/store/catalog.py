@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from neuraldb_faiss.errors import CorruptError, StoreError
-from neuraldb_faiss.store import files, schema
+from neuraldb_faiss.store import files, schema, sqlite_files
 from neuraldb_faiss.store.records import (
     FACT_COLUMNS,
     Generation,
@@ -42,12 +42,7 @@ class Catalog:
         self.root = root
         self.path = root / schema.NAME
         self._lock = threading.RLock()
-        before = files.place_of(self.path)
-        self._connection = schema.connect(root, write=write, create=create)
-        self.place = files.place_of(self.path)  # of the open file
-        if before not in (None, self.place):
-            self._connection.close()
-            raise StoreError(f"{root} was replaced while it was opened: open it again")
+        self._connection, self.place = schema.connect(root, write=write, create=create)
         self._connection.row_factory = sqlite3.Row
 
     def close(self) -> None:
@@ -59,10 +54,20 @@ class Catalog:
         """Whether the file at our path is the one that is open: False once that was moved, removed or replaced."""
         return files.place_of(self.path) == self.place
 
+    def check_place(self) -> None:
+        """Raises StoreError where another file lies at the catalog's path than the one that is open here."""
+        if not self.in_place:
+            raise StoreError(
+                f"{self.root} was moved or replaced since it was opened: nothing was written; open it again"
+            )
+        sqlite_files.check_files(self.path, write=True)
+
     # ---- running statements
 
     def all(self, sql: str, values: Any = ()) -> list[sqlite3.Row]:
         with self._lock:
+            if not self._connection.in_transaction:
+                sqlite_files.check_beside(self.path)
             try:
                 return self._connection.execute(sql, values).fetchall()
             except sqlite3.Error as error:
@@ -93,6 +98,7 @@ class Catalog:
             if self._connection.in_transaction:
                 yield
                 return
+            sqlite_files.check_beside(self.path)
             self.run("BEGIN IMMEDIATE")
             try:
                 yield
@@ -123,6 +129,7 @@ class Catalog:
     @contextmanager
     def attached(self, path: Path) -> Iterator[str]:
         """Another catalog, already checked, readable in our statements under the name this yields."""
+        sqlite_files.check_files(path, write=False)
         with self._lock:
             self.all("ATTACH ? AS other", (f"{path.absolute().as_uri()}?mode=ro",))
             try:
@@ -133,6 +140,7 @@ class Catalog:
     def copy_to(self, path: Path) -> None:
         """Write what is committed into the new file `path`; a writer may go on meanwhile."""
         with self._lock, closing(sqlite3.connect(path)) as target:
+            sqlite_files.check_beside(self.path)
             try:
                 self._connection.backup(target)
             except sqlite3.Error as error:

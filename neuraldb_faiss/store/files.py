@@ -60,10 +60,16 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def place_of(path: Path) -> tuple[int, int] | None:
-    """Device and inode of the file at `path`: another file put there has others. None where there is none."""
+Place = tuple[int, int]
+
+
+def place_of(path: Path) -> Place | None:
+    """Device and inode of the file at `path`: another file put there has others. None where there is none.
+
+    A catalog is not opened for it: SQLite's locks on it would go with the closing.
+    """
     try:
-        info = os.stat(path)
+        info = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     return info.st_dev, info.st_ino

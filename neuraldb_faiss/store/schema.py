@@ -5,11 +5,13 @@ A catalog may come from a stranger: a connection trusts no schema but this one, 
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 
 from neuraldb_faiss.errors import CorruptError, FormatError, StoreError
-from neuraldb_faiss.store import files
+from neuraldb_faiss.store import files, sqlite_files
+from neuraldb_faiss.store.files import Place
 
 FORMAT = 1
 APPLICATION = 0x4E444246  # "NDBF"
@@ -47,37 +49,66 @@ TABLES = {
 }
 
 
-def connect(root: Path, *, write: bool, create: bool = False, busy_seconds: float = 30.0) -> sqlite3.Connection:
-    """Open the catalog of the database folder `root`.
+def connect(
+    root: Path, *, write: bool, create: bool = False, busy_seconds: float = 30.0
+) -> tuple[sqlite3.Connection, Place]:
+    """Open the catalog of the database folder `root`; also tells where that file lies (see `files.place_of`).
 
     Raises:
         StoreError: there is no database at `root`, or it cannot be opened.
         FormatError: it is no catalog, or one of a newer format.
-        CorruptError: it holds anything but our tables.
+        CorruptError: it holds anything but our tables, or SQLite's own files beside it are not to be trusted.
     """
     path = root / NAME
-    if not create:
-        if not path.exists():
+    for _ in range(_TRIES):
+        if not create and not os.path.lexists(path):
             hint = "the folder is no database, or a half-copied one" if root.exists() else "there is no such folder"
             raise StoreError(f"no database at {root}: {hint}")
-        files.within(root, path)
-    # A reader too asks for "rw" (SQLite falls back where it may not write): only so can it roll back the journal that a
-    # killed writer left. It changes nothing else, for it is made `query_only` below.
-    mode = "rwc" if create else "rw"
+        try:
+            before = files.place_of(path)
+            sqlite_files.check_files(path, write=write or create)
+            connection = _open(path, create=create, busy_seconds=busy_seconds)
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+        place = files.place_of(path)
+        # SQLite has opened the file by now. The same one before and after: it is that.
+        if place is not None and before in (None, place):
+            break
+        connection.close()
+    else:
+        raise StoreError(f"{path} is being replaced again and again: try again when that has ended")
     try:
-        # The catalog object serialises its use, so threads may share the connection.
-        connection = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=busy_seconds,
-            isolation_level=None, check_same_thread=False,
-        )
         if not (write or create):
             connection.execute("PRAGMA query_only = ON")
+        (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+        sqlite_files.refuse_wal(path, mode)
         if create and not connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
             _create(connection)
         _check(connection, path)
     except sqlite3.Error as error:
+        connection.close()
         raise as_store_error(error, path) from error
-    return connection
+    except BaseException:
+        connection.close()
+        raise
+    return connection, place
+
+
+_TRIES = 3  # a file may become another one while it is opened: in a container's overlay, by opening it for writing
+
+
+def _open(path: Path, *, create: bool, busy_seconds: float) -> sqlite3.Connection:
+    # A reader too asks for "rw" (SQLite falls back where it may not write): only so can it roll back the journal that a
+    # killed writer left. It changes nothing else, for it is made `query_only`.
+    mode = "rwc" if create else "rw"
+    try:
+        # The catalog object serialises its use, so threads may share the connection.
+        return sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=busy_seconds,
+            isolation_level=None, check_same_thread=False,
+        )  # fmt: skip
+    except sqlite3.Error as error:
+        raise as_store_error(error, path) from error
 
 
 def _create(connection: sqlite3.Connection) -> None:
@@ -121,4 +152,9 @@ def as_store_error(error: sqlite3.Error, path: Path) -> StoreError:
         return StoreError(f"{path}: the disk is full; free some space and run the same command again")
     if name.startswith("SQLITE_BUSY"):
         return StoreError(f"{path} is locked by another program; try again when it has ended")
+    if name.startswith("SQLITE_CANTOPEN"):
+        return StoreError(
+            f"{path} cannot be opened ({error}): look at who may read it; where another program switched it to"
+            " write-ahead logging, it must be able to write in the folder"
+        )
     return StoreError(f"{path}: {error}")
