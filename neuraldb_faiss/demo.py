@@ -17,8 +17,9 @@ from neuraldb_faiss.facts import Fact, read_facts
 from neuraldb_faiss.facts.fact import fold_space
 from neuraldb_faiss.hook.answers import Answer, ask
 from neuraldb_faiss.making import build
-from neuraldb_faiss.store import files, schema
+from neuraldb_faiss.store import schema
 from neuraldb_faiss.store.lock import writer_lock
+from neuraldb_faiss.store.store import remove_database
 
 if TYPE_CHECKING:
     from neuraldb_faiss.editing.pipeline import Report
@@ -117,7 +118,7 @@ def _remove(out: Path) -> None:
             raise StoreError(f"{out} is no database: it is not removed. Name another folder with --out")
         return
     with writer_lock(out, "demo --fresh", wait=0):
-        files.remove_tree(out)
+        remove_database(out)
 
 
 def selection(facts: Sequence[Fact], number: int = SHOWN) -> list[Fact]:

@@ -6,7 +6,6 @@ A record is written after its array is safe, so a killed run leaves at most an a
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from neuraldb_faiss.errors import CorruptError, StoreError
-from neuraldb_faiss.store import files
+from neuraldb_faiss.store import atomic, files
 
 
 def save(folder: Path, name: str, array: np.ndarray, record: Mapping[str, Any]) -> None:
@@ -24,11 +23,12 @@ def save(folder: Path, name: str, array: np.ndarray, record: Mapping[str, Any]) 
         StoreError: the folder cannot be written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        written = _replace(folder / f"{name}.npy", lambda path: _write_array(path, array))
+        files.ensure_folder(folder)
+        with atomic.replacing(folder / f"{name}.npy") as file:
+            written = files.stream_array(file, f"{name}.npy", array.dtype.str, array.shape, [array])
         full = {**record, "dtype": array.dtype.str, "shape": list(array.shape), "sha256": written["sha256"]}
         text = json.dumps(full, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
-        _replace(folder / f"{name}.json", lambda path: _write_text(path, text))
+        atomic.write_file(folder / f"{name}.json", text.encode())
     except OSError as error:
         raise StoreError(f"{error.filename or folder} cannot be written: {error.strerror or error}") from error
 
@@ -65,25 +65,3 @@ def load(folder: Path, name: str, record: Mapping[str, Any]) -> np.ndarray:
     if not same:
         raise CorruptError(f"{path} is not what was written: remove {name}.json beside it, and it is made anew")
     return array
-
-
-def _replace(path: Path, write: Any) -> Any:
-    """Write under a name of this process's own, then rename; what is at `path` is whole at any moment."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.unlink(missing_ok=True)
-    try:
-        done = write(part)
-        files.rename(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return done
-
-
-def _write_array(path: Path, array: np.ndarray) -> dict[str, object]:
-    return files.write_array(path, array.dtype.str, array.shape, [array])
-
-
-def _write_text(path: Path, text: str) -> None:
-    with files.naming(path), files.open_new(path) as file:
-        files.write(file, text.encode())
-        files.sync(file)

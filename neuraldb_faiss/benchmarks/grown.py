@@ -25,8 +25,7 @@ def grow(source: NeuralDB, path: Path, entries: int, *, seed: int = 0) -> Store:
     snapshot, order = source.snapshot, np.argsort(source.snapshot.key_entries, kind="stable")
     owners = np.asarray(snapshot.key_entries)[order]
     settings = {**source.settings, "epoch": 1, "history_start": 1}
-    store = Store.create(path, settings)
-    with store.write("grown") as transaction:
+    with Store.creating(path, settings, "grown", keep_staged=True) as store, store.write("grown") as transaction:
         transaction.resume(f"grown {source.path} {entries} {seed}")
         for start in range(0, entries, PIECE):
             numbers = np.arange(start, min(start + PIECE, entries))

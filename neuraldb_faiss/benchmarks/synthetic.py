@@ -26,8 +26,8 @@ def settings(d1: int, d2: int) -> dict[str, object]:
 
 def make(path: Path, facts: int, *, d1: int = 1536, d2: int = 576, first: int = 0) -> Store:
     """A new database of `facts` facts numbered from `first`, two random keys and one random residual each."""
-    store = Store.create(path, settings(d1, d2))
-    append(store, facts, first=first)
+    with Store.creating(path, settings(d1, d2), "synthetic") as store:
+        append(store, facts, first=first)
     return store
 
 

@@ -64,16 +64,12 @@ def build_by(
     if not facts:
         raise FactError("no facts: the input is empty, or every record was bad")
     settings = {**planner.settings(), "epoch": 1, "history_start": 1, "index": dict(index or {"kind": "flat"})}
-    store = Store.create(path, settings)
-    with store.write(command, wait=wait) as transaction:
-        try:
+    # A build that failed before anything was staged leaves no trace.
+    with Store.creating(path, settings, command, wait=wait, keep_staged=True) as store:
+        with store.write(command) as transaction:
             groups = group_by_key(zip(planner.key_ids(facts), facts, strict=True))
             solve_into(transaction, planner, groups, solve, drop_failed=drop_failed, report=report)
             transaction.commit()
-        except Exception:
-            if not store.generation and not store.catalog.segments(None):
-                store.discard()  # a build that failed before anything was staged leaves no trace
-            raise
     return store
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +53,11 @@ def merge(
     gate = common_gate(settings, gamma)
     solve = solver(settings[0], model, tokenizer, report)
     new = {**settings[0], **gate, "epoch": 1, "history_start": 1, "index": _common_index(settings)}
-    target = into or Store.create(out or "", new)
-    try:
+    making = nullcontext(into) if into is not None else Store.creating(out or "", new, command, wait=wait)
+    with making as target:
         done = merge_into(
-            target, sources, on_conflict=on_conflict, link=link, solve=solve,
-            settings=gate, command=command, wait=wait,
-        )  # fmt: skip
-    except BaseException:
-        if into is None:  # nothing was there before
-            target.discard()
-        raise
+            target, sources, on_conflict=on_conflict, link=link, solve=solve, settings=gate, command=command, wait=wait
+        )
     return target, done
 
 

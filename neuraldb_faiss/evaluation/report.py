@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from neuraldb_faiss.evaluation.comparison import HEADLINE, Column, Comparison, E
 from neuraldb_faiss.evaluation.extras import extra
 from neuraldb_faiss.evaluation.metrics import METRICS
 from neuraldb_faiss.evaluation.runs import Run, read_run
+from neuraldb_faiss.store import atomic, files
 
 
 def write_report(
@@ -32,11 +32,9 @@ def write_report(
     comparisons = compare(runs, metrics)
     text = _page(title, runs, comparisons)
     place = Path(out)
-    partial = place.with_name(place.name + ".part")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, place)
+        files.ensure_folder(place.parent)
+        atomic.write_file(place, text.encode())
     except OSError as error:
         raise EvaluationError(f"{out} cannot be written: {error.strerror}") from None
     return comparisons

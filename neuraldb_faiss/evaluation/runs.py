@@ -6,6 +6,7 @@ it (versions, hardware, command, time) is told for people, and told again where 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from neuraldb_faiss.errors import EvaluationError
+from neuraldb_faiss.store import files
 
 FORMAT = 1
 _HEADER = b'{"neuraldb_run"'
@@ -107,9 +109,11 @@ class RunWriter:
 
     def _open(self) -> IO[bytes]:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            file = open(self.path, "ab")
+            files.ensure_folder(self.path.parent)
+            file = files.open_append(self.path)
         except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise EvaluationError(f"{self.path} is a link, which is not written through: name a file") from None
             raise EvaluationError(f"{self.path} cannot be written: {error.strerror}") from None
         try:
             try:

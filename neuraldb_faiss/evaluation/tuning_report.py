@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from neuraldb_faiss.evaluation import plots
 from neuraldb_faiss.evaluation.tuning import Tuning
+from neuraldb_faiss.store import atomic
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
@@ -81,9 +81,7 @@ def write(done: Tuning, out: Path) -> list[Path]:
     paths = []
     for name, made in (("table.md", markdown), ("layers.svg", _layers), ("gammas.svg", _gammas)):
         path = out / name
-        partial = path.with_name(name + ".part")
-        partial.write_text(made(done), encoding="utf-8")
-        os.replace(partial, path)
+        atomic.write_file(path, made(done).encode())
         paths.append(path)
     return paths
 

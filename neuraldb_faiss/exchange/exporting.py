@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,7 +13,7 @@ import numpy as np
 
 from neuraldb_faiss.errors import CorruptError, StoreError
 from neuraldb_faiss.exchange.layout import TENSORS, Sizes, fact_line, header, metadata, plain_line
-from neuraldb_faiss.store import Segment, Store, StoredFact, files
+from neuraldb_faiss.store import Segment, Store, StoredFact, atomic, files
 
 FORMATS = ("jsonl", "safetensors")
 _BATCH = 1 << 20  # bytes of lines that are written at once
@@ -61,18 +62,11 @@ def _write_stream(out: BinaryIO, blocks: Iterable[memoryview]) -> int:
 
 def _write_file(path: Path, blocks: Iterable[memoryview]) -> int:
     """Write it beside its name and rename it when it is whole and on the disk."""
-    if path.exists():
+    if os.path.lexists(path):
         raise StoreError(f"{path} is there already: name a new file, or remove it")
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.unlink(missing_ok=True)  # left by an export that was killed
-        try:
-            with files.naming(path), files.open_new(temporary) as file:
-                written = _write_stream(file, blocks)
-                files.sync(file)
-            files.rename(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic.replacing(path) as file:
+            written = _write_stream(file, blocks)
     except OSError as error:
         raise StoreError(f"{error.filename or path}: {error.strerror or error}; nothing was exported") from error
     return written

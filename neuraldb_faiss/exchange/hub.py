@@ -24,7 +24,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from neuraldb_faiss.errors import NeuralDBError, StoreError
 from neuraldb_faiss.exchange.card import LIBRARY, card
-from neuraldb_faiss.store import Store, copy, schema
+from neuraldb_faiss.store import Store, atomic, copy, files, schema
 from neuraldb_faiss.store.segments import ARRAYS
 
 README = "README.md"
@@ -180,8 +180,8 @@ def _is_whole(folder: Path, commit: str) -> bool:
 
 def _mark(folder: Path, commit: str, *, whole: bool) -> None:
     path = folder / _MARK
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"commit": commit, "whole": whole}))
+    files.ensure_folder(path.parent)
+    atomic.write_file(files.within(folder, path), json.dumps({"commit": commit, "whole": whole}).encode())
 
 
 @contextmanager

@@ -72,14 +72,8 @@ def import_file(
 def _create(
     out: Path, settings: dict[str, Any], stage: Callable[[Transaction], None], command: str, wait: float
 ) -> Store:
-    store = Store.create(out, settings)
-    try:
-        with store.write(command, wait=wait) as tx:
-            tx.restart()
-            stage(tx)
-            tx.commit()
-    except BaseException:
-        if not store.generation:
-            store.discard()  # nothing was there before
-        raise
+    with Store.creating(out, settings, command, wait=wait) as store, store.write(command) as tx:
+        tx.restart()
+        stage(tx)
+        tx.commit()
     return store

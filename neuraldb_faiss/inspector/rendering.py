@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +13,7 @@ from typing import Any
 from neuraldb_faiss.hook.answers import Fired
 from neuraldb_faiss.hook.explain import Nearest
 from neuraldb_faiss.inspector.looking import Look, Series
+from neuraldb_faiss.store import atomic
 
 BINS = 44
 MOST = 72  # per cent of colour at a cosine of 1
@@ -52,9 +52,7 @@ def page_of(look: Look, prompt: str, info: dict[str, Any]) -> str:
 
 def write_page(text: str, out: Path) -> None:
     """Put a page in place when it is whole. Raises OSError."""
-    partial = out.with_name(out.name + ".part")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, out)
+    atomic.write_file(out, text.encode())
 
 
 def look_part(look: Look) -> str:

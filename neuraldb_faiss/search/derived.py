@@ -12,15 +12,15 @@ import hashlib
 import json
 import os
 import stat
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
+
+from neuraldb_faiss.store import atomic
 
 DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError)
 
@@ -28,15 +28,18 @@ DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError)
 def save_arrays(directory: Path, stem: str, arrays: Mapping[str, np.ndarray], notes: Mapping[str, Any]) -> bool:
     """Write the arrays and a manifest with `notes` (JSON).
 
-    False where the folder cannot be written (read-only, disk full): what was made then lives in memory only.
+    False where the folder cannot be written (read-only, disk full, a link): what was made then lives in memory only.
     """
     try:
+        if directory.is_symlink():
+            return False
         directory.mkdir(exist_ok=True)
         for name, array in arrays.items():
-            write_whole(directory / f"{stem}.{name}.npy", partial(np.save, arr=array, allow_pickle=False))
+            with atomic.replacing(directory / f"{stem}.{name}.npy") as file:
+                np.save(file, array, allow_pickle=False)
         files = {f"{stem}.{name}.npy": describe(directory / f"{stem}.{name}.npy") for name in arrays}
         text = json.dumps({**notes, "files": files}, indent=1).encode()
-        write_whole(directory / f"{stem}.json", lambda file: file.write(text))
+        atomic.write_file(directory / f"{stem}.json", text)
     except OSError:
         return False
     return True
@@ -134,22 +137,3 @@ def _describe(file: BufferedReader) -> dict[str, Any]:
     info = os.fstat(file.fileno())
     digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"sha256": digest, "dev": info.st_dev, "ino": info.st_ino, "ctime_ns": info.st_ctime_ns}
-
-
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Whole or not at all: temporary name, fsync, rename, fsync of the folder."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

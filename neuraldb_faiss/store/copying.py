@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from neuraldb_faiss.errors import StoreError
-from neuraldb_faiss.store import files, schema
+from neuraldb_faiss.store import atomic, files, schema
 from neuraldb_faiss.store.catalog import Catalog
 from neuraldb_faiss.store.segments import ARRAYS
 from neuraldb_faiss.store.store import Store
@@ -34,42 +35,38 @@ def copy(
         StoreError: `folder` holds something, the disk fails, or an array is missing.
     """
     folder = Path(folder)
-    temporary = folder.absolute().with_name(folder.name + ".tmp")
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir() or any(folder.iterdir())):
             raise StoreError(f"{folder} is there already: name a new folder for the copy")
         while True:
             newest = store.generation
-            if temporary.exists():  # left by a copy that was killed
-                files.remove_tree(temporary)
-            files.make_folder(temporary)
             try:
-                _copy_catalog(store, temporary)
-                _copy_segments(store, temporary, link)
+                with atomic.new_folder(folder) as temporary:
+                    _fill(store, temporary, link, beside)
                 break
             except FileNotFoundError as error:
                 # A compaction may have replaced the segments after the catalog was read.
                 if store.generation == newest:
                     raise StoreError(f"{error.filename} is missing (a half-copied database?)") from None
-        copied = Store(temporary)
-        try:
-            copied.snapshot()  # raises where an array is not what the catalog says
-            further = {} if beside is None else beside(copied)
-        finally:
-            copied.close()
-        for name, data in further.items():
-            with files.naming(temporary / name), files.open_new(temporary / name) as file:
-                files.write(file, data)
-                files.sync(file)
-        files.sync_folder(temporary)
-        files.rename(temporary, folder)
     except OSError as error:
         where = error.filename or folder
         raise StoreError(f"{where}: {error.strerror or error}; nothing was copied to {folder}") from error
-    finally:
-        if temporary.exists():
-            files.remove_tree(temporary)
     return Store(folder)
+
+
+def _fill(
+    store: Store, folder: Path, link: bool, beside: Callable[[Store], Mapping[str, bytes]] | None
+) -> None:
+    _copy_catalog(store, folder)
+    _copy_segments(store, folder, link)
+    copied = Store(folder)
+    try:
+        copied.snapshot()  # raises where an array is not what the catalog says
+        further = {} if beside is None else beside(copied)
+    finally:
+        copied.close()
+    for name, data in further.items():
+        atomic.write_file(folder / name, data)
 
 
 def _copy_catalog(store: Store, folder: Path) -> None:
@@ -80,8 +77,7 @@ def _copy_catalog(store: Store, folder: Path) -> None:
         catalog.clean()
     finally:
         catalog.close()
-    with files.naming(path), open(path, "rb+") as file:
-        files.sync(file)
+    files.sync_file(path)
 
 
 def _copy_segments(store: Store, folder: Path, link: bool) -> None:

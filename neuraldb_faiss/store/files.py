@@ -1,11 +1,12 @@
-"""The few functions through which the store touches files, so that faults can be put in one place.
+"""The few functions through which the package writes files, so that faults can be put in one place.
 
 A file becomes part of a database in three steps: written under a temporary name and fsynced, renamed into
-place with its folder fsynced, and only then named in the catalog.
+place with its folder fsynced, and only then named in the catalog. No link is ever written through.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -34,15 +35,15 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def open_new(path: Path) -> BinaryIO:
-    """Create `path` for writing; it must not exist."""
-    return open(path, "xb")
+    """Create `path` for writing; nothing may be there, not even a link that leads nowhere."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "wb")
 
 
 def write(file: BinaryIO, data: bytes | memoryview) -> None:
     """Write all of `data`; a short write is an error of the disk, never a silent truncation."""
     written = file.write(data)
     if written != len(data):
-        raise OSError(f"short write: {written} of {len(data)} bytes")
+        raise OSError(errno.EIO, f"short write: {written} of {len(data)} bytes")
 
 
 def sync(file: BinaryIO) -> None:
@@ -50,14 +51,38 @@ def sync(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
+def sync_file(path: Path) -> None:
+    """`sync`, for what another library wrote and closed."""
+    with naming(path), open(path, "rb") as file:
+        sync(file)
+
+
 def sync_folder(path: Path) -> None:
-    """Make renames inside `path` durable."""
-    handle = os.open(path, os.O_RDONLY)
+    """Make it durable which names are in the folder `path`."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with naming(path):
             os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sync_entry(path: Path) -> None:
+    """Make it durable that `path` is in its folder."""
+    handle = os.open(path.absolute().parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with naming(path):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(path: Path) -> None:
+    """Make every file and folder below `path` durable, for what another library wrote."""
+    for folder, _, names in os.walk(path):
+        for name in names:
+            sync_file(Path(folder, name))
+        sync_folder(Path(folder))
 
 
 Place = tuple[int, int]
@@ -84,12 +109,38 @@ def changed_at(path: Path) -> int | None:
 
 
 def make_folder(path: Path) -> None:
-    path.mkdir(parents=True)
+    """Create the folder `path`, and those above it that are missing; durable on return."""
+    missing = [folder for folder in path.absolute().parents if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+    path.mkdir()
+    for folder in (path, *missing):
+        sync_entry(folder)
+
+
+def ensure_folder(path: Path) -> None:
+    """`make_folder`, unless it is there."""
+    if path.is_dir():
+        return
+    try:
+        make_folder(path)
+    except FileExistsError:
+        if not path.is_dir():  # else another process was faster
+            raise
 
 
 def rename(source: Path, target: Path) -> None:
-    os.rename(source, target)
-    sync_folder(target.parent)
+    os.replace(source, target)
+    sync_entry(target)
+
+
+def open_append(path: Path) -> BinaryIO:
+    """Open a plain file for appending, made if it is missing. Raises OSError for a link."""
+    new = not os.path.lexists(path)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    if new:
+        sync_entry(path)
+    return os.fdopen(descriptor, "ab")
 
 
 def remove_tree(path: Path) -> None:
@@ -126,13 +177,19 @@ def sha256(path: Path) -> str:
 
 
 def within(root: Path, path: Path) -> Path:
-    """`path`, unless it leaves the folder `root` through a symlink.
+    """`path`, unless it or a folder on the way to it from the folder `root` is a link.
 
     Raises:
-        CorruptError: it does.
+        CorruptError: one is.
     """
-    if not os.path.realpath(path).startswith(os.path.realpath(root) + os.sep):
-        raise CorruptError(f"{path} points outside the database {root}; nothing was read from it")
+    here = root
+    for part in path.relative_to(root).parts:
+        here = here / part
+        if here.is_symlink():
+            raise CorruptError(
+                f"{here} is a link, which may lead outside the database {root}: it was not followed. Put the file or"
+                " folder itself in its place"
+            )
     return path
 
 
@@ -142,29 +199,37 @@ def write_array(path: Path, dtype: str, shape: tuple[int, ...], chunks: Iterable
     Returns:
         {"bytes": size, "sha256": hex}, as the catalog keeps it.
     """
+    with naming(path), open_new(path) as file:
+        written = stream_array(file, path.name, dtype, shape, chunks)
+        sync(file)
+        return written
+
+
+def stream_array(
+    file: BinaryIO, name: str, dtype: str, shape: tuple[int, ...], chunks: Iterable[np.ndarray]
+) -> dict[str, object]:
+    """`write_array` into an open file, which is called `name` in errors and is not synced."""
     digest = hashlib.sha256()
     rows = 0
-    with naming(path), open_new(path) as file:
 
-        class Tee:
-            def write(self, data: bytes) -> None:
-                digest.update(data)
-                write(file, data)
+    class Tee:
+        def write(self, data: bytes) -> None:
+            digest.update(data)
+            write(file, data)
 
-        header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
-        npy.write_array_header_1_0(Tee(), header)  # type: ignore[arg-type]
-        for chunk in chunks:
-            data = np.ascontiguousarray(chunk, dtype=dtype)
-            if data.shape[1:] != shape[1:]:
-                raise ValueError(f"rows of shape {data.shape[1:]} for {path.name}, want {shape[1:]}")
-            rows += len(data)
-            view = data.data.cast("B") if data.size else memoryview(b"")
-            digest.update(view)
-            write(file, view)
-        if rows != shape[0]:
-            raise ValueError(f"{rows} rows for {path.name}, want {shape[0]}")
-        sync(file)
-        return {"bytes": file.tell(), "sha256": digest.hexdigest()}
+    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    npy.write_array_header_1_0(Tee(), header)  # type: ignore[arg-type]
+    for chunk in chunks:
+        data = np.ascontiguousarray(chunk, dtype=dtype)
+        if data.shape[1:] != shape[1:]:
+            raise ValueError(f"rows of shape {data.shape[1:]} for {name}, want {shape[1:]}")
+        rows += len(data)
+        view = data.data.cast("B") if data.size else memoryview(b"")
+        digest.update(view)
+        write(file, view)
+    if rows != shape[0]:
+        raise ValueError(f"{rows} rows for {name}, want {shape[0]}")
+    return {"bytes": file.tell(), "sha256": digest.hexdigest()}
 
 
 def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -105,6 +106,11 @@ class SegmentRecord:
     @property
     def name(self) -> str:
         return f"{self.segment:08d}"
+
+
+def is_segment_name(name: str) -> bool:
+    """Whether a folder in `segments/` is called as ours are, whole or not (".tmp")."""
+    return re.fullmatch(r"[0-9]{8,}(\.tmp)?", name) is not None
 
 
 def write_segment(

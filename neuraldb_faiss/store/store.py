@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from neuraldb_faiss.errors import CorruptError, StoreError
-from neuraldb_faiss.store import files, schema
+from neuraldb_faiss.store import atomic, files, schema
 from neuraldb_faiss.store.catalog import Catalog
-from neuraldb_faiss.store.lock import writer_lock
+from neuraldb_faiss.store.lock import LOCK, RECORD, writer_lock
+from neuraldb_faiss.store.segments import is_segment_name
 from neuraldb_faiss.store.snapshot import Snapshot
 from neuraldb_faiss.store.transaction import Transaction
 
@@ -21,7 +22,7 @@ class Store:
 
     Raises:
         StoreError: no database there, or only an unfinished build.
-        FormatError, CorruptError: see `schema.connect`.
+        FormatError, CorruptError: see `schema.connect`; CorruptError too where a part of the folder is a link.
     """
 
     def __init__(self, root: str | Path, mode: str = "r") -> None:
@@ -29,6 +30,8 @@ class Store:
             raise StoreError(f"mode is {mode!r}; it must be 'r' or 'rw'")
         self.root = Path(root)
         self.mode = mode
+        self._held = False  # whether the writer lock is held around every `write`
+        _refuse_links(self.root)
         self._looked_at = files.changed_at(self.root / schema.NAME)  # `continues` looks closer where it changed since
         self.catalog = Catalog(self.root, write=mode == "rw")
         if self.catalog.generation == 0:
@@ -36,51 +39,70 @@ class Store:
             raise StoreError(f"{self.root} holds an unfinished build: run the same build command again to finish it")
 
     @classmethod
-    def create(cls, root: str | Path, settings: Mapping[str, Any]) -> Store:
+    @contextmanager
+    def creating(
+        cls, root: str | Path, settings: Mapping[str, Any], command: str, *, wait: float = 10.0,
+        keep_staged: bool = False,
+    ) -> Iterator[Store]:  # fmt: skip
         """A new database (or the unfinished one at `root`, where its settings are the same), open for writing.
 
-        Nothing is visible in it before its first transaction commits.
+        The writer lock is held until the block ends, around every `write` in it. Nothing is visible to others before
+        the first commit; where an error comes before it, what was made is removed.
+
+        Args:
+            keep_staged: leave an unfinished build with staged pieces to the next try, also after an error.
 
         Raises:
             StoreError: a finished database, another unfinished build, or something else is there.
+            LockedError: another process is making it.
         """
         root = Path(root)
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            names = set(os.listdir(root))
-            strange = sorted(names - _OURS - (_BESIDE if schema.NAME in names else set()))
-        except OSError as error:
-            raise StoreError(f"{root} cannot be made: {error.strerror}") from error
-        if strange:
-            raise StoreError(f"{root} holds other files ({strange[0]}): name a new folder for the database")
-        store = cls.__new__(cls)
-        store.root, store.mode, store._looked_at = root, "rw", None
-        with writer_lock(root, "create", wait=0):
+        with ExitStack() as lock:
+            while True:
+                _claim_folder(root)
+                try:
+                    lock.enter_context(writer_lock(root, command, wait))
+                    break
+                except StoreError:
+                    if root.exists():  # else the build that held the lock failed, and removed what it had made
+                        raise
+            store = cls.__new__(cls)
+            store.root, store.mode, store._held, store._looked_at = root, "rw", True, None
             store.catalog = Catalog(root, write=True, create=True)
-            if store.catalog.generation:
-                raise StoreError(f"{root} is a finished database: use `neuraldb add`, or name another folder")
-            old = store.catalog.settings(1)
-            changed = sorted(name for name in {*old, *settings} - _NOTES if old.get(name) != settings.get(name))
-            if changed and store.catalog.segments(None):
-                raise StoreError(
-                    f"{root} holds an unfinished build with other settings ({', '.join(changed)}):"
-                    " run that command again, or remove the folder"
-                )
-            with store.catalog.transaction():
-                store.catalog.run("DELETE FROM settings")
-                for name, value in settings.items():
-                    store.catalog.put_setting(name, value, 1)
-        return store
+            try:
+                store._begin(settings)
+            except BaseException:
+                store.close()
+                raise
+            try:
+                yield store
+            except BaseException:
+                with suppress(StoreError, OSError):
+                    if not store.generation and not (keep_staged and store.catalog.segments(None)):
+                        store.close()
+                        remove_database(root)
+                raise
+            finally:
+                store._held = False
+
+    def _begin(self, settings: Mapping[str, Any]) -> None:
+        catalog = self.catalog
+        if catalog.generation:
+            raise StoreError(f"{self.root} is a finished database: use `neuraldb add`, or name another folder")
+        old = catalog.settings(1)
+        changed = sorted(name for name in {*old, *settings} - _NOTES if old.get(name) != settings.get(name))
+        if changed and catalog.segments(None):
+            raise StoreError(
+                f"{self.root} holds an unfinished build with other settings ({', '.join(changed)}):"
+                " run that command again, or remove the folder"
+            )
+        with catalog.transaction():
+            catalog.run("DELETE FROM settings")
+            for name, value in settings.items():
+                catalog.put_setting(name, value, 1)
 
     def close(self) -> None:
         self.catalog.close()
-
-    def discard(self) -> None:
-        """Remove the folder of a database in which nothing was ever published."""
-        if self.catalog.generation:
-            raise StoreError(f"{self.root} is a finished database; it is not discarded")
-        self.close()
-        files.remove_tree(self.root)
 
     @property
     def generation(self) -> int:
@@ -158,11 +180,14 @@ class Store:
         """
         if self.mode != "rw":
             raise StoreError(f"{self.root} was opened for reading: open it with mode='rw' to change it")
-        with writer_lock(self.root, command, wait):
+        self.catalog.check_place()  # before anything is put into a folder that took the place of ours
+        with nullcontext() if self._held else writer_lock(self.root, command, wait):
+            _refuse_links(self.root)
             try:
                 transaction = Transaction(self.root, self.catalog, command)
                 yield transaction
-                transaction.sweep()
+                with suppress(StoreError):  # what is done stays done
+                    transaction.sweep()
             except OSError as error:
                 where = error.filename or self.root
                 raise StoreError(
@@ -171,6 +196,44 @@ class Store:
                 ) from error
 
 
+def remove_database(root: Path) -> None:
+    """Remove what belongs to the database at `root`, whose writer lock is held, and the folder if that empties it."""
+    left = [name for name in os.listdir(root) if atomic.is_temporary(name) and name.startswith(f".{RECORD}.")]
+    for name in (schema.NAME, f"{schema.NAME}-journal", RECORD, *left):
+        (root / name).unlink(missing_ok=True)
+    for name in ("search", "quarantine"):
+        if files.within(root, root / name).is_dir():
+            files.remove_tree(root / name)
+    segments = files.within(root, root / "segments")
+    for path in segments.iterdir() if segments.is_dir() else ():
+        if is_segment_name(path.name) and not path.is_symlink():
+            files.remove_tree(path)
+    with suppress(OSError):  # it holds something else, or is not there
+        segments.rmdir()
+    (root / LOCK).unlink(missing_ok=True)  # last: from now on another process may make a database here
+    with suppress(OSError):
+        root.rmdir()
+
+
+def _refuse_links(root: Path) -> None:
+    """Raises CorruptError where a part of the database folder is a link: nothing is read or written through one."""
+    for name in ("segments", "search", "quarantine", LOCK, RECORD):
+        files.within(root, root / name)
+
+
+def _claim_folder(root: Path) -> None:
+    """Make `root`, or raise StoreError where it holds anything but an unfinished or downloaded database."""
+    try:
+        files.ensure_folder(root)
+        names = {name for name in os.listdir(root) if not atomic.is_temporary(name)}
+    except OSError as error:
+        raise StoreError(f"{root} cannot be made: {error.strerror}") from error
+    strange = sorted(names - (_OURS | _BESIDE if schema.NAME in names else {LOCK, RECORD}))
+    if strange:
+        raise StoreError(f"{root} holds other files ({strange[0]}): name a new folder for the database")
+    _refuse_links(root)
+
+
 _NOTES = {"model_name"}  # settings that decide nothing: an unfinished build goes on without their being equal
 _BESIDE = {"README.md", ".cache"}  # come with a database that was downloaded
-_OURS = {schema.NAME, f"{schema.NAME}-journal", "segments", "search", "quarantine", "writer.lock", "writer.json"}
+_OURS = {schema.NAME, f"{schema.NAME}-journal", "segments", "search", "quarantine", LOCK, RECORD}

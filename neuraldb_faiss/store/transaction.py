@@ -15,7 +15,7 @@ from neuraldb_faiss.errors import FactError, StoreError
 from neuraldb_faiss.store import files
 from neuraldb_faiss.store.catalog import VISIBLE, Catalog
 from neuraldb_faiss.store.records import Generation, StoredFact
-from neuraldb_faiss.store.segments import Rows, Segment, SegmentRecord, write_segment
+from neuraldb_faiss.store.segments import Rows, Segment, SegmentRecord, is_segment_name, write_segment
 
 Chunks = Callable[[], Iterable[Rows]]
 
@@ -129,7 +129,6 @@ class Transaction:
         number = self.catalog.counter("segments") + offset
         record = SegmentRecord(number, None, entries, keys, prefixes or self.prefixes, {})
         folder = self.root / "segments" / record.name
-        folder.parent.mkdir(exist_ok=True)
         return replace(record, files=write_segment(folder, entries, keys, self.d1, self.d2, chunks))
 
     # ---- what else the commit will do
@@ -190,7 +189,8 @@ class Transaction:
             generation = self._count(delta)
             catalog.put_generation(generation)
         if not catalog.changing:  # else what is inside a larger transaction may still be undone
-            self.sweep()
+            with suppress(StoreError):  # a commit that is done stays done
+                self.sweep()
         return catalog.generations()[-1]
 
     def _join(self, pieces: list[SegmentRecord]) -> list[SegmentRecord]:
@@ -297,14 +297,24 @@ class Transaction:
         )
 
     def sweep(self) -> None:
-        """Remove segment folders that the catalog does not name: left by a killed writer, or replaced."""
-        folder = self.root / "segments"
-        if not folder.exists():
-            return
-        named = {f"{row['segment']:08d}" for row in self.catalog.all("SELECT segment FROM segments")}
-        for path in folder.iterdir():
-            if path.name not in named:
-                if path.is_symlink() or not path.is_dir():
+        """Remove segment folders that the catalog does not name: left by a killed writer, or replaced.
+
+        Inside a write transaction, and only where the catalog that is asked is the one that lies here. What is named
+        otherwise than a segment is not ours, and stays.
+
+        Raises:
+            StoreError: the database was moved or replaced; a segment's name is that of a link or a file.
+        """
+        with self.catalog.transaction():
+            self.catalog.check_place()
+            folder = files.within(self.root, self.root / "segments")
+            if not folder.exists():
+                return
+            named = {f"{row['segment']:08d}" for row in self.catalog.all("SELECT segment FROM segments")}
+            for path in folder.iterdir():
+                if path.name in named or not is_segment_name(path.name):
+                    continue
+                if not files.within(self.root, path).is_dir():
                     raise StoreError(f"{path} does not belong there: remove it")
-                with suppress(OSError):  # what cannot go now is in nobody's way; a commit that is done stays done
+                with suppress(OSError):  # what cannot go now is in nobody's way
                     files.remove_tree(path)

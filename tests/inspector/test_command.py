@@ -43,7 +43,7 @@ def test_a_page_that_cannot_be_written_is_said(folder: Path, db: Path, tmp_path:
     out = tmp_path / "nowhere" / "out.html"
     done = CliRunner().invoke(explain, [str(db), PROMPT, "--model", str(folder / "tiny"), "--html", str(out)])
     assert isinstance(done.exception, OSError)
-    assert reason(done.exception) == f"{out}.part: No such file or directory"
+    assert reason(done.exception) == f"{out}: No such file or directory"
 
 
 def test_inspect_prints_where_it_is_and_stops_when_it_is_told(folder: Path, db: Path) -> None:

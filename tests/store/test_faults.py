@@ -139,7 +139,7 @@ def test_every_step_may_fail(
     for step in steps:
         shutil.copytree(start, work)
         calls, failing = 0, step
-        with pytest.raises(StoreError, match=r"\.npy|segments") as caught:
+        with pytest.raises(StoreError, match=r"\.npy|segments|new cannot be made") as caught:
             command(work)
         assert str(work) in str(caught.value)
         failing = -1

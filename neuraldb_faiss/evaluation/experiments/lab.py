@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from neuraldb_faiss.evaluation.evaluate import Settings, Source, evaluate, run_i
 from neuraldb_faiss.evaluation.methods import EDITORS, Method, base, facts_identity, make_method
 from neuraldb_faiss.evaluation.runs import Row, Run, base_path, read_run
 from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.store import atomic, files
 
 if TYPE_CHECKING:
     from neuraldb_faiss.database import NeuralDB
@@ -134,7 +134,7 @@ class Lab:
         told = "-".join(f"{option}={value}" for option, value in sorted(build.items()))
         path = self.out / "dbs" / _file(name or told or "db")
         if not is_built(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            files.ensure_folder(path.parent)
             with self.stage(f"building {path.name}", "fact") as report:
                 make(facts, self.model, self.tokenizer, path, report=report, **how).close()
         with NeuralDB.open(path, "rw") as db:
@@ -214,13 +214,11 @@ class Lab:
         texts = {"rows.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.rows)}
         texts["table.md"] = result.table
         texts |= {f"{name}.svg": plot for name, plot in result.plots.items()}
-        self.out.mkdir(parents=True, exist_ok=True)
+        files.ensure_folder(self.out)
         paths = []
         for name, text in texts.items():
             path = self.out / name
-            partial = path.with_name(name + ".part")
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, path)
+            atomic.write_file(path, text.encode())
             paths.append(path)
         return paths
 

@@ -29,6 +29,7 @@ from neuraldb_faiss.evaluation.experiments.table1 import report
 from neuraldb_faiss.evaluation.methods import Method
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.models import edit_defaults
+from neuraldb_faiss.store import files
 
 ABOUT = "One layer against several: algorithm 1 (new), and MEMIT's spreading of one residual (old)."
 DEFAULTS: dict[str, Any] = {"layers": [], "variants": ["single", "new", "old"]}  # none: the default and two before it
@@ -123,7 +124,7 @@ def _build(lab: Lab, editor: Editor, variant: str, layers: Sequence[int]) -> Pat
     named = "-".join(str(layer) for layer in layers)
     path = lab.out / "dbs" / f"{variant}-{named}-layer={editor.site.layer}"
     if not is_built(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        files.ensure_folder(path.parent)
         with lab.stage(f"building {path.name}", "fact") as progress:
             changes.build(lab.facts(), editor, path, report=progress).close()
     return path

@@ -23,6 +23,7 @@ from neuraldb_faiss.evaluation.experiments.lab import Lab, Result
 from neuraldb_faiss.evaluation.runs import Row
 from neuraldb_faiss.evaluation.statistics import Estimate, proportion
 from neuraldb_faiss.facts.readers import read_texts
+from neuraldb_faiss.store import atomic, files
 
 ABOUT = "From 1,000 to 1,000,000 entries: false fires, cost of a lookup, opening, memory, merging."
 DEFAULTS = {
@@ -46,9 +47,9 @@ def run(lab: Lab) -> Result:
         for size in sorted(lab.config["sizes"]):
             kept = lab.out / "sizes" / f"{size}.json"
             if not kept.exists():
-                kept.parent.mkdir(parents=True, exist_ok=True)
+                files.ensure_folder(kept.parent)
                 row = _measure(lab, source, size)
-                kept.write_text(json.dumps(row))
+                atomic.write_file(kept, json.dumps(row).encode())
             rows.append(json.loads(kept.read_text()))
     return Result(rows, _table(rows), _plots(rows))
 
