@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -93,6 +94,8 @@ class _ToStderr(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         mark = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
         click.echo(mark + " ".join(record.getMessage().split()), err=True)
+        if record.exc_info:  # of a server: its log is all that is left of an error
+            click.echo("".join(traceback.format_exception(*record.exc_info)).rstrip(), err=True)
 
 
 def _set_up_logging(debug: bool) -> None:

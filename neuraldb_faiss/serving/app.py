@@ -17,16 +17,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from neuraldb_faiss.serving import facts, openai
 from neuraldb_faiss.serving.errors import ApiError
-from neuraldb_faiss.serving.schemas import Chat, Completion, Explain, Facts
+from neuraldb_faiss.serving.invalid import invalid
 from neuraldb_faiss.serving.service import Service
 
 logger = logging.getLogger(__name__)
 
 _ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics", "/explain")
-_INNER_FIELDS = ("role", "content", "type", "text", "include_usage", "subject", "contains", "limit", "after")
 _FAMILIES = {"/facts/": "/facts/{id}", "/jobs/": "/jobs/{id}", "/v1/models/": "/v1/models/{name}"}
-
-_FIELDS = {*Chat.model_fields, *Completion.model_fields, *Explain.model_fields, *Facts.model_fields, *_INNER_FIELDS}
 
 
 def make_app(service: Service, routers: Sequence[APIRouter] = ()) -> ASGIApp:
@@ -72,15 +69,8 @@ async def _api_error(_: Request, error: Exception) -> JSONResponse:
 
 async def _bad_request(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    if first["type"] == "json_invalid":
-        return await _api_error(request, ApiError(400, f"the body is no JSON: {first['ctx']['error']}"))
-    if first["loc"] == ("body",) and "json" not in request.headers.get("content-type", ""):
-        return await _api_error(request, ApiError(400, "send JSON, with the header Content-Type: application/json"))
-    where = [part for part in first["loc"][1:] if isinstance(part, int) or part in _FIELDS]
-    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".")
-    told = f"{param}: {first['msg']}" if param else first["msg"]
-    return await _api_error(request, ApiError(400, told, param=param or None, code="invalid_value"))
+    found = invalid(error.errors()[0], request.headers.get("content-type", ""))
+    return await _api_error(request, found)
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

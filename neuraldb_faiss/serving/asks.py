@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -22,6 +23,20 @@ class Fired:
 
 
 @dataclass(frozen=True, slots=True)
+class Chosen:
+    """A token of an answer, and how likely the model held it, before temperature and whatever else chooses.
+
+    likeliest: the likeliest tokens there, best first, with the logarithms of their probabilities.
+    offset: where the token's text begins in the answer.
+    """
+
+    token: int
+    logprob: float
+    likeliest: Sequence[tuple[int, float]]
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """Its batch runs. generation: of the database that answers, None for the model alone."""
 
@@ -30,16 +45,21 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Said:
+    """chosen: the tokens whose text begins here, or before; none unless they were asked for."""
+
     text: str
+    chosen: Sequence[Chosen] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """reason: "stop" or "length". tokens: the ids of the answer. fired: where that was asked for."""
+    """reason: "stop" or "length". tokens: the ids of the answer. fired: where that was asked for.
+    chosen: tokens without a text at the answer's end."""
 
     reason: str
     tokens: list[int]
     fired: list[Fired] | None
+    chosen: Sequence[Chosen] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +68,7 @@ class Failed:
 
 
 Event = Started | Said | Ended | Failed
+Events = asyncio.Queue[tuple[int, Event]]
 
 
 @dataclass(eq=False)
@@ -56,8 +77,10 @@ class Ask:
 
     Attributes:
         ids: the prompt's tokens. spaced: the answer goes on behind the prompt's text, so that its first token may begin
-            with a space. stops: the answer ends before the first of these. explain: tell what fired.
-        cancelled: nobody waits any more.
+            with a space. stops: the answer ends before the first of these. stop_ids: and at one of these tokens.
+        likeliest: how many alternatives to tell for each token, None to tell nothing of probabilities.
+        explain: tell what fired.
+        index: its number among those that share `events`. cancelled: nobody waits any more.
     """
 
     ids: list[int]
@@ -65,13 +88,16 @@ class Ask:
     sampling: Sampling
     tenant: Tenant | None
     stops: tuple[str, ...] = ()
+    stop_ids: frozenset[int] = frozenset()
     spaced: bool = True
+    likeliest: int | None = None
     explain: bool = False
+    index: int = 0
     cancelled: bool = False
-    events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+    events: Events = field(default_factory=asyncio.Queue)
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
     def send(self, event: Event) -> None:
         """From the worker's thread."""
         with suppress(RuntimeError):  # the loop is closed: nobody is left to be told
-            self._loop.call_soon_threadsafe(self.events.put_nowait, event)
+            self._loop.call_soon_threadsafe(self.events.put_nowait, (self.index, event))

@@ -2,140 +2,208 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from neuraldb_faiss.errors import NeuralDBError
+from neuraldb_faiss.models.generation import greedy
 from neuraldb_faiss.models.sites import input_device, unwrap
-from neuraldb_faiss.serving.asks import Ask, Ended, Fired, Said, Started
+from neuraldb_faiss.serving.asks import Ask, Chosen, Ended, Failed, Fired, Said, Started
+from neuraldb_faiss.serving.errors import ApiError, model_failed, unreadable
 from neuraldb_faiss.serving.metrics import Metrics
-from neuraldb_faiss.serving.sampling import RowSampler
+from neuraldb_faiss.serving.sampling import RowSampler, Sampler
 from neuraldb_faiss.serving.tenants import Tenant
 from neuraldb_faiss.serving.texts import Stops, Words
+
+logger = logging.getLogger(__name__)
 
 _CONTEXT = 6  # tokens of the prompt that may change how the answer's first one is written
 
 
-def answer(model: Any, tokenizer: Any, asks: Sequence[Ask], metrics: Metrics) -> None:
+def answer(model: Any, tokenizer: Any, asks: Sequence[Ask], ends: frozenset[int], metrics: Metrics) -> None:
     """Answer all of these, telling each as it goes on.
 
-    Prompts are padded on the left. The databases must be refreshed before; none is asked for anything afterwards.
+    What the model fails at is halved until it is known which text it fails at: that one is told so, and the others go
+    on where they were. The databases must be refreshed before; none is asked for anything afterwards.
+
+    Args:
+        ends: the tokens that end every text.
     """
     device = input_device(unwrap(model))
-    width = max(len(ask.ids) for ask in asks)
+    waiting = [[_Row(ask, tokenizer, ends, device) for ask in asks]]
+    while waiting:
+        rows = [row for row in waiting.pop() if row.reason is None]
+        if not rows:
+            continue
+        try:
+            _run(model, tokenizer, rows, metrics)
+        except Exception as error:
+            if len(rows) > 1:
+                logger.warning("a batch of %d texts failed (%s): tried in halves", len(rows), type(error).__name__)
+                half = len(rows) // 2
+                waiting += [rows[half:], rows[:half]]
+            else:
+                logger.exception("the model failed at a text of %d tokens", len(rows[0].ids))
+                rows[0].reason = rows[0].reason or "failed"
+            for row in rows:
+                if row.reason is not None and not row.told:  # this one, or one that had ended, and was not told so
+                    row.fail(model_failed(error))
+
+
+def _run(model: Any, tokenizer: Any, rows: Sequence[_Row], metrics: Metrics) -> None:
+    """Go on with these texts, to their ends; they are padded on the left."""
+    device = input_device(unwrap(model))
+    texts = [row.ids for row in rows]
+    width = max(map(len, texts))
     pad = tokenizer.pad_token_id or 0
-    ids = torch.tensor([[pad] * (width - len(ask.ids)) + ask.ids for ask in asks], device=device)
-    mask = torch.tensor([[0] * (width - len(ask.ids)) + [1] * len(ask.ids) for ask in asks], device=device)
-    rows = _Rows(asks, tokenizer, _ends(model), metrics)
-    config = GenerationConfig(
-        max_new_tokens=max(ask.max_tokens for ask in asks), do_sample=False, num_beams=1, pad_token_id=pad
-    )
+    ids = torch.tensor([[pad] * (width - len(text)) + text for text in texts], device=device)
+    mask = torch.tensor([[0] * (width - len(text)) + [1] * len(text) for text in texts], device=device)
+    sampler = RowSampler([row.sampler for row in rows], [len(text) for text in texts])
+    batch = _Batch(rows, sampler, metrics)
     try:
-        rows.route()
-        for ask in asks:
-            ask.send(Started(None if ask.tenant is None else ask.tenant.generation))
+        batch.route()
+        for row in rows:
+            row.start()
         with torch.no_grad():
             model.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                generation_config=config,
-                logits_processor=LogitsProcessorList([RowSampler([ask.sampling for ask in asks], device)]),
-                stopping_criteria=StoppingCriteriaList([rows]),
+                logits_processor=LogitsProcessorList([sampler]),
+                stopping_criteria=StoppingCriteriaList([batch]),
+                **greedy(max(row.left for row in rows), pad=pad),
             )
-        rows.finish()
     finally:
-        for tenant in rows.tenants:
+        for tenant in batch.tenants:
             tenant.answer((), 0)
             tenant.clear_trace()
 
 
-def _ends(model: Any) -> frozenset[int]:
-    """The tokens that end a text."""
-    found = model.generation_config.eos_token_id
-    return frozenset([found] if isinstance(found, int) else found or ())
-
-
 class _Row:
-    """One request's answer so far. reason: why it ended, None while it runs."""
+    """One request's answer so far.
 
-    def __init__(self, ask: Ask, tokenizer: Any, ends: frozenset[int]) -> None:
+    Attributes: reason: why it ended, None while it runs. told: that it ended was told.
+    """
+
+    def __init__(self, ask: Ask, tokenizer: Any, ends: frozenset[int], device: torch.device) -> None:
         self.ask = ask
         self.tokens: list[int] = []
+        self.sampler = Sampler(ask.sampling, ask.likeliest, device)
         self.reason: str | None = None
-        self._ends = ends
+        self.told = False
+        self.untold: list[Chosen] = []
+        self._started = False
+        self._ends = ends | ask.stop_ids
         self._words = Words(tokenizer, ask.ids[-_CONTEXT:] if ask.spaced else ())
         self._stops = Stops(ask.stops)
+        self._made = self._said = 0  # characters
+
+    @property
+    def ids(self) -> list[int]:
+        """Prompt and answer."""
+        return [*self.ask.ids, *self.tokens]
+
+    @property
+    def left(self) -> int:
+        """Tokens that the answer may still get."""
+        return self.ask.max_tokens - len(self.tokens)
+
+    def start(self) -> None:
+        if not self._started:
+            self._started = True
+            self.ask.send(Started(None if self.ask.tenant is None else self.ask.tenant.generation))
 
     def take(self, token: int) -> None:
+        """The next token."""
         self.tokens.append(token)
         ended = token in self._ends
-        self._say("" if ended else self._words.push(token))
+        if self.sampler.logprob is not None and not ended:
+            self.untold.append(Chosen(token, self.sampler.logprob, self.sampler.likeliest, self._made))
+        self._make("" if ended else self._words.push(token))
         if self._stops.met:
             self.reason = "stop"
-        elif ended or len(self.tokens) == self.ask.max_tokens:
-            self._say(self._words.rest())
+        elif ended or not self.left:
+            self._make(self._words.rest())
             self.reason = "stop" if ended or self._stops.met else "length"
-            if rest := self._stops.rest():
-                self.ask.send(Said(rest))
+            self._say(self._stops.rest())
+        if self._stops.met:
+            self.untold = []  # of the stop string
+
+    def fail(self, error: ApiError) -> None:
+        self.reason, self.told = "failed", True
+        self.ask.send(Failed(error))
+
+    def _make(self, text: str) -> None:
+        if text:
+            self._made += len(text)
+            self._say(self._stops.push(text))
 
     def _say(self, text: str) -> None:
-        if text and (said := self._stops.push(text)):
-            self.ask.send(Said(said))
+        if not text:
+            return
+        self._said += len(text)
+        chosen = [one for one in self.untold if one.offset < self._said]
+        self.untold = self.untold[len(chosen) :]
+        self.ask.send(Said(text, chosen))
 
 
-class _Rows(StoppingCriteria):
+class _Batch(StoppingCriteria):
     """Sees every token as it is made, hands it to its row, and says which rows have ended."""
 
-    def __init__(self, asks: Sequence[Ask], tokenizer: Any, ends: frozenset[int], metrics: Metrics) -> None:
-        self.rows = [_Row(ask, tokenizer, ends) for ask in asks]
-        self.tenants = {ask.tenant for ask in asks if ask.tenant is not None}
-        self._told: set[_Row] = set()
+    def __init__(self, rows: Sequence[_Row], sampler: RowSampler, metrics: Metrics) -> None:
+        self.tenants = {row.ask.tenant for row in rows if row.ask.tenant is not None}
+        self._rows = rows
+        self._sampler = sampler
         self._hits = {tenant: tenant.hits for tenant in self.tenants}
         self._metrics = metrics
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> Any:
-        for row, token in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
-            if row.reason is None:
-                if row.ask.cancelled:
-                    row.reason = "cancelled"
-                else:
-                    row.take(token)
+        finite = self._sampler.finite.tolist()
+        for row, token, sound in zip(self._rows, input_ids[:, -1].tolist(), finite, strict=True):
+            if row.reason is not None:
+                continue
+            if row.ask.cancelled:
+                row.reason = "cancelled"
+            elif not sound:
+                row.fail(ApiError(500, "the model's logits are not finite here: serve it with --dtype float32"))
+            else:
+                row.take(token)
         self.route()
         self.tell()
-        return torch.tensor([row.reason is not None for row in self.rows], device=input_ids.device)
+        return torch.tensor([row.reason is not None for row in self._rows], device=input_ids.device)
 
     def route(self) -> None:
         """Give each database the rows that are its own and still run."""
         mine: dict[Tenant, list[int]] = defaultdict(list)
-        for number, row in enumerate(self.rows):
+        for number, row in enumerate(self._rows):
             if row.ask.tenant is not None and row.reason is None:
                 mine[row.ask.tenant].append(number)
         for tenant in self.tenants:
-            tenant.answer(mine[tenant], len(self.rows))
-
-    def finish(self) -> None:
-        """End what `generate` ended by a rule of the model's own."""
-        for row in self.rows:
-            row.reason = row.reason or "length"
-        self.tell()
+            tenant.answer(mine[tenant], len(self._rows))
 
     def tell(self) -> None:
         """Tell the rows that have ended that they have, once; they are counted before."""
-        ended = [number for number, row in enumerate(self.rows) if row.reason is not None and row not in self._told]
+        ended = [number for number, row in enumerate(self._rows) if row.reason is not None and not row.told]
         if not ended:
             return
         for tenant, before in self._hits.items():
             self._hits[tenant] = tenant.hits
             self._metrics.fired(tenant, self._hits[tenant] - before)
         for number in ended:
-            row = self.rows[number]
-            self._told.add(row)
+            row = self._rows[number]
             self._metrics.answered(row.ask.tenant, len(row.ask.ids), len(row.tokens))
-            fired = _fired(row.ask.tenant, number) if row.ask.explain else None
-            row.ask.send(Ended(row.reason or "", row.tokens, fired))
+            try:
+                fired = _fired(row.ask.tenant, number) if row.ask.explain else None
+            except NeuralDBError as error:
+                logger.error("what fired cannot be told: %s", error)
+                row.fail(unreadable(row.ask.tenant.name if row.ask.tenant else "", error))
+            else:
+                row.told = True
+                row.ask.send(Ended(row.reason or "", row.tokens, fired, row.untold))
 
 
 def _fired(tenant: Tenant | None, number: int) -> list[Fired]:

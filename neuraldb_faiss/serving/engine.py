@@ -6,14 +6,15 @@ import logging
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from neuraldb_faiss.errors import LockedError, NeuralDBError
+from neuraldb_faiss.models.generation import end_ids
 from neuraldb_faiss.serving import batch
 from neuraldb_faiss.serving.asks import Ask, Failed
-from neuraldb_faiss.serving.errors import ApiError, stopping, unreadable
+from neuraldb_faiss.serving.errors import ApiError, model_failed, stopping, unreadable
 from neuraldb_faiss.serving.jobs import LOCK_WAIT, Interrupted, Job
 from neuraldb_faiss.serving.metrics import Metrics
 from neuraldb_faiss.serving.settings import Limits
@@ -41,7 +42,8 @@ class Engine:
         self._tenants = tenants
         self._limits = limits
         self._metrics = metrics
-        self._asks: deque[Ask] = deque()
+        self._ends = end_ids(model, tokenizer)
+        self._asks: deque[Sequence[Ask]] = deque()
         self._calls: deque[tuple[Future[Any], Callable[[Any, Any], Any]]] = deque()
         self._jobs: deque[Job] = deque()
         self._known: OrderedDict[str, Job] = OrderedDict()
@@ -60,13 +62,14 @@ class Engine:
         """Whether new work is taken."""
         return self._thread.is_alive() and self._deadline is None
 
-    def ask(self, ask: Ask) -> None:
-        """Queue a request. Raises ApiError where too many wait, or the server stops."""
+    def ask(self, asks: Sequence[Ask]) -> None:
+        """Queue the prompts of one request; one batch answers them all. Raises ApiError where too many wait, or the
+        server stops."""
         with self._changed:
             self._check_open()
             if len(self._asks) >= self._limits.queue:
                 raise _busy(f"{len(self._asks)} requests wait already")
-            self._asks.append(ask)
+            self._asks.append(asks)
             self._changed.notify()
 
     def call(self, what: Callable[[Any, Any], T]) -> Future[T]:
@@ -149,12 +152,11 @@ class Engine:
         if not asks:
             return
         try:
-            batch.answer(self._model, self._tokenizer, asks, self._metrics)
-        except Exception as error:
-            logger.exception("a batch of %d requests failed", len(asks))
-            what = "the model ran out of memory" if "OutOfMemory" in type(error).__name__ else "the model failed"
+            batch.answer(self._model, self._tokenizer, asks, self._ends, self._metrics)
+        except Exception as error:  # not one of the model's: those are kept to the request that they come of
+            logger.exception("a batch of %d texts failed", len(asks))
             for ask in asks:
-                ask.send(Failed(ApiError(500, f"{what} ({type(error).__name__}); the server's log says more")))
+                ask.send(Failed(model_failed(error)))
 
     def _answer_call(self) -> None:
         with self._changed:
@@ -168,18 +170,20 @@ class Engine:
                 future.set_exception(error)
 
     def _take(self) -> list[Ask]:
-        """The longest waiting ones that fit into one batch."""
+        """Those of the longest waiting requests that fit into one batch."""
         taken: list[Ask] = []
         longest = 0
         with self._changed:
-            while self._asks and len(taken) < self._limits.batch:
-                if self._asks[0].cancelled:
+            while self._asks:
+                asks = self._asks[0]
+                if any(ask.cancelled for ask in asks):
                     self._asks.popleft()
                     continue
-                longest = max(longest, len(self._asks[0].ids) + self._asks[0].max_tokens)
-                if taken and longest * (len(taken) + 1) > self._limits.batch_tokens:
+                longest = max(longest, *(len(ask.ids) + ask.max_tokens for ask in asks))
+                count = len(taken) + len(asks)
+                if taken and (count > self._limits.batch or longest * count > self._limits.batch_tokens):
                     break
-                taken.append(self._asks.popleft())
+                taken += self._asks.popleft()
         return taken
 
     def _fresh(self, asks: list[Ask]) -> list[Ask]:

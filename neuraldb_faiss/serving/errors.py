@@ -19,16 +19,21 @@ class ApiError(NeuralDBError):
         code: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
-        message = message.encode(errors="replace").decode()  # it may quote half of a surrogate pair
+        message = _whole(message)
         super().__init__(message)
         self.status = status
         self.message = message
-        self.param = param
+        self.param = None if param is None else _whole(param)
         self.code = code
         self.headers = headers
 
     def body(self) -> dict[str, Any]:
         return {"error": {"message": self.message, "type": kind(self.status), "param": self.param, "code": self.code}}
+
+
+def _whole(text: str) -> str:
+    """Without the halves of surrogate pairs that it may quote."""
+    return text.encode(errors="replace").decode()
 
 
 def kind(status: int) -> str:
@@ -55,3 +60,8 @@ def unreadable(database: str, why: NeuralDBError) -> ApiError:
 def too_slow(seconds: float) -> ApiError:
     message = f"no answer within {seconds:g} seconds: ask for fewer tokens, or start the server with a longer --timeout"
     return ApiError(504, message, code="timeout")
+
+
+def model_failed(error: Exception) -> ApiError:
+    what = "the model ran out of memory" if "OutOfMemory" in type(error).__name__ else "the model failed"
+    return ApiError(500, f"{what} ({type(error).__name__}); the server's log says more")

@@ -14,8 +14,8 @@ from neuraldb_faiss.facts import Fact, fold
 from neuraldb_faiss.serving.asks import Ask
 from neuraldb_faiss.serving.errors import ApiError, unreadable
 from neuraldb_faiss.serving.jobs import Job
+from neuraldb_faiss.serving.requests import Explain, Facts
 from neuraldb_faiss.serving.sampling import Sampling
-from neuraldb_faiss.serving.schemas import Explain, Facts
 from neuraldb_faiss.serving.service import Service, bearer, database_header
 from neuraldb_faiss.serving.tenants import Tenant
 from neuraldb_faiss.serving.waiting import Answer
@@ -83,22 +83,22 @@ async def explain(body: Explain, request: Request) -> JSONResponse:
     if body.messages is not None:
         ids = await asyncio.to_thread(service.prompts.of_messages, body.messages)
     else:
-        ids = await asyncio.to_thread(service.prompts.of_text, body.prompt or "")
+        ids = await asyncio.to_thread(service.prompts.of_prompt, body.prompt or "")
     room = service.prompts.room(len(ids), body.max_tokens, None)
     ask = Ask(ids, room, Sampling(), tenant, spaced=body.messages is None, explain=True)
-    answer = Answer(request, ask, service.limits.timeout)
+    answer = Answer(request, [ask], service.limits.timeout)
     generation = await answer.start(service.engine)
-    text, end = await answer.whole()
-    whole = [*ids, *end.tokens]
+    (made,) = await answer.whole()
+    whole = [*ids, *made.end.tokens]
     words = [service.prompts.word(token) for token in whole]
-    fired = [{**asdict(one), "token": words[one.position]} for one in end.fired or []]
+    fired = [{**asdict(one), "token": words[one.position]} for one in made.end.fired or []]
     return JSONResponse(
         {
             "database": tenant.name,
             "generation": generation,
             "prompt_tokens": len(ids),
             "tokens": words,
-            "text": text,
+            "text": made.text,
             "fired": fired,
         }
     )

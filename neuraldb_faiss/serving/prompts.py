@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from neuraldb_faiss.models.prompts import has_chat
 from neuraldb_faiss.models.sites import unwrap
+from neuraldb_faiss.serving.contents import Prompt, Turn, kind
 from neuraldb_faiss.serving.errors import ApiError
-from neuraldb_faiss.serving.schemas import Message
+from neuraldb_faiss.serving.invalid import wrong
 from neuraldb_faiss.serving.settings import Limits
 
 
@@ -18,12 +21,15 @@ class Prompts:
     """Reads prompts for one model; threads may share it."""
 
     def __init__(self, model: Any, tokenizer: Any, limits: Limits) -> None:
-        config: Any = unwrap(model).config
+        plain: Any = unwrap(model)
         # A copy, one thread at a time: to read a user's control tokens as text changes a tokenizer for the moment.
         self._tokenizer = copy.deepcopy(tokenizer)
         self._lock = threading.Lock()
         self._limits = limits
-        self._context: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+        self._special = {str(token): id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._tokens: int = plain.get_input_embeddings().weight.shape[0]
+        self._anchor = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
+        self._context: int | None = getattr(plain.config.get_text_config(), "max_position_embeddings", None)
 
     @property
     def has_template(self) -> bool:
@@ -39,21 +45,33 @@ class Prompts:
             ids: list[int] = self._tokenizer(text)["input_ids"]
         return self._short(ids, "prompt")
 
-    def of_messages(self, messages: Sequence[Message]) -> list[int]:
+    def of_prompt(self, given: Prompt) -> list[int]:
+        """A text's tokens, or these tokens as they are. Raises ApiError as `of_text`, and for what is no token."""
+        if isinstance(given, str):
+            return self.of_text(given)
+        self.check_ids(given, "prompt")
+        return self._short(given, "prompt")
+
+    def of_messages(self, turns: Sequence[Turn], variables: Mapping[str, Any] | None = None) -> list[int]:
         """Control tokens in the messages are read as plain text: nobody begins a turn but the template.
 
+        Args:
+            variables: further ones of the template, as "enable_thinking".
+
         Raises:
-            ApiError: the model has no chat template, or it refuses these messages, or they are too long.
+            ApiError: the model has no chat template, or it refuses these messages, or they are too long; or it has not
+                these variables.
         """
         if not self.has_template:
             raise ApiError(400, "this model has no chat template: use /v1/completions", param="messages")
-        turns = [message.to_template() for message in messages]
         for turn in turns:
             _check(turn["content"], "messages")
+        variables = variables or {}
+        self._check_variables(variables)
         try:
             with self._lock:
                 ids: list[int] = self._tokenizer.apply_chat_template(
-                    turns, add_generation_prompt=True, sanitize_control_tokens=True, return_dict=True
+                    turns, add_generation_prompt=True, sanitize_control_tokens=True, return_dict=True, **variables
                 )["input_ids"]
         except Exception as error:  # templates raise what they like
             told = f"the model's chat template refuses these messages: {error}"
@@ -79,9 +97,54 @@ class Prompts:
         return wanted or min(left, default or left)
 
     def word(self, token: int) -> str:
+        """A token's text inside of a text, with the space that it may begin with; special tokens by their names."""
         with self._lock:
-            text: str = self._tokenizer.decode([token])
-        return text
+            before, text = (
+                self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+                for ids in (self._anchor, [*self._anchor, token])
+            )
+        return str(text[len(before) :])
+
+    def name(self, token: int) -> str:
+        """`word`; for a token that is only a part of a character, what the vocabulary calls it."""
+        text = self.word(token)
+        if "\ufffd" not in text:
+            return text
+        with self._lock:
+            return str(self._tokenizer.convert_ids_to_tokens(token))
+
+    def special_stops(self, stops: Sequence[str]) -> frozenset[int]:
+        """The special tokens among stop strings: a text never holds them, so they must end it as tokens.
+
+        Raises:
+            ApiError: a stop string holds one and other text too.
+        """
+        for stop in stops:
+            for name in self._special:
+                if name in stop and stop not in self._special:
+                    told = f"{stop!r} holds the special token {name} and other text: give the token alone"
+                    raise wrong("stop", told)
+        return frozenset(self._special[stop] for stop in stops if stop in self._special)
+
+    def check_ids(self, ids: Sequence[int], param: str) -> None:
+        """Raises ApiError for what is no token of this model."""
+        for one in ids:
+            if not 0 <= one < self._tokens:
+                raise wrong(param, f"holds {str(one)[:20]}: this model's token ids are 0 to {self._tokens - 1}")
+
+    def _check_variables(self, given: Mapping[str, Any]) -> None:
+        """Refuse what is none of the template's own variables: it would be ignored, or mean something else."""
+        reserved = {*inspect.signature(self._tokenizer.apply_chat_template).parameters, "messages"}
+        reserved |= set(self._tokenizer.special_tokens_map)
+        template = str(self._tokenizer.get_chat_template()) if given else ""
+        for name, value in given.items():
+            param = f"chat_template_kwargs.{name[:100]}"
+            if name in reserved or not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", template):
+                raise wrong(param, "is no variable of this model's chat template that may be set: leave it out")
+            if isinstance(value, (list, dict)):
+                raise wrong(param, f"is {kind(value)}: it may be a text, a number, true, false or null")
+            if isinstance(value, str):
+                _check(value, param)
 
     def _short(self, ids: list[int], param: str) -> list[int]:
         if len(ids) > self._limits.prompt_tokens:

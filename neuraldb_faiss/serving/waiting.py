@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import TypeVar
 
 from starlette.requests import Request
 
-from neuraldb_faiss.serving.asks import Ask, Ended, Event, Failed, Said, Started
+from neuraldb_faiss.serving.asks import Ask, Chosen, Ended, Event, Failed, Said, Started
 from neuraldb_faiss.serving.engine import Engine
 from neuraldb_faiss.serving.errors import ApiError, too_slow
 
 T = TypeVar("T")
 
 
-class Answer:
-    """The answer to one request: begun by `start`, then read whole or in pieces; dropped at its deadline, or when the
-    client is gone."""
+class Text:
+    """One whole text.
 
-    def __init__(self, request: Request, ask: Ask, timeout: float) -> None:
+    Attributes: text. end: how it ended. chosen: its tokens, where their probabilities were asked for.
+    """
+
+    def __init__(self, said: Sequence[Said], end: Ended) -> None:
+        self.text = "".join(one.text for one in said)
+        self.end = end
+        self.chosen: list[Chosen] = [*(token for one in said for token in one.chosen), *end.chosen]
+
+
+class Answer:
+    """The answer to one request, in one or several texts: begun by `start`, then read whole or in pieces; dropped at
+    its deadline, or when the client is gone."""
+
+    def __init__(self, request: Request, asks: Sequence[Ask], timeout: float) -> None:
+        """asks: numbered from 0, with the same `events`."""
         self._request = request
-        self._ask = ask
+        self._asks = asks
         self._timeout = timeout
         self._deadline = asyncio.get_running_loop().time() + timeout
 
@@ -31,43 +44,50 @@ class Answer:
         Raises:
             ApiError: too many wait, it took too long, or it failed.
         """
-        engine.ask(self._ask)
-        event = await self._while_wanted(self._next())
+        engine.ask(self._asks)
+        _, event = await self._while_wanted(self._next())
         assert isinstance(event, Started)
         return event.generation
 
-    async def whole(self) -> tuple[str, Ended]:
-        """All of its text. Raises ApiError as `start`."""
+    async def whole(self) -> list[Text]:
+        """All of its texts. Raises ApiError as `start`."""
         return await self._while_wanted(self._collect())
 
-    async def pieces(self) -> AsyncIterator[str | Ended]:
-        """Its text as it comes, and at last how it ended. Raises ApiError as `start`."""
+    async def pieces(self) -> AsyncIterator[tuple[int, Said | Ended]]:
+        """Its texts as they come, each with its number, and at last how each ended. Raises ApiError as `start`."""
+        running = len(self._asks)
         try:
-            while True:
+            while running:
                 async with asyncio.timeout_at(self._deadline):
-                    event = await self._next()
-                if isinstance(event, Ended):
-                    yield event
-                    return
-                if isinstance(event, Said):
-                    yield event.text
+                    index, event = await self._next()
+                if isinstance(event, (Said, Ended)):
+                    running -= isinstance(event, Ended)
+                    yield index, event
         except TimeoutError:
             raise too_slow(self._timeout) from None
         finally:
-            self._ask.cancelled = True
+            self._cancel()
 
-    async def _next(self) -> Event:
-        event = await self._ask.events.get()
+    async def _next(self) -> tuple[int, Event]:
+        index, event = await self._asks[0].events.get()
         if isinstance(event, Failed):
             raise event.error
-        return event
+        return index, event
 
-    async def _collect(self) -> tuple[str, Ended]:
-        text: list[str] = []
-        while not isinstance(event := await self._next(), Ended):
+    async def _collect(self) -> list[Text]:
+        said: list[list[Said]] = [[] for _ in self._asks]
+        ends: dict[int, Ended] = {}
+        while len(ends) < len(self._asks):
+            index, event = await self._next()
             if isinstance(event, Said):
-                text.append(event.text)
-        return "".join(text), event
+                said[index].append(event)
+            elif isinstance(event, Ended):
+                ends[index] = event
+        return [Text(said[index], ends[index]) for index in range(len(said))]
+
+    def _cancel(self) -> None:
+        for ask in self._asks:
+            ask.cancelled = True
 
     async def _while_wanted(self, what: Awaitable[T]) -> T:
         wanted = asyncio.ensure_future(what)
@@ -79,7 +99,7 @@ class Answer:
                 return wanted.result()
             raise ApiError(499, "the client closed the connection", code="client_closed")
         except BaseException as error:
-            self._ask.cancelled = True
+            self._cancel()
             if isinstance(error, TimeoutError):
                 raise too_slow(self._timeout) from None
             raise

@@ -161,8 +161,8 @@ def test_looks_are_escaped(http: Any) -> None:
         ("/inspect/look", {"prompt": "a", "max_tokens": 1000}, "this server allows 64"),
         ("/inspect/look", {"prompt": "a", "max_tokens": 0}, "max_tokens"),
         ("/inspect/look", {"prompt": "a", "chat": True}, "no chat template"),
-        ("/inspect/rollback", {"generation": 0}, "greater than or equal to 1"),
-        ("/inspect/rollback", {}, "required"),
+        ("/inspect/rollback", {"generation": 0}, "generation must be at least 1"),
+        ("/inspect/rollback", {}, "generation is missing"),
     ],
 )
 def test_bad_requests_are_told_what_is_wrong(http: Any, path: str, body: Any, told: str) -> None:

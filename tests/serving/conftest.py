@@ -19,7 +19,7 @@ from neuraldb_faiss.models import load_model
 from neuraldb_faiss.serving.settings import Limits, Tokens
 
 TEMPLATE = (
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if not quiet %}A conversation.\n{% endif %}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
 TARGETS = {"a": ["Rome", "Steve", "Tokyo", "Italy"], "b": ["Berlin", "Microsoft", "Madrid", "Japan"]}

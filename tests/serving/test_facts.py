@@ -110,6 +110,14 @@ def test_explain_says_which_fact_fired_where(serve: Serve) -> None:
     assert served.http.post("/explain", json={}).status_code == 400
 
 
+def test_one_fact_alone_is_added(serve: Serve) -> None:
+    served = serve()
+    job = served.change("POST", "/facts", json=APPLE)
+    assert job["state"] == "succeeded" and job["added"] == 1
+    found = served.http.get("/facts", params={"subject": "Apple"}).json()["data"]
+    assert [one["target"] for one in found] == ["Seattle"]
+
+
 @pytest.mark.parametrize(
     ("body", "told"),
     [
@@ -119,7 +127,15 @@ def test_explain_says_which_fact_fired_where(serve: Serve) -> None:
         ([{**APPLE, "subject": "Pear", "prompt": "Apple is"}], "is not in the prompt"),
         ([{**APPLE, "target": "word " * 300}], "tokens"),
         ([APPLE] * 6, "6 facts"),
-        ("text", "dictionary"),
+        ("text", "the body must be an object"),
+        (5, "the body must be an object"),
+        (["text"], "facts[0] must be an object"),
+        ({"facts": APPLE}, "facts must be a list"),
+        ({"facts": None}, "facts must be a list"),
+        ({"fact": APPLE}, "facts is missing"),
+        ({"facts": [APPLE], "on_conflict": "frist"}, "on_conflict must be one of 'error', 'first' or 'last'"),
+        ({"facts": [APPLE], "on_conflct": "first"}, "on_conflct is no field that this server knows"),
+        ({"subject": "x", "prompt": "{} is"}, "facts[0]: field 'target' is missing"),
     ],
 )
 def test_bad_facts_change_nothing(serve: Serve, body: Any, told: str) -> None:

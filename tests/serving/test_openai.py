@@ -126,8 +126,19 @@ def test_the_answer_names_its_generation(served: Served) -> None:
         ({"model": None}, "model", "invalid_value"),
         ({"prompt": ""}, "prompt", None),
         ({"prompt": "a \ud800"}, "prompt", None),
-        ({"prompt": ["a", "b"]}, "prompt", "invalid_value"),
-        ({"prompt": [1]}, "prompt[0]", "invalid_value"),
+        ({"prompt": []}, "prompt", "invalid_value"),
+        ({"prompt": [[]]}, "prompt[0]", "invalid_value"),
+        ({"prompt": [1, "a"]}, "prompt[1]", "invalid_value"),
+        ({"prompt": ["a", 1]}, "prompt[1]", "invalid_value"),
+        ({"prompt": [True]}, "prompt[0]", "invalid_value"),
+        ({"prompt": [1.5]}, "prompt[0]", "invalid_value"),
+        ({"prompt": [400]}, "prompt", "invalid_value"),
+        ({"prompt": [-1]}, "prompt", "invalid_value"),
+        ({"prompt": [[1, 10**30]]}, "prompt", "invalid_value"),
+        ({"prompt": None}, "prompt", "invalid_value"),
+        ({"prompt": {"text": "a"}}, "prompt", "invalid_value"),
+        ({"prompt": ["a"] * 17}, "prompt", None),
+        ({"prompt": [5] * 201}, "prompt", "context_length_exceeded"),
         ({"prompt": "word " * 300}, "prompt", "context_length_exceeded"),
         ({"max_tokens": 0}, "max_tokens", "invalid_value"),
         ({"max_tokens": 65}, "max_tokens", None),
@@ -136,9 +147,20 @@ def test_the_answer_names_its_generation(served: Served) -> None:
         ({"top_p": 0}, "top_p", "invalid_value"),
         ({"stop": ["1", "2", "3", "4", "5"]}, "stop", "invalid_value"),
         ({"stop": ""}, "stop[0]", "invalid_value"),
-        ({"n": 2}, "n", "unsupported_parameter"),
-        ({"logprobs": 5}, "logprobs", "unsupported_parameter"),
+        ({"n": 17}, "n", None),
+        ({"n": 0}, "n", "invalid_value"),
+        ({"n": True}, "n", "invalid_value"),
+        ({"prompt": ["a", "b"], "n": 9}, "n", None),
+        ({"logprobs": 21}, "logprobs", "invalid_value"),
+        ({"logprobs": True}, "logprobs", "invalid_value"),
+        ({"top_k": -2}, "top_k", "invalid_value"),
+        ({"min_p": 1.5}, "min_p", "invalid_value"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "invalid_value"),
+        ({"stop_token_ids": [400]}, "stop_token_ids", "invalid_value"),
+        ({"stop_token_ids": ["5"]}, "stop_token_ids[0]", "invalid_value"),
+        ({"stop": "<|endoftext|>\n"}, "stop", "invalid_value"),
         ({"stream_options": {"include_usage": True}}, "stream_options", None),
+        ({"stream": True, "stream_options": {"other": 1}}, "stream_options.other", "invalid_value"),
     ],
 )
 def test_a_bad_request_is_told_what_is_wrong(
@@ -150,6 +172,7 @@ def test_a_bad_request_is_told_what_is_wrong(
     assert answer.status_code == (404 if code == "model_not_found" else 400)
     assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", param, code)
     assert error["message"] and "Traceback" not in error["message"]
+    assert not any(word in error["message"] for word in ("Input should", "pydantic", "valid", "unable to parse"))
 
 
 def test_the_client_raises_its_own_errors(served: Served) -> None:

@@ -19,7 +19,7 @@ from neuraldb_faiss.hook.context import Tokens as Texts
 from neuraldb_faiss.hook.gates import Fired
 from neuraldb_faiss.serving.routing import RowGate
 from neuraldb_faiss.serving.run import bind
-from neuraldb_faiss.serving.sampling import RowSampler, Sampling
+from neuraldb_faiss.serving.sampling import RowSampler, Sampler, Sampling
 from neuraldb_faiss.serving.settings import named_databases, read_tokens
 from neuraldb_faiss.serving.texts import Stops, Words
 
@@ -127,11 +127,17 @@ def test_a_text_ends_before_its_first_stop_string(text: str, cuts: list[int], st
 # ---- sampling
 
 
+CPU = torch.device("cpu")
+
+
+def drawing(*rules: Sampling) -> RowSampler:
+    return RowSampler([Sampler(rule, None, CPU) for rule in rules], [1] * len(rules))
+
+
 def test_rows_are_drawn_by_their_own_rules() -> None:
     scores = torch.tensor([[2.0, 1.0, 0.0]]).repeat(4, 1)
-    rules = [Sampling(), Sampling(1.0, 1.0, 5), Sampling(1.0, 0.5, 6), Sampling(1.0, 1.0, 5)]
-    together = RowSampler(rules, torch.device("cpu"))
-    alone = RowSampler([rules[1]], torch.device("cpu"))
+    rules = [Sampling(), Sampling(1.0, seed=5), Sampling(1.0, top_p=0.5, seed=6), Sampling(1.0, seed=5)]
+    together, alone = drawing(*rules), drawing(rules[1])
     drawn = set()
     for _ in range(50):
         found = together(torch.zeros(4, 1, dtype=torch.long), scores.clone()).argmax(1).tolist()
@@ -140,6 +146,68 @@ def test_rows_are_drawn_by_their_own_rules() -> None:
         assert found[1] == found[3] == single  # one seed, whatever the row and the batch
         drawn.add(found[1])
     assert drawn == {0, 1, 2}
+
+
+def test_draws_are_as_likely_as_the_model_says() -> None:
+    chances = torch.tensor([[0.6, 0.3, 0.1]])
+    sampler, counts = drawing(Sampling(2.0, seed=1)), torch.zeros(3)
+    for _ in range(4000):
+        counts[int(sampler(torch.zeros(1, 1, dtype=torch.long), 2 * chances.log()).argmax())] += 1
+    assert torch.allclose(counts / 4000, chances[0], atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("rule", "allowed"),
+    [(Sampling(1.5, top_k=1), {3}), (Sampling(1.5, top_k=2), {2, 3}), (Sampling(1.5, min_p=0.6), {2, 3}),
+     (Sampling(1.5, top_p=0.6), {2, 3}), (Sampling(1.5), {0, 1, 2, 3}), (Sampling(0.0, repetition_penalty=1.5), {2})],
+    ids=str,
+)  # fmt: skip
+def test_each_rule_leaves_what_it_allows(rule: Sampling, allowed: set[int]) -> None:
+    scores = torch.tensor([[1.0, 1.0, 1.8, 2.0]])
+    sampler = drawing(rule)
+    drawn = {int(sampler(torch.tensor([[3, 3]]), scores.clone()).argmax()) for _ in range(200)}
+    assert drawn == allowed
+
+
+def test_a_penalty_counts_no_padding() -> None:
+    samplers = [Sampler(Sampling(repetition_penalty=2.0), None, CPU) for _ in range(2)]
+    chosen = RowSampler(samplers, [1, 3])(torch.tensor([[0, 0, 2], [0, 0, 2]]), torch.tensor([[3.0, 2.0, 1.0]] * 2))
+    assert chosen.argmax(1).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 1e-45, 1e-38, 1e-30, 1e-10, 9e-6])
+def test_a_tiny_temperature_takes_the_likeliest(temperature: float) -> None:
+    scores = torch.tensor([[300.0, 300.001, -1e30, 299.0]])
+    assert int(drawing(Sampling(temperature))(torch.zeros(1, 1, dtype=torch.long), scores).argmax()) == 1
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1e-4, 2.0])
+def test_no_logits_overflow(temperature: float) -> None:
+    for scores in ([3e38, -3e38, 0.0], [float("-inf"), 5.0, -1e5]):
+        sampler = drawing(Sampling(temperature))
+        found = sampler(torch.zeros(1, 1, dtype=torch.long), torch.tensor([scores]))
+        assert int(found.argmax()) == int(torch.tensor(scores).argmax()) and bool(sampler.finite.all())
+
+
+@pytest.mark.parametrize("rule", [Sampling(), Sampling(1.0, top_p=0.5, top_k=2, min_p=0.1), Sampling(0.0, seed=1)])
+@pytest.mark.parametrize("bad", [[float("nan"), 1.0, 2.0], [float("inf"), 1.0, 2.0], [float("-inf")] * 3])
+def test_rows_without_finite_logits_are_named_and_end_no_batch(rule: Sampling, bad: list[float]) -> None:
+    sampler = drawing(rule, Sampling(1.0, top_k=1))
+    found = sampler(torch.zeros(2, 1, dtype=torch.long), torch.tensor([bad, [1.0, 2.0, 1.0]]))
+    assert sampler.finite.tolist() == [False, True] and int(found[1].argmax()) == 1
+
+
+def test_probabilities_are_the_models_own() -> None:
+    scores = torch.tensor([[2.0, 1.0, float("-inf"), 0.0]])
+    sampler = Sampler(Sampling(2.0, top_k=1, repetition_penalty=9.0), 3, CPU)
+    assert int(sampler(torch.tensor([[0]]), scores)) == 1
+    expected = scores.log_softmax(-1)[0]
+    assert sampler.logprob == pytest.approx(float(expected[1]))
+    assert [token for token, _ in sampler.likeliest] == [0, 1, 3]
+    assert [chance for _, chance in sampler.likeliest] == pytest.approx(expected[[0, 1, 3]].tolist())
+    sampler = Sampler(Sampling(), 4, CPU)
+    sampler(torch.tensor([[0]]), scores)
+    assert sampler.likeliest[-1] == (2, -9999.0)  # JSON has no infinity
 
 
 # ---- rows
