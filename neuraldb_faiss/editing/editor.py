@@ -14,7 +14,7 @@ from neuraldb_faiss.editing.keys import KeyRows, compute_keys
 from neuraldb_faiss.editing.passes import check_causal
 from neuraldb_faiss.editing.prefixes import generate_prefixes
 from neuraldb_faiss.editing.residuals import FactOutcome, ResidualConfig, solve_residuals
-from neuraldb_faiss.errors import BuildError, FingerprintError, StoreError
+from neuraldb_faiss.errors import BuildError, FingerprintError, ModelError, StoreError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.models import (
     EditDefaults,
@@ -25,6 +25,7 @@ from neuraldb_faiss.models import (
     find_site,
     key_ids,
 )
+from neuraldb_faiss.models.adapters import has_virtual_tokens
 from neuraldb_faiss.models.defaults import GAMMAS
 from neuraldb_faiss.models.fingerprint import fingerprint
 from neuraldb_faiss.models.prompts import has_chat
@@ -84,8 +85,14 @@ class Editor:
 
         Raises:
             BuildError: an unknown kind, or a value out of range.
-            ModelError: no FFN, no such layer, no attention where PMET needs one, or a model that is not causal.
+            ModelError: no FFN, no such layer, no attention where PMET needs one, a model that is not causal, or one
+                with learnt virtual tokens (PEFT).
         """
+        if has_virtual_tokens(model):
+            raise ModelError(
+                "PEFT puts learnt tokens in front of this model's every prompt (prompt learning), and keys are made"
+                " without them: build inside `with model.disable_adapter():`, and attach there too"
+            )
         _one_of("residual", residual, RESIDUALS)
         _one_of("keys", keys, KEYS)
         defaults = edit_defaults(model, ffn_module, residual)[0]

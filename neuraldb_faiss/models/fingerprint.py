@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ _EQUAL_SHARE = 0.9  # float32 to float16 to bfloat16 rounds twice and so moves u
 _EQUAL_SHARE_TENSOR = (
     0.6  # one replaced tensor among hundreds must not drown; 32 samples spread more than all
 )
+_FEEDS = re.compile(r"emb|wte|wpe|project_in")  # in the names of what runs before the first block
 _SHAPE_FIELDS = ("model_type", "n_layers", "d1", "d2", "vocab_size", "layer", "module_name")
 
 
@@ -38,7 +40,8 @@ class Fingerprint:
 
     ``samples``: (parameter name, bfloat16 bit patterns as uint16 numbers) a sampled weight, at and below
     ``layer``. Offloaded and quantised weights are left out, so only weights that both models show are
-    compared.
+    compared. Weights that PEFT's adapters add are there under names of their own, with no numbers where they
+    cannot be read.
     """
 
     model_type: str
@@ -88,7 +91,7 @@ class Fingerprint:
         equal = total = 0
         for name, mine in self.samples:
             values = theirs.get(name)
-            if values is None:
+            if not values or not mine:
                 continue
             if len(values) != len(mine):
                 return False
@@ -115,12 +118,12 @@ class Fingerprint:
 def fingerprint(model: nn.Module, site: FFNSite) -> Fingerprint:
     """The fingerprint of ``model`` for a database at ``site``. Reads a few numbers of each weight
     (milliseconds)."""
-    model = unwrap(model)
-    samples = []
-    for name, weight, count in _sampled(model, site):
-        values = sample_weight(weight, count)
+    wrapped, model = model, unwrap(model)
+    samples: dict[str, tuple[int, ...]] = {}
+    for one, count in _sampled(wrapped, model, site):
+        values = _sample(one, count)
         if values is not None:
-            samples.append((name, values))
+            samples[_free(one.name, samples)] = values
     vocab_size = getattr(text_config(model), "vocab_size", None)
     return Fingerprint(
         model_type=model_type(model),
@@ -130,25 +133,51 @@ def fingerprint(model: nn.Module, site: FFNSite) -> Fingerprint:
         vocab_size=int(vocab_size) if vocab_size is not None else 0,
         layer=site.layer,
         module_name=site.module_name,
-        samples=tuple(sorted(samples)),
+        samples=tuple(sorted(samples.items())),
     )
 
 
-def _sampled(model: nn.Module, site: FFNSite) -> Iterator[tuple[str, torch.Tensor, int]]:
-    """(name, weight, samples to take) for the embeddings and for the blocks up to the site's."""
+def _sampled(wrapped: nn.Module, model: nn.Module, site: FFNSite) -> Iterator[tuple[adapters.Weight, int]]:
+    """(weight, samples to take) for the embeddings and for the blocks up to the site's, and for the adapters there.
+
+    wrapped: ``model`` as PEFT, where it is used, wrapped it.
+    """
     blocks = _block_names(model, site)
-    tuned = adapters.tuned_layers(model)
-    for module_name, module in model.named_modules():
-        in_block = any(module_name == block or module_name.startswith(f"{block}.") for block in blocks)
-        is_embedding = isinstance(module, nn.Embedding) and not _beside(module_name, site)
-        plain = adapters.plain_name(module_name, tuned) if in_block or is_embedding else None
-        if plain is None:
-            continue
-        main = is_embedding or plain == site.module_name
-        for name, weight in module.named_parameters(recurse=False):
-            shown = _offloaded(module, name) if weight.is_meta else weight
-            if shown is not None:
-                yield f"{plain}.{name}", shown, _PER_MAIN_TENSOR if main else _PER_TENSOR
+    head: Any = getattr(model, "get_output_embeddings", lambda: None)()
+    seen: dict[int, torch.Tensor] = {}  # adapters' tensors by their id: some are shared
+    for part in adapters.parts(model):
+        in_block = any(part.name == block or part.name.startswith(f"{block}.") for block in blocks)
+        is_embedding = isinstance(part.module, nn.Embedding) and not _beside(part.name, site)
+        if part.added:
+            named = _FEEDS.search(part.name) and part.module is not head and not _beside(part.name, site)
+            if in_block or is_embedding or named:
+                new = [one for one in part.weights if id(one.tensor) not in seen]
+                seen.update((id(one.tensor), one.tensor) for one in new)
+                yield from ((one, 1 if one.name.startswith(adapters.SCALING) else _PER_TENSOR) for one in new)
+        elif in_block or is_embedding:
+            main = is_embedding or part.name == site.module_name
+            yield from ((one, _PER_MAIN_TENSOR if main else _PER_TENSOR) for one in part.weights)
+    if seen or adapters.has_virtual_tokens(wrapped):
+        yield from ((one, _PER_TENSOR) for one in adapters.beside(wrapped, model) if id(one.tensor) not in seen)
+
+
+def _sample(weight: adapters.Weight, count: int) -> tuple[int, ...] | None:
+    """Its samples; of what an adapter adds () where they cannot be read, None for counters and indices."""
+    found: torch.Tensor | None = weight.tensor
+    if weight.tensor.is_meta and weight.holder is not None:
+        found = _offloaded(weight.holder, weight.key)
+    values = None if found is None else sample_weight(found, count)
+    if values is None and weight.name.startswith(adapters.MARK) and weight.tensor.is_floating_point():
+        return ()
+    return values
+
+
+def _free(name: str, taken: Mapping[str, Any]) -> str:
+    """The name, numbered where several active adapters have it."""
+    number = 1
+    while (found := name if number == 1 else f"{name}#{number}") in taken:
+        number += 1
+    return found
 
 
 def _block_names(model: nn.Module, site: FFNSite) -> list[str]:
@@ -187,6 +216,7 @@ def sample_weight(weight: torch.Tensor, count: int) -> tuple[int, ...] | None:
         return None
     # Fibonacci hashing spreads the places evenly and over all columns, in integers: the same on every
     # machine.
+    weight = weight.reshape(1) if weight.ndim == 0 else weight
     size = weight.numel()
     places = [((i + 1) * 0x9E3779B97F4A7C15 % 2**64) * size >> 64 for i in range(count)]
     index = tuple(torch.from_numpy(axis).to(weight.device) for axis in np.unravel_index(places, weight.shape))
