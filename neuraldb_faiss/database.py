@@ -131,7 +131,7 @@ class NeuralDB:
         return self._snapshot.settings
 
     def _record(self) -> Generation:
-        return next(g for g in self.history() if g.generation == self.generation)
+        return self._store.catalog.generation_record(self.generation)
 
     def facts(self, *, at: int | None = None, **where: Any) -> list[StoredFact]:
         """Live facts in the order they came, narrowed by what is given.

@@ -38,7 +38,7 @@ def parse(text: object) -> Any:
             _check(value)
         return value
     except RecursionError:
-        raise BadJSON(f"JSON nested more than {MAX_DEPTH} deep") from None
+        raise BadJSON(f"nested too deep (more than {MAX_DEPTH})") from None
     except MemoryError:
         raise BadJSON("a JSON text too large for the memory") from None
     except ValueError as error:
@@ -49,7 +49,7 @@ def parse_object(text: object) -> dict[str, Any]:
     """As `parse`; raises BadJSON also for what is no JSON object."""
     value = parse(text)
     if not isinstance(value, dict):
-        raise BadJSON("JSON, but no object")
+        raise BadJSON("it is no JSON object")
     return value
 
 
@@ -57,7 +57,7 @@ def parse_strings(text: object) -> tuple[str, ...]:
     """As `parse`; raises BadJSON also for what is no list of strings."""
     value = parse(text)
     if not is_strings(value):
-        raise BadJSON("JSON, but no list of strings")
+        raise BadJSON("it is no list of strings")
     return tuple(value)
 
 
@@ -74,6 +74,13 @@ def is_number(value: object) -> bool:
 def is_strings(value: object) -> bool:
     """Whether it is a list of strings."""
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def shown(value: object) -> str:
+    """A value in a message: short, and on one line."""
+    if isinstance(value, (str, bytes)):
+        return ascii(value[:40])
+    return repr(value)[:40] if isinstance(value, (bool, int, float)) else f"of type {type(value).__name__}"
 
 
 def is_text(value: str) -> bool:
@@ -102,7 +109,7 @@ def _check(value: Any) -> None:
         if not inside:
             return
         level = inside
-    raise BadJSON(f"JSON nested more than {MAX_DEPTH} deep")
+    raise BadJSON(f"nested too deep (more than {MAX_DEPTH})")
 
 
 def _integer(digits: str) -> int:

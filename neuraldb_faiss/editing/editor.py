@@ -14,7 +14,7 @@ from neuraldb_faiss.editing.keys import KeyRows, compute_keys
 from neuraldb_faiss.editing.passes import check_causal
 from neuraldb_faiss.editing.prefixes import generate_prefixes
 from neuraldb_faiss.editing.residuals import FactOutcome, ResidualConfig, solve_residuals
-from neuraldb_faiss.errors import BuildError, FingerprintError, ModelError, StoreError
+from neuraldb_faiss.errors import BuildError, CorruptError, FingerprintError, ModelError, StoreError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.models import (
     EditDefaults,
@@ -29,6 +29,7 @@ from neuraldb_faiss.models.adapters import has_virtual_tokens
 from neuraldb_faiss.models.defaults import GAMMAS
 from neuraldb_faiss.models.fingerprint import fingerprint
 from neuraldb_faiss.models.prompts import has_chat
+from neuraldb_faiss.strict_json import shown
 
 RESIDUALS = ("memit", "pmet", "none")
 KEYS = ("two", "paper")
@@ -125,7 +126,11 @@ class Editor:
 
         Raises:
             FingerprintError: it was built with another model, layer or revision.
+            CorruptError: its settings are none that this program writes.
         """
+        for name, known in (("keys", KEYS), ("residual", RESIDUALS), ("guard", (*GUARDS, None))):
+            if settings.get(name) not in known:
+                raise CorruptError(f"the stored setting {name} is {shown(settings.get(name))}, which it cannot be")
         stored = Fingerprint.from_json(settings["fingerprint"])
         return cls(
             model=model,
@@ -135,7 +140,7 @@ class Editor:
             prefixes=tuple(settings["prefixes"]),
             keys=settings["keys"],
             residual=settings["residual"],
-            config=ResidualConfig(**settings["config"]),
+            config=_stored_config(settings["config"]),
             guard=settings.get("guard") or "none",
             gamma=settings["gamma"],
             ffn_module=settings["ffn_module"],
@@ -257,6 +262,14 @@ def check_guard(guard: str) -> str:
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise BuildError(f"{name} is {value!r}: it must be one of {', '.join(known)}")
+
+
+def _stored_config(stored: Mapping[str, Any]) -> ResidualConfig:
+    try:
+        return ResidualConfig(**stored)
+    except TypeError:  # names that there are not, values of another type
+        names = ", ".join(map(ascii, stored))[:200]
+        raise CorruptError(f"the stored setting config cannot be read (it has {names})") from None
 
 
 def _config(defaults: EditDefaults, overrides: Mapping[str, Any]) -> ResidualConfig:

@@ -47,8 +47,7 @@ def export(store: Store, out: str | Path | BinaryIO, format: str = "jsonl", *, a
     store.check_generation(generation)
     blocks = _jsonl(store, generation) if format == "jsonl" else _safetensors(store, generation)
     written = _write_stream(out, blocks) if not isinstance(out, (str, Path)) else _write_file(Path(out), blocks)
-    facts = next(g.facts for g in store.catalog.generations() if g.generation == generation)
-    return Exported(generation, facts, written)
+    return Exported(generation, store.catalog.generation_record(generation).facts, written)
 
 
 def _write_stream(out: BinaryIO, blocks: Iterable[memoryview]) -> int:

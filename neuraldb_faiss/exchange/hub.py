@@ -26,6 +26,7 @@ from neuraldb_faiss.errors import NeuralDBError, StoreError
 from neuraldb_faiss.exchange.card import LIBRARY, card
 from neuraldb_faiss.store import Store, atomic, copy, files, schema
 from neuraldb_faiss.store.segments import ARRAYS
+from neuraldb_faiss.strict_json import parse
 
 README = "README.md"
 _MARK = Path(".cache") / "neuraldb.json"  # in a downloaded folder: which commit, and is it whole
@@ -166,7 +167,7 @@ def _is_whole(folder: Path, commit: str) -> bool:
         StoreError: it holds something else, which a download would overwrite.
     """
     try:
-        mark = json.loads((folder / _MARK).read_text())
+        mark = parse((folder / _MARK).read_text())
         if mark["commit"] == commit:
             return bool(mark["whole"])
         held = f"commit {str(mark['commit'])[:7]} of a database, this is {commit[:7]}"

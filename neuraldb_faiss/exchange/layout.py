@@ -14,6 +14,7 @@ from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.store import StoredFact
 from neuraldb_faiss.store.records import canonical
 from neuraldb_faiss.store.segments import ARRAYS
+from neuraldb_faiss.strict_json import is_count, is_number, parse_object
 
 MARK = "neuraldb-faiss"  # the metadata's `format`
 VERSION = "1"
@@ -99,14 +100,7 @@ def _line(record: Mapping[str, Any]) -> bytes:
 
 def read_line(line: bytes) -> dict[str, Any]:
     """The arguments of StoredFact that a `fact_line` holds. Raises ValueError saying which rule the line breaks."""
-    try:
-        record = json.loads(line, parse_constant=_no_constant)
-    except RecursionError:
-        raise ValueError("nested too deep") from None
-    if not isinstance(record, dict):
-        raise ValueError("it is no JSON object")
-    if b"\\u" in line:  # the only way to write half of a surrogate pair, which no catalog can hold
-        json.dumps(record, ensure_ascii=False).encode()
+    record = parse_object(line)
     if unknown := sorted(record.keys() - _FIELDS):
         raise ValueError(f"it has an unknown field {unknown[0][:40]!r}")
     for name in ("subject", "prompt", "target", "key_id", "time", "residual"):
@@ -116,29 +110,17 @@ def read_line(line: bytes) -> dict[str, Any]:
         if not isinstance(record.get(name, ""), str):
             raise ValueError(f"{name} must be a string")
     for name in _NUMBERS:
-        value = record.get(name, 0.0)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= 1.8e308:
+        if not is_number(record.get(name, 0.0)):
             raise ValueError(f"{name} must be a number")
         if name in record:
-            record[name] = float(value)
+            record[name] = float(record[name])
     if not isinstance(record.get("took", False), bool):
         raise ValueError("took must be true or false")
     if record.get("state", "live") not in STATES:
         raise ValueError(f"state must be one of {', '.join(STATES)}")
-    if not _is_index(record.get("entry")):
+    if not is_count(record.get("entry")):
         raise ValueError("entry must be the id of an entry")
     sources = record.get("sources", [])
     if not isinstance(sources, list) or not all(isinstance(one, str) and one for one in sources):
         raise ValueError("sources must be a list of names")
     return {**record, "sources": tuple(sources)}
-
-
-def _is_index(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_ENTRY
-
-
-MAX_ENTRY = 2**53  # JSON's numbers are exact below it
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,15 @@ from safetensors import SafetensorError, safe_open
 
 from neuraldb_faiss.editing.editor import KEYS, RESIDUALS, check_gamma, check_guard
 from neuraldb_faiss.errors import CorruptError, FactError, FormatError, NeuralDBError, StoreError
-from neuraldb_faiss.exchange.layout import LOCAL, MARK, MAX_ENTRY, STATES, TENSORS, TYPES, VERSION, Sizes, read_line
+from neuraldb_faiss.exchange.layout import LOCAL, MARK, STATES, TENSORS, TYPES, VERSION, Sizes, read_line
 from neuraldb_faiss.models import Fingerprint
 from neuraldb_faiss.store import Piece, StoredFact
+from neuraldb_faiss.store.settings import check_settings
 from neuraldb_faiss.store.transaction import SEGMENT_ENTRIES
+from neuraldb_faiss.strict_json import INTEGERS, MAX_TEXT, is_count, is_strings, parse, parse_object, shown
 
 _MAX_HEADER = 16 << 20  # bytes; ours take some kilobytes, and safetensors itself would parse 100 MB
-_MAX_LINE = 16 << 20
+_MAX_LINE = MAX_TEXT
 _BLOCK = 1 << 24  # bytes that are read at once
 _UNSEEN = -1
 _UNIT = 0.01  # how far float16 may leave a key's length from 1
@@ -166,26 +167,24 @@ class VectorFile:
                 " install a newer neuraldb-faiss"
             )
         try:
-            settings = json.loads(metadata["settings"])
-            runs = [(number, tuple(prefixes)) for number, prefixes in json.loads(metadata["prefixes"])]
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            settings = parse_object(metadata["settings"])
+            runs = [(number, tuple(prefixes)) for number, prefixes in parse(metadata["prefixes"])]
+        except (KeyError, TypeError, ValueError) as error:
             raise self._corrupt(f"its metadata cannot be read ({type(error).__name__}: {error})") from None
         for number, prefixes in runs:
-            if type(number) is not int or number < 1 or not all(isinstance(one, str) for one in prefixes):
+            if not is_count(number) or number < 1 or not is_strings(list(prefixes)):
                 raise self._corrupt("its metadata says no counts of entries and their prefixes")
         return self._checked_settings(settings), runs
 
-    def _checked_settings(self, settings: Any) -> dict[str, Any]:
-        if not isinstance(settings, dict):
-            raise self._corrupt("its settings are no JSON object")
-        for name, fits in _SETTINGS.items():
-            if name not in settings or not fits(settings[name]):
-                raise self._corrupt(f"its setting {name} is missing, or has a value that it cannot have")
+    def _checked_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         try:
+            check_settings({**settings, **dict.fromkeys(LOCAL, 1)})
             Fingerprint.from_json(settings["fingerprint"])
             check_gamma(settings["gamma"])
             check_guard(settings.get("guard") or "none")
-            json.dumps(settings, ensure_ascii=False, allow_nan=False).encode()
+            for name, known in (("keys", KEYS), ("residual", RESIDUALS)):
+                if settings[name] not in known:
+                    raise ValueError(f"the setting {name} is {shown(settings[name])}, which it cannot be")
         except (NeuralDBError, ValueError) as error:
             raise self._corrupt(str(error)) from None
         return {name: value for name, value in settings.items() if name not in LOCAL}
@@ -209,7 +208,7 @@ class VectorFile:
 
     def _check_rows(self) -> None:
         entries, rows = self.entries, self._key_rows
-        if len(entries) and (entries[0] < 0 or entries[-1] >= MAX_ENTRY or (np.diff(entries) <= 0).any()):
+        if len(entries) and (entries[0] < 0 or entries[-1] >= INTEGERS or (np.diff(entries) <= 0).any()):
             raise self._corrupt("the ids in tensor entries are not ascending from 0 on")
         if len(rows) and (rows[0] < 0 or rows[-1] >= len(entries) or (np.diff(rows) < 0).any()):
             raise self._corrupt("tensor key_rows does not name rows of entries in ascending order")
@@ -256,22 +255,3 @@ class VectorFile:
                 raise self._corrupt(f"a fact takes more than {_MAX_LINE:,} bytes")
         if rest:
             raise self._corrupt("tensor facts does not end with a line's end")
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < 2**31
-
-
-_SETTINGS = {
-    "fingerprint": lambda value: isinstance(value, str),
-    "layer": _is_count,
-    "ffn_module": lambda value: value is None or isinstance(value, str),
-    "d1": lambda value: _is_count(value) and 0 < value < 2**24,
-    "d2": lambda value: _is_count(value) and 0 < value < 2**24,
-    "prefixes": lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value),
-    "keys": lambda value: value in KEYS,
-    "residual": lambda value: value in RESIDUALS,
-    "config": lambda value: isinstance(value, dict),
-    "gamma": lambda value: isinstance(value, (int, float)) and not isinstance(value, bool),
-    "index": lambda value: isinstance(value, dict) and isinstance(value.get("kind"), str),
-}

@@ -23,6 +23,7 @@ from torch import nn
 from neuraldb_faiss.errors import FingerprintError
 from neuraldb_faiss.models import adapters
 from neuraldb_faiss.models.sites import FFNSite, model_type, text_config, unwrap
+from neuraldb_faiss.strict_json import is_count, parse_object
 
 _PER_TENSOR = 32
 _PER_MAIN_TENSOR = 256  # the embedding and the down-projection itself
@@ -65,20 +66,20 @@ class Fingerprint:
     def from_json(cls, text: str) -> Fingerprint:
         """Read ``to_json``'s form. Raises FingerprintError for anything else."""
         try:
-            fields = json.loads(text)
-            samples = tuple(
-                (str(name), _unhex(digits)) for name, digits in sorted(fields.pop("samples").items())
-            )
-            made = cls(samples=samples, **fields)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            fields = parse_object(text)
+            found = fields.pop("samples")
+            if set(fields) != set(_SHAPE_FIELDS) or not isinstance(found, dict):
+                raise ValueError("its fields are not those of a fingerprint")
+            samples = tuple((name, _unhex(digits)) for name, digits in sorted(found.items()))
+        except (ValueError, KeyError) as error:
             raise FingerprintError(
                 f"the stored model fingerprint cannot be read ({error}): run verify"
             ) from error
         for name in _SHAPE_FIELDS:
-            kind: type = str if name in ("model_type", "module_name") else int
-            if type(getattr(made, name)) is not kind:
+            value = fields[name]
+            if not (isinstance(value, str) if name in ("model_type", "module_name") else is_count(value)):
                 raise FingerprintError(f"the stored model fingerprint has a wrong {name}: run verify")
-        return made
+        return cls(samples=samples, **fields)
 
     def matches(self, other: Fingerprint) -> bool:
         """Whether keys made with one model are keys of the other: equal shapes, and the share of equal
@@ -224,7 +225,7 @@ def sample_weight(weight: torch.Tensor, count: int) -> tuple[int, ...] | None:
     return tuple(int(bits) & 0xFFFF for bits in rounded.view(torch.int16).tolist())
 
 
-def _unhex(digits: str) -> tuple[int, ...]:
-    if len(digits) % 4:
+def _unhex(digits: object) -> tuple[int, ...]:
+    if not isinstance(digits, str) or len(digits) % 4:
         raise ValueError("a sample is cut short")
     return tuple(int(digits[i : i + 4], 16) for i in range(0, len(digits), 4))

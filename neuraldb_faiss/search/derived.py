@@ -21,8 +21,9 @@ import numpy as np
 from numpy.lib import format as npy
 
 from neuraldb_faiss.store import atomic
+from neuraldb_faiss.strict_json import MAX_TEXT, parse_object
 
-DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError)
+DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, OverflowError, MemoryError)
 
 
 def save_arrays(directory: Path, stem: str, arrays: Mapping[str, np.ndarray], notes: Mapping[str, Any]) -> bool:
@@ -81,10 +82,8 @@ def _map(path: Path, written: dict[str, Any], kind: str) -> np.ndarray:
 
 def read_manifest(directory: Path, stem: str) -> dict[str, Any]:
     """Raises OSError where it cannot be read, ValueError where it holds no JSON object."""
-    found = json.loads((directory / f"{stem}.json").read_bytes())
-    if not isinstance(found, dict):
-        raise ValueError("no object")
-    return found
+    with open(directory / f"{stem}.json", "rb") as file:
+        return parse_object(file.read(MAX_TEXT))
 
 
 def damaged_arrays(directory: Path, stem: str, names: Sequence[str]) -> list[tuple[str, str]]:

@@ -2,40 +2,50 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import re
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from neuraldb_faiss.errors import CorruptError, StoreError
 from neuraldb_faiss.store import files, schema, sqlite_files
+from neuraldb_faiss.store.digests import digest_of
 from neuraldb_faiss.store.records import (
     FACT_COLUMNS,
     Generation,
     StoredFact,
     canonical,
-    canonical_rows,
+    check_columns,
     from_row,
     subject_key,
     to_row,
 )
-from neuraldb_faiss.store.segments import ARRAYS, SegmentRecord
+from neuraldb_faiss.store.segments import ARRAYS, Manifest, SegmentRecord
+from neuraldb_faiss.store.settings import check_settings
+from neuraldb_faiss.strict_json import INTEGERS, MAX_TEXT, is_count, parse, parse_object, parse_strings
 
 VISIBLE = "made <= :g AND (ended IS NULL OR ended > :g)"
 FIRING = ("live", "contested")
 WAITING = ("suspended", "contested")
-_ROWS = 500  # read at once for a digest
+_ROWS = 500  # streamed at once
+_MAX_VALUE = 1 << 29  # bytes of one text in any column or parameter; SQLite itself would take 1 GB
+_MAX_ROWS = 1 << 31  # keys or entries of one segment: its arrays number them with 32 bits
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class Catalog:
     """Reads and writes rows; knows no arrays. Threads may share one (its calls are serialised).
 
+    Whatever is read is checked for its type and size by the name of its column, and JSON by `strict_json`: the file may
+    come from a stranger.
+
     Raises:
-        StoreError, FormatError, CorruptError: as `schema.connect`, and wherever SQLite fails.
+        StoreError, FormatError, CorruptError: as `schema.connect`, wherever SQLite fails, and CorruptError for a row
+            that holds what it cannot hold.
     """
 
     def __init__(self, root: Path, *, write: bool = False, create: bool = False) -> None:
@@ -44,6 +54,7 @@ class Catalog:
         self._lock = threading.RLock()
         self._connection, self.place = schema.connect(root, write=write, create=create)
         self._connection.row_factory = sqlite3.Row
+        self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE)
 
     def close(self) -> None:
         with self._lock:
@@ -65,13 +76,20 @@ class Catalog:
     # ---- running statements
 
     def all(self, sql: str, values: Any = ()) -> list[sqlite3.Row]:
-        with self._lock:
-            if not self._connection.in_transaction:
-                sqlite_files.check_beside(self.path)
+        with self._lock, self._naming():
+            self._check_beside()
+            cursor = self._connection.execute(sql, values)
+            rows = cursor.fetchall()
+        if rows:
             try:
-                return self._connection.execute(sql, values).fetchall()
-            except sqlite3.Error as error:
-                raise schema.as_store_error(error, self.path) from error
+                check_columns([column[0] for column in cursor.description], rows)
+            except CorruptError as error:
+                raise CorruptError(f"{self.path}: {error} ({_CURE})") from None
+        return rows
+
+    def _check_beside(self) -> None:
+        if not self._connection.in_transaction:
+            sqlite_files.check_beside(self.path)
 
     def one(self, sql: str, values: Any = ()) -> Any:
         """The first column of the first row, or None."""
@@ -80,16 +98,26 @@ class Catalog:
 
     def run(self, sql: str, values: Any = ()) -> int:
         """Execute inside a transaction; returns the number of rows changed."""
-        try:
+        with self._naming():
             return self._connection.execute(sql, values).rowcount
-        except sqlite3.Error as error:
-            raise schema.as_store_error(error, self.path) from error
 
     def many(self, sql: str, rows: Iterable[Any]) -> None:
-        try:
+        with self._naming():
             self._connection.executemany(sql, rows)
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Errors of a statement become ours, and name the file."""
+        try:
+            yield
         except sqlite3.Error as error:
+            if _UNREADABLE.match(str(error)):
+                raise CorruptError(f"{self.path}: {' '.join(str(error).split())[:200]} ({_CURE})") from error
             raise schema.as_store_error(error, self.path) from error
+        except UnicodeEncodeError:
+            raise StoreError(f"{self.path}: half of a surrogate pair can be neither kept nor found") from None
+        except OverflowError:
+            raise StoreError(f"{self.path}: a number of more than 64 bits can be neither kept nor found") from None
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -168,7 +196,7 @@ class Catalog:
     @property
     def generation(self) -> int:
         """The last committed generation; 0 where nothing was published yet."""
-        return self.one("SELECT MAX(generation) FROM generations") or 0
+        return self.one("SELECT generation FROM generations ORDER BY generation DESC LIMIT 1") or 0
 
     def digest_of(self, generation: int) -> str | None:
         """The digest that is kept of a generation; None where there is no such one."""
@@ -178,23 +206,44 @@ class Catalog:
     def generations(self) -> list[Generation]:
         return [Generation(**dict(row)) for row in self.all("SELECT * FROM generations ORDER BY generation")]
 
+    def generation_record(self, generation: int) -> Generation:
+        """What the catalog says of one generation. Raises CorruptError where it says nothing."""
+        for row in self.all("SELECT * FROM generations WHERE generation = ?", (generation,)):
+            return Generation(**dict(row))
+        raise CorruptError(f"{self.path}: the row of generation {generation} is missing ({_CURE})")
+
     def settings(self, generation: int) -> dict[str, Any]:
-        """Every setting as it was at `generation`."""
+        """Every setting as it was at `generation`; none in a database that was only just begun."""
         rows = self.all("SELECT name, value FROM settings WHERE made <= ? ORDER BY made", (generation,))
+        newest = {row["name"]: row["value"] for row in rows}
+        settings: dict[str, Any] = {}
+        name = ""
         try:
-            settings = {row["name"]: json.loads(row["value"]) for row in rows}
+            for name, text in newest.items():
+                settings[name] = parse(text)
+            if rows or self.generation:
+                name = ""
+                check_settings(settings)
         except ValueError as error:
-            raise CorruptError(f"{self.path}: a setting cannot be read ({error})") from None
-        for name in ("d1", "d2", "epoch", "history_start"):
-            if rows and (type(settings.get(name)) is not int or settings[name] < 0):
-                raise CorruptError(f"{self.path}: the setting {name} is missing or no number")
+            which = f"the setting {name[:40]!r} cannot be read: " if name else ""
+            raise CorruptError(f"{self.path}: {which}{error} ({_CURE})") from None
         return settings
 
+    def check_history(self, newest: int) -> int:
+        """The first generation that is kept, `newest` being the last. Raises CorruptError where there is none."""
+        start: int = self.settings(newest).get("history_start", INTEGERS)
+        if start > newest:
+            raise CorruptError(f"{self.path}: its settings do not say where its history starts ({_CURE})")
+        return start
+
     def put_setting(self, name: str, value: Any, generation: int) -> None:
-        self.run("INSERT OR REPLACE INTO settings VALUES (?, ?, ?)", (name, generation, canonical(value)))
+        text = canonical(value)
+        if len(text) > MAX_TEXT:
+            raise StoreError(f"{self.path}: the setting {name} takes {len(text):,} characters, at most {MAX_TEXT:,}")
+        self.run("INSERT OR REPLACE INTO settings VALUES (?, ?, ?)", (name, generation, text))
 
     def counter(self, name: str) -> int:
-        return self.one("SELECT value FROM counters WHERE name = ?", (name,)) or 0
+        return self.one("SELECT value AS counter FROM counters WHERE name = ?", (name,)) or 0
 
     def set_counter(self, name: str, value: int) -> None:
         self.run("INSERT OR REPLACE INTO counters VALUES (?, ?)", (name, value))
@@ -205,16 +254,21 @@ class Catalog:
         """Those visible at `generation`, in order; the staged ones for None."""
         where = "made IS NULL" if generation is None else "made <= :g"
         rows = self.all(f"SELECT * FROM segments WHERE {where} ORDER BY segment", {"g": generation})
+        return [self.segment(row) for row in rows]
+
+    def segment(self, row: Mapping[str, Any] | sqlite3.Row) -> SegmentRecord:
+        """A whole row of table segments. Raises CorruptError where it cannot be read."""
         try:
-            return [
-                SegmentRecord(
-                    row["segment"], row["made"], row["entries"], row["keys"], tuple(json.loads(row["prefixes"])),
-                    {f"{name}.npy": dict(json.loads(row["files"])[f"{name}.npy"]) for name in ARRAYS},
-                )  # fmt: skip
-                for row in rows
-            ]
-        except (ValueError, TypeError, KeyError) as error:
-            raise CorruptError(f"{self.path}: table segments cannot be read ({error!r})") from None
+            prefixes, described = parse_strings(row["prefixes"]), parse_object(row["files"])
+            files: Manifest = {name: described.get(name, {}) for name in (f"{array}.npy" for array in ARRAYS)}
+            if max(row["entries"], row["keys"]) >= _MAX_ROWS:
+                raise ValueError(f"{row['entries']} entries and {row['keys']} keys are more than one segment can hold")
+            for name, file in files.items():
+                if not (isinstance(file, dict) and is_count(file.get("bytes")) and _is_sha256(file.get("sha256"))):
+                    raise ValueError(f"size or checksum of {name} is missing")
+        except ValueError as error:
+            raise CorruptError(f"{self.path}: row {row['segment']} of table segments: {error} ({_CURE})") from None
+        return SegmentRecord(row["segment"], row["made"], row["entries"], row["keys"], prefixes, files)
 
     def put_segment(self, record: SegmentRecord) -> None:
         self.run(
@@ -306,11 +360,18 @@ class Catalog:
         values["after"], left = after, limit if limit is not None else 1 << 62
         while left > 0:
             rows = self.all(sql, {**values, "limit": min(left, 10_000)})
-            yield from (from_row(row, states) for row in rows)
+            yield from (self.fact(row, states) for row in rows)
             if len(rows) < min(left, 10_000):
                 return
             left -= len(rows)
             values["after"] = rows[-1]["row"]
+
+    def fact(self, row: sqlite3.Row, states: Mapping[int, str]) -> StoredFact:
+        """A whole row of table facts; `states` as `states` gives them. Raises CorruptError where it breaks a rule."""
+        try:
+            return from_row(row, states)
+        except CorruptError as error:
+            raise CorruptError(f"{self.path}: {error} ({_CURE})") from None
 
     def count_facts(self, generation: int) -> int:
         """Distinct facts that live at `generation` (counted; `generations` keeps the figure)."""
@@ -369,35 +430,20 @@ class Catalog:
     # ---- digests
 
     def digest(self, generation: int) -> str:
-        """SHA-256 over everything `generation` made or ended, chained to the generation before it.
+        """See `digests`."""
+        return digest_of(self, generation)
 
-        SQLite's own check misses most flipped bits; this one does not.
-        """
-        digest = hashlib.sha256()
-
-        def feed(sql: str) -> None:
-            with self._lock, closing(self._connection.cursor()) as cursor:
-                cursor.row_factory = None
-                try:
-                    cursor.execute(sql, {"g": generation})
-                    while rows := cursor.fetchmany(_ROWS):
-                        digest.update(canonical_rows(rows).encode())
-                except (sqlite3.Error, UnicodeError) as error:
-                    raise StoreError(f"{self.path}: cannot be read ({error})") from error
-
-        # The first generation of the kept history also answers for the rows that compaction kept.
-        start = self.settings(generation).get("history_start", 1)
-        made = "made = :g" if generation != start else "made <= :g"
-        if generation != start:
-            feed("SELECT digest FROM generations WHERE generation = :g - 1")
-        feed("SELECT generation, time, command, added, updated, removed, facts, entries FROM generations"
-             " WHERE generation = :g")
-        feed(f"SELECT * FROM settings WHERE {made} ORDER BY name, made")
-        feed(f"SELECT * FROM segments WHERE {made} ORDER BY segment")
-        feed(f"SELECT * FROM entry_states WHERE {made} ORDER BY entry, made")
-        feed(f"SELECT row, {', '.join(FACT_COLUMNS)}, made FROM facts WHERE {made} ORDER BY row")
-        feed("SELECT row FROM facts WHERE ended = :g ORDER BY row")
-        return digest.hexdigest()
+    def stream(self, sql: str, values: Any = ()) -> Iterator[tuple[Any, ...]]:
+        """Rows as they are, unchecked, a block at a time."""
+        with closing(self._connection.cursor()) as cursor:
+            cursor.row_factory = None
+            with self._lock, self._naming():
+                self._check_beside()
+                rows = cursor.execute(sql, values).fetchmany(_ROWS)
+            while rows:
+                yield from rows
+                with self._lock, self._naming():
+                    rows = cursor.fetchmany(_ROWS)
 
     def put_generation(self, generation: Generation) -> None:
         """Insert it and set its digest; its rows must be in place."""
@@ -407,3 +453,12 @@ class Catalog:
             "UPDATE generations SET digest = ? WHERE generation = ?",
             (self.digest(generation.generation), generation.generation),
         )
+
+
+# What SQLite says of a text that is no UTF-8, of JSON that it cannot take apart, of a value of another type.
+_UNREADABLE = re.compile("Could not decode|malformed JSON|string or blob too big|cannot store")
+_CURE = "`neuraldb verify --deep` lists all that is wrong"
+
+
+def _is_sha256(value: object) -> bool:
+    return isinstance(value, str) and bool(_SHA256.fullmatch(value))

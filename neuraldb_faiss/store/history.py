@@ -8,7 +8,7 @@ import numpy as np
 
 from neuraldb_faiss.errors import StoreError
 from neuraldb_faiss.store.catalog import VISIBLE
-from neuraldb_faiss.store.records import Generation, from_row
+from neuraldb_faiss.store.records import Generation
 from neuraldb_faiss.store.segments import Rows, Segment
 from neuraldb_faiss.store.store import Store
 from neuraldb_faiss.store.transaction import SEGMENT_ENTRIES, Transaction
@@ -30,7 +30,7 @@ def rollback(store: Store, generation: int, *, wait: float = 10.0) -> Generation
         was = VISIBLE.replace(":g", ":then")
         tx.end(row["row"] for row in catalog.all(f"SELECT row FROM facts WHERE {VISIBLE} AND NOT ({was})", current))
         back = catalog.all(f"SELECT * FROM facts WHERE {was} AND NOT ({VISIBLE}) ORDER BY row", current)
-        tx.insert(from_row(row, {}) for row in back)
+        tx.insert(catalog.fact(row, {}) for row in back)
         states_then = catalog.states(generation)
         changed = catalog.all("SELECT DISTINCT entry FROM entry_states WHERE made > :g", then)
         for row in changed:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from neuraldb_faiss.errors import CorruptError, LockedError, StoreError
 from neuraldb_faiss.store import atomic, files
+from neuraldb_faiss.strict_json import parse_object
 
 LOCK = "writer.lock"
 RECORD = "writer.json"
@@ -100,7 +101,8 @@ def _user() -> str:
 
 def _holder(record: Path) -> str:
     try:
-        who = json.loads(record.read_text())
-        return f"process {who['pid']} of {who['user']} on {who['host']} (`{who['command']}` since {who['since']})"
-    except (OSError, ValueError, KeyError, TypeError):
+        who = parse_object(record.read_text())
+        told = {name: str(who[name])[:200] for name in ("pid", "user", "host", "command", "since")}
+        return "process {pid} of {user} on {host} (`{command}` since {since})".format_map(told)
+    except (OSError, ValueError, KeyError):
         return "another process"

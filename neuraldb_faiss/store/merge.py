@@ -14,7 +14,7 @@ import numpy as np
 from neuraldb_faiss.errors import ConflictError, StoreError
 from neuraldb_faiss.store import files
 from neuraldb_faiss.store.catalog import FIRING
-from neuraldb_faiss.store.records import Generation, StoredFact, canonical, from_row
+from neuraldb_faiss.store.records import Generation, StoredFact, canonical
 from neuraldb_faiss.store.segments import ARRAYS, SegmentRecord, begin_folder, seal_folder
 from neuraldb_faiss.store.store import Store
 from neuraldb_faiss.store.transaction import Transaction
@@ -229,7 +229,7 @@ def _settle_shared_keys(tx: Transaction, solve: SolveGroups | None) -> None:
     to_solve: list[list[StoredFact]] = []
     for (key_id,) in shared:
         rows = catalog.all(f"SELECT * FROM facts WHERE {PRESENT} AND key_id = :k ORDER BY row", {**g, "k": key_id})
-        facts = [from_row(row, states) for row in rows if row["row"] not in tx.ended]
+        facts = [catalog.fact(row, states) for row in rows if row["row"] not in tx.ended]
         served: dict[int, set[str]] = {}
         for fact in facts:
             served.setdefault(fact.entry, set()).add(fact.identity)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from neuraldb_faiss.errors import CorruptError, FactError
 from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.strict_json import BadJSON, is_count, parse_object, parse_strings, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,18 +121,76 @@ def to_row(fact: StoredFact) -> tuple[Any, ...]:
     return (
         fact.id, fact.identity, fact.subject, subject_key(fact.subject), fact.prompt, fact.target,
         fact.target_true, fact.relation, canonical(sorted(sources)), canonical(dict(fact.metadata)),
-        fact.entry, fact.key_id, fact.time, fact.residual, fact.loss, fact.nll,
-        fact.probability, None if fact.took is None else int(fact.took),
+        fact.entry, fact.key_id, fact.time, fact.residual, _finite(fact.loss), _finite(fact.nll),
+        _finite(fact.probability), None if fact.took is None else int(fact.took),
     )  # fmt: skip
 
 
-def from_row(row: sqlite3.Row, states: Mapping[int, str]) -> StoredFact:
-    sources = tuple(json.loads(row["sources"]))
-    return StoredFact(
-        subject=row["subject"], prompt=row["prompt"], target=row["target"], id=row["id"],
-        target_true=row["target_true"], relation=row["relation"], source=", ".join(sources) or None,
-        metadata=json.loads(row["metadata"]), entry=row["entry"], key_id=row["key_id"], time=row["time"],
-        residual=row["residual"], loss=row["loss"], nll=row["nll"], probability=row["probability"],
-        took=None if row["took"] is None else bool(row["took"]), sources=sources, made=row["made"],
-        ended=row["ended"], state=states.get(row["entry"], "live"), row=row["row"],
-    )
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def from_row(row: Mapping[str, Any] | sqlite3.Row, states: Mapping[int, str]) -> StoredFact:
+    """A whole row of table facts, its columns checked already (`check_columns`).
+
+    Raises:
+        CorruptError: its JSON cannot be read, or it breaks a rule of facts.
+    """
+    try:
+        sources = parse_strings(row["sources"])
+        return StoredFact(
+            subject=row["subject"], prompt=row["prompt"], target=row["target"], id=row["id"],
+            target_true=row["target_true"], relation=row["relation"], source=", ".join(sources) or None,
+            metadata=parse_object(row["metadata"]), entry=row["entry"], key_id=row["key_id"], time=row["time"],
+            residual=row["residual"], loss=row["loss"], nll=row["nll"], probability=row["probability"],
+            took=None if row["took"] is None else bool(row["took"]), sources=sources, made=row["made"],
+            ended=row["ended"], state=states.get(row["entry"], "live"), row=row["row"],
+        )
+    except (BadJSON, FactError) as error:
+        raise CorruptError(f"row {row['row']} of table facts: {error}") from None
+
+
+STATES = ("live", "suspended", "contested", "dead")
+
+
+def _is_text(value: object) -> bool:
+    return type(value) is str
+
+
+def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or fits(value)
+
+
+_TEXT_COLUMNS = (
+    "time", "command", "digest", "name", "value", "prefixes", "files", "id", "identity", "subject", "subject_key",
+    "prompt", "target", "sources", "metadata", "key_id", "residual", "sql", "plan",
+)  # fmt: skip
+_COUNT_COLUMNS = (
+    "generation", "added", "updated", "removed", "facts", "entries", "keys", "segment", "row", "entry", "counter",
+)  # fmt: skip
+# What a column of this name may hold, in any table. A STRICT table says so too, but a file can be made otherwise.
+_COLUMNS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(_TEXT_COLUMNS, _is_text),
+    **dict.fromkeys(_COUNT_COLUMNS, is_count),
+    **dict.fromkeys(("made", "ended"), _or_none(is_count)),
+    **dict.fromkeys(("target_true", "relation"), _or_none(_is_text)),
+    **dict.fromkeys(("loss", "nll", "probability"), _or_none(lambda v: type(v) is float and math.isfinite(v))),
+    "took": _or_none(lambda value: type(value) is int and value in (0, 1)),
+    "state": lambda value: value in STATES,
+}
+
+
+def check_columns(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Whether rows that were read hold what columns of these names may hold; other names may hold anything.
+
+    Raises:
+        CorruptError: the first value that cannot be.
+    """
+    for at, name in enumerate(names):
+        fits = _COLUMNS.get(name)
+        if fits is None:
+            continue
+        for row in rows:
+            if not fits(row[at]):
+                number = f"row {row[names.index('row')]} of table facts: " if "row" in names and name != "row" else ""
+                raise CorruptError(f"{number}{name} is {shown(row[at])}, which it cannot be")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from neuraldb_faiss.facts.names import names_in_texts
 from neuraldb_faiss.store.catalog import FIRING, VISIBLE, Catalog
 from neuraldb_faiss.store.segments import Segment, SegmentRecord
+from neuraldb_faiss.strict_json import BadJSON, parse
 
 
 class Snapshot:
@@ -168,7 +168,7 @@ def _names(row: Any) -> tuple[str, ...]:
     if not row["aliases"]:
         return names_in_texts(row["subject"], row["prompt"])
     try:
-        aliases = json.loads(row["aliases"])
-    except (ValueError, TypeError):
+        aliases = parse(row["aliases"])
+    except BadJSON:  # one text alone, say: SQLite then gives it without its quotation marks
         aliases = []
     return names_in_texts(row["subject"], row["prompt"], aliases)

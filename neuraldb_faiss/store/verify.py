@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from neuraldb_faiss.errors import StoreError
 from neuraldb_faiss.store import files
 from neuraldb_faiss.store.catalog import VISIBLE
+from neuraldb_faiss.store.digests import wrong_generations
+from neuraldb_faiss.store.row_checks import bad_rows
 from neuraldb_faiss.store.segments import Segment, SegmentRecord
 from neuraldb_faiss.store.store import Store
 
@@ -27,7 +27,8 @@ def verify(store: Store, *, deep: bool = False) -> list[Problem]:
     """Check the folder; an empty list means all is well.
 
     Shallow: the catalog's structure, and that every array is there with the right type, shape and length.
-    Deep: also the checksum of every array, the digest of every generation, and that rows refer to each other.
+    Deep: also the checksum of every array, the digest of every generation, that every row of every table can be read,
+    and that rows refer to each other.
     """
     problems: list[Problem] = []
     try:
@@ -48,15 +49,21 @@ def _verify(store: Store, deep: bool) -> Iterator[Problem]:
     except StoreError as error:
         yield Problem(catalog.path.name, str(error))
         return
-    settings = store.check_generation(newest)
+    readable = True
+    if deep:
+        for what in bad_rows(catalog):
+            readable = False
+            yield Problem(catalog.path.name, what)
+    store.check_generation(newest)
     whole = True
     for problem in _segments(store, newest, deep=deep):
         whole = False
         yield problem
     if not deep:
         return
-    yield from _digests(store, settings["history_start"])
-    yield from _references(store, newest, whole=whole)
+    yield from _digests(store)
+    if readable:
+        yield from _references(store, newest, whole=whole)
 
 
 def _segments(store: Store, generation: int, *, deep: bool) -> Iterator[Problem]:
@@ -86,20 +93,9 @@ def _checksums(store: Store, record: SegmentRecord) -> Iterator[Problem]:
             )  # fmt: skip
 
 
-def _digests(store: Store, first: int) -> Iterator[Problem]:
-    for generation in store.catalog.generations():
-        if generation.generation < first:
-            continue
-        try:
-            found = store.catalog.digest(generation.generation)
-        except (StoreError, sqlite3.Error, json.JSONDecodeError) as error:
-            yield Problem(store.catalog.path.name, f"generation {generation.generation}: {error}")
-            continue
-        if found != generation.digest:
-            yield Problem(
-                store.catalog.path.name,
-                f"rows of generation {generation.generation} changed since they were written (digest differs)",
-            )
+def _digests(store: Store) -> Iterator[Problem]:
+    for _, what in wrong_generations(store.catalog):
+        yield Problem(store.catalog.path.name, what)
 
 
 def _references(store: Store, newest: int, *, whole: bool) -> Iterator[Problem]:

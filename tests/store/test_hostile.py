@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from helpers.fake_editor import FakeEditor
+from neuraldb_faiss import NeuralDB
 from neuraldb_faiss.editing import changes
 from neuraldb_faiss.errors import CorruptError, FormatError, StoreError
 from neuraldb_faiss.facts import Fact
@@ -204,6 +205,60 @@ def test_a_changed_row_is_found(root: Path, statement: str) -> None:
     sql(root, statement)
     problems = verify(Store(root), deep=True)
     assert any("catalog.sqlite" in problem.file for problem in problems)
+
+
+@pytest.mark.parametrize(("statement", "named"), [
+    ("UPDATE facts SET metadata = '{' WHERE row = 2", "row 2 of table facts"),
+    ("UPDATE facts SET metadata = '{' WHERE row = 2; UPDATE facts SET ended = 2 WHERE row = 2", "row 2 of table facts"),
+    ("UPDATE facts SET sources = '7' WHERE row = 3", "row 3 of table facts: it is no list of strings"),
+    ("UPDATE facts SET prompt = 'nothing' WHERE row = 1", "row 1 of table facts: subject 'Paris' is not in the prompt"),
+    ("UPDATE facts SET subject_key = 'Rome' WHERE row = 1", "row 1 of table facts: its identity or the key"),
+    ("UPDATE facts SET ended = 7 WHERE row = 1", "row 1 of table facts: it is of a generation after the newest"),
+    ("INSERT INTO settings VALUES ('other', 1, '[1e999]')", "table settings: a number too large"),
+    ("UPDATE segments SET files = '{' WHERE segment = 1", "row 1 of table segments"),
+    ("UPDATE segments SET prefixes = '[7]' WHERE segment = 1", "row 1 of table segments"),
+    ("INSERT INTO entry_states VALUES (1, 1, 'odd')", "table entry_states: state is 'odd'"),
+    ("UPDATE counters SET value = 1 WHERE name = 'entries'", "counter entries says 1, but 3 is in use"),
+    ("DELETE FROM counters", "counter segments says 0"),
+    ("UPDATE generations SET added = -1", "row 1 of table generations: added is -1"),
+])  # fmt: skip
+def test_a_row_that_cannot_be_read_is_named_even_where_digests_fit(root: Path, statement: str, named: str) -> None:
+    sql(root, *statement.split("; "))
+    store = Store(root)
+    for generation in (1, 2):
+        try:
+            digest = store.catalog.digest(generation)
+        except StoreError:  # no digest fits what cannot be read
+            continue
+        sql(root, f"UPDATE generations SET digest = '{digest}' WHERE generation = {generation}")
+    problems = verify(store, deep=True)
+    assert any(named in problem.what and problem.file == "catalog.sqlite" for problem in problems), problems
+    store.close()
+
+
+def test_many_bad_rows_are_counted(quick_path: Path) -> None:
+    store = changes.build([Fact(f"City {n}", "{} is in", "Rome") for n in range(30)], EDITOR, quick_path / "db")
+    sql(quick_path / "db", "UPDATE facts SET metadata = '{'")
+    what = [problem.what for problem in verify(store, deep=True)]
+    assert sum("row" in one and "of table facts" in one for one in what) == 20
+    assert "table facts: 10 more rows that cannot be read" in what
+
+
+def test_a_missing_generation_is_told(root: Path) -> None:
+    sql(root, "DELETE FROM generations WHERE generation = 1")
+    with NeuralDB.open(root, generation=1) as db, pytest.raises(CorruptError, match="generation 1 is missing"):
+        len(db)
+
+
+@pytest.mark.parametrize(
+    "where", [{"contains": "\udc80"}, {"subject": "\ud800"}, {"ids": ["\ud800"]}, {"entry": 2**70}]
+)
+def test_what_no_catalog_can_hold_is_not_found(root: Path, where: dict[str, object]) -> None:
+    store = Store(root)
+    try:
+        assert list(store.catalog.facts(2, **where)) == []  # type: ignore[arg-type]
+    except StoreError as error:
+        assert "neither kept nor found" in str(error)
 
 
 @pytest.mark.parametrize("statement", [
