@@ -22,10 +22,12 @@ from neuraldb_faiss.errors import ServeError
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8001, show_default=True, help="Port to serve on; 0 for a free one."
 )
+@opt.allowed_hosts
 @opt.where
 def inspect(
-    db: Path, model: str | None, host: str, port: int, device: str | None, dtype: str | None
-) -> None:
+    db: Path, model: str | None, host: str, port: int, allowed_hosts: tuple[str, ...], device: str | None,
+    dtype: str | None,
+) -> None:  # fmt: skip
     """Look at DB on a local page: prompts token by token, facts, generations, the gate.
 
     The address that is printed holds a token made for this run; who has it may read and change the facts.
@@ -38,14 +40,16 @@ def inspect(
         raise ServeError(f"{error.name} is not installed: pip install 'neuraldb-faiss[serve]'") from None
     from neuraldb_faiss.database import NeuralDB
     from neuraldb_faiss.inspector.app import NAME, Inspected, routes
+    from neuraldb_faiss.serving.hosts import Hosts
     from neuraldb_faiss.serving.run import Server, bind
     from neuraldb_faiss.serving.settings import Limits, Tokens
 
     token = secrets.token_urlsafe(24)
     with bind(host, port) as bound:
+        address = bound.getsockname()
+        hosts = Hosts.of(host, address[0], allowed_hosts)
         with NeuralDB.open(db) as database:
             loaded, tokenizer = model_of(database, model, device, dtype)
-        address = bound.getsockname()
         if not address[0].startswith("127.") and address[0] != "::1":
             warn(f"{host} is not this machine alone: the page and its token go over the network as they are")
         place = f"[{address[0]}]" if ":" in address[0] else address[0]
@@ -57,7 +61,7 @@ def inspect(
         with closing(Inspected(db)) as inspected:
             server = Server(
                 loaded, tokenizer, {NAME: db}, bound, tokens=Tokens(None, {NAME: token}), limits=Limits(), ready=ready,
-                routers=[routes(inspected)],
+                routers=[routes(inspected)], hosts=hosts,
             )  # fmt: skip
             server.serve_until_told()
     say("stopped")

@@ -58,6 +58,11 @@ dtype = click.option(
     help="Type of the model's weights. [default: float32 on a CPU, the stored one elsewhere]",
 )
 where = both(device, dtype)
+allowed_hosts = click.option(
+    "--allowed-host", "allowed_hosts", metavar="NAME", multiple=True,
+    help="Another name, or address, by which clients ask this server (header Host), and whose pages may ask it."
+    " Several: repeat it; '*' for all. [default: localhost, loopback addresses and --host]",
+)  # fmt: skip
 layer = click.option(
     "--layer", type=int, help="Layer to edit, from 0. [default: the known one of the model's shape]"
 )

@@ -28,6 +28,7 @@ from neuraldb_faiss.errors import ServeError
     help="Needed to change facts. With a database's NAME, needed for whatever touches that one."
     " Several: repeat it (in NEURALDB_TOKEN: with spaces between). [default: facts cannot be changed]",
 )
+@opt.allowed_hosts
 @click.option(
     "--max-prompt-tokens", type=click.IntRange(1), default=4096, show_default=True, metavar="N",
     help="Length of a prompt, at most.",
@@ -63,6 +64,7 @@ def serve(
     host: str,
     port: int,
     tokens: tuple[str, ...],
+    allowed_hosts: tuple[str, ...],
     max_prompt_tokens: int,
     max_new_tokens: int,
     max_batch: int,
@@ -85,6 +87,7 @@ def serve(
     except ImportError as error:
         raise ServeError(f"{error.name} is not installed: pip install 'neuraldb-faiss[serve]'") from None
     from neuraldb_faiss.database import NeuralDB
+    from neuraldb_faiss.serving.hosts import Hosts
     from neuraldb_faiss.serving.settings import Limits, named_databases, read_tokens
 
     named = named_databases(databases)
@@ -96,16 +99,17 @@ def serve(
     from neuraldb_faiss.serving.run import Server, bind
 
     with bind(host, port) as bound:
+        address = bound.getsockname()
+        hosts = Hosts.of(host, address[0], allowed_hosts)
         with NeuralDB.open(next(iter(named.values()))) as database:
             loaded, tokenizer = model_of(database, model, device, dtype)
-        address = bound.getsockname()
         where = f"http://{f'[{address[0]}]' if ':' in address[0] else address[0]}:{address[1]}/v1"
 
         def ready(models: Sequence[str]) -> None:
             say(f"serving {', '.join(models)}")
             say(f"at {where} (stop with Ctrl-C)")
 
-        server = Server(loaded, tokenizer, named, bound, tokens=access, limits=limits, ready=ready)
+        server = Server(loaded, tokenizer, named, bound, tokens=access, limits=limits, ready=ready, hosts=hosts)
         if access.common is None and len(access.own) < len(named):
             warn("no --token: facts of databases without one cannot be changed here")
         server.serve_until_told()

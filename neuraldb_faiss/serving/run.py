@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,17 @@ from fastapi import APIRouter
 from neuraldb_faiss.editing.editor import model_name
 from neuraldb_faiss.errors import ServeError
 from neuraldb_faiss.serving.app import make_app
+from neuraldb_faiss.serving.connections import ACCEPTED_AT_ONCE, Connection, connection_limit
 from neuraldb_faiss.serving.engine import Engine
+from neuraldb_faiss.serving.hosts import Hosts
+from neuraldb_faiss.serving.logs import sparing_logs
 from neuraldb_faiss.serving.metrics import Metrics
 from neuraldb_faiss.serving.prompts import Prompts
 from neuraldb_faiss.serving.service import Service
 from neuraldb_faiss.serving.settings import Limits, Tokens
 from neuraldb_faiss.serving.tenants import Tenants
 
+_WAITING = 1024  # connections that the kernel holds until they are taken
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -31,14 +36,16 @@ class Server(uvicorn.Server):
     def __init__(
         self, model: Any, tokenizer: Any, databases: Mapping[str, Path], bound: socket.socket, *,
         tokens: Tokens, limits: Limits, ready: Callable[[Sequence[str]], None], routers: Sequence[APIRouter] = (),
+        hosts: Hosts | None = None,
     ) -> None:  # fmt: skip
         """Attach the databases.
 
         Args:
-            ready: called with the names of all models once requests are answered. routers: further routes.
+            ready: called with the names of all models once requests are answered. routers: further routes. hosts: by
+                what names it may be asked; None: by loopback's and the address that is bound.
 
         Raises:
-            NeuralDBError: a database cannot be opened, or was built with another model.
+            NeuralDBError: a database cannot be opened, or was built with another model; too few files can be opened.
         """
         metrics = Metrics()
         tenants = Tenants(model, tokenizer, databases, tokens, _name(model), limits)
@@ -48,10 +55,14 @@ class Server(uvicorn.Server):
         )  # fmt: skip
         self._bound = bound
         self._ready = ready
+        address = bound.getsockname()[0]
+        connection: Any = partial(Connection, limits=limits, most=connection_limit())
         super().__init__(
             uvicorn.Config(
-                make_app(self._service, routers), log_config=None, access_log=False, lifespan="on", ws="none",
-                proxy_headers=False, server_header=False, timeout_graceful_shutdown=max(1, round(limits.grace)),
+                make_app(self._service, routers, hosts or Hosts.of(address, address)), loop="asyncio", http=connection,
+                ws="none", lifespan="on", log_config=None, access_log=False, proxy_headers=False, server_header=False,
+                backlog=ACCEPTED_AT_ONCE, timeout_keep_alive=limits.idle,
+                timeout_graceful_shutdown=max(1, round(limits.grace)),
             )
         )  # fmt: skip
 
@@ -62,7 +73,8 @@ class Server(uvicorn.Server):
         if threading.current_thread() is threading.main_thread():
             before = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
         try:
-            self.run(sockets=[self._bound])
+            with sparing_logs():
+                self.run(sockets=[self._bound])
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -70,6 +82,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            # The event loop takes a few connections at once (`backlog`); those that the kernel holds may be more.
+            self._bound.listen(_WAITING)
             self._ready(self._service.tenants.names)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -21,7 +21,9 @@ class Limits:
 
     Attributes:
         prompt_tokens: of a prompt. new_tokens: of an answer. body: bytes of a request. facts: of one change.
-        timeout: seconds a request may wait and run, all together.
+        header: seconds that a request's header may take, from the connection or the answer before it. idle: seconds
+            that a connection is kept without a request.
+        timeout: seconds a request may wait and run, all together; and its body may take as many before.
         queue: requests that may wait. jobs: changes that may wait, for each database.
         batch: requests answered at once. batch_tokens: their places in the KV cache, padding counted.
         grace: seconds that running requests and changes get to finish in, once the server is told to stop.
@@ -31,6 +33,8 @@ class Limits:
     new_tokens: int = 1024
     body: int = 1 << 20
     facts: int = 256
+    header: float = 10.0
+    idle: int = 5
     timeout: float = 120.0
     queue: int = 128
     jobs: int = 16

@@ -41,7 +41,7 @@ def http(folder: Path, db: Path) -> Iterator[Any]:
     tenants = Tenants(model, tokenizer, {NAME: db}, Tokens(None, {NAME: "secret"}), "tiny", limits)
     engine = Engine(model, tokenizer, tenants, limits, metrics)
     service = Service(tenants, engine, Prompts(model, tokenizer, limits), limits, metrics)
-    with TestClient(make_app(service, [routes(page)])) as client:
+    with TestClient(make_app(service, [routes(page)]), "http://localhost") as client:
         yield client
     page.close()
 
@@ -79,12 +79,21 @@ def test_the_page_holds_no_data_and_its_policy_fits_its_script(http: Any) -> Non
         ("POST", "/v1/completions", {"model": "tiny", "prompt": PROMPT}),
     ],
 )
-@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"Origin": "http://evil.example"}])
-def test_nothing_is_told_or_done_without_the_token(
-    http: Any, db: Path, method: str, path: str, body: Any, headers: dict[str, str]
+@pytest.mark.parametrize(
+    ("headers", "status", "told"),
+    [
+        ({}, 401, "token"),
+        ({"Authorization": "Bearer wrong"}, 401, "token"),
+        ({**AUTH, "Origin": "http://evil.example"}, 403, "other sites"),
+        ({**AUTH, "Origin": "null"}, 403, "other sites"),
+        ({**AUTH, "Host": "evil.example:8001"}, 421, "--allowed-host"),
+    ],
+)
+def test_nothing_is_told_or_done_without_the_token_or_for_other_sites(
+    http: Any, db: Path, method: str, path: str, body: Any, headers: dict[str, str], status: int, told: str
 ) -> None:
     answer = http.request(method, path, json=body, headers=headers)
-    assert answer.status_code == 401 and "token" in answer.json()["error"]["message"]
+    assert answer.status_code == status and told in answer.json()["error"]["message"]
     assert "access-control-allow-origin" not in answer.headers
     with NeuralDB.open(db) as opened:
         assert opened.generation == 1

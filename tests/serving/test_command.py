@@ -24,10 +24,12 @@ CODE = "from neuraldb_faiss.cli.serving import serve; serve()"
 
 
 @contextmanager
-def started(*arguments: object, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The process, and the URL it says it serves at."""
+def started(
+    *arguments: object, before: str = "", **environment: str
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The process, which runs the code `before` first, and the URL it says it serves at."""
     process = subprocess.Popen(
-        [sys.executable, "-c", CODE, *map(str, arguments), "--port", "0"],
+        [sys.executable, "-c", before + CODE, *map(str, arguments), "--port", "0"],
         stderr=subprocess.PIPE, text=True, cwd=Path(__file__).resolve().parents[2], env={**os.environ, **environment},
     )  # fmt: skip
     try:

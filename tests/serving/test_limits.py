@@ -107,7 +107,7 @@ def test_a_client_that_goes_away_is_not_answered_any_more(serve: Serve, stream: 
     try:
         with socket.create_connection(served.address) as raw:
             raw.sendall(
-                b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                 + f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
             )
             until(lambda: brake.holds)
@@ -146,7 +146,8 @@ def test_a_body_that_does_not_come_is_not_waited_for(serve: Serve) -> None:
     served = serve(timeout=0.3)
     with socket.create_connection(served.address, timeout=20) as raw:
         raw.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{"
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 50\r\n\r\n{"
         )
         told = b""
         while part := raw.recv(4096):  # and the connection is closed
