@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from neuraldb_faiss.errors import FactError
+from neuraldb_faiss.facts.joining import SEPARATORS, separator
 from neuraldb_faiss.strict_json import MAX_DIGITS, is_text
 
 MARK = "{}"
@@ -31,14 +32,16 @@ class Fact:
     target_true  the object it replaces, where known
     relation     name of the relation (Wikidata's P103, say); source: where the fact was read
     metadata     JSON values; known keys: paraphrase_prompts, neighborhood_prompts, neighborhood_truth,
-                 attribute_prompts, generation_prompts, case_id, aliases
+                 attribute_prompts, generation_prompts, case_id, aliases (other names of the subject, a list),
+                 separator (what stands between text and target: "" or " "; see ``separator``)
 
     White space around subject, prompt and target is dropped. A verbatim subject is looked for at word
     boundaries first ("Java" in "Java and JavaScript" is found once), and anywhere only if there is none.
 
     Raises FactError, naming the rule: a field that is no string; an empty subject, prompt or target; a
     subject that is not in the prompt, or is there more than once; a subject that holds ``{}``; metadata that
-    JSON cannot hold, or of more than some four million characters; half of a surrogate pair in any text.
+    JSON cannot hold, or of more than some four million characters; half of a surrogate pair in any text; aliases
+    that are no list of names; another separator.
     """
 
     subject: str
@@ -63,6 +66,7 @@ class Fact:
         if not isinstance(self.metadata, Mapping):
             raise FactError(f"metadata is {_kind(self.metadata)}; it must map names to JSON values")
         object.__setattr__(self, "metadata", _Copy().of(self.metadata, "metadata"))
+        self._check_known()
         object.__setattr__(self, "_start", _locate(self.subject, self.prompt))
         object.__setattr__(self, "_identity", _identify(self.subject, self.template))
         object.__setattr__(self, "id", _text("id", self.id) or self._identity)
@@ -94,6 +98,18 @@ class Fact:
         """(start, end) of the subject in ``text``, in characters, end exclusive."""
         return self._start, self._start + len(self.subject)
 
+    @property
+    def separator(self) -> str:
+        """What stands between ``text`` and ``target``: as the metadata say, else one space, or nothing where the
+        script has none there (see ``neuraldb_faiss.facts.joining``)."""
+        said = self.metadata.get("separator")
+        return said if said in SEPARATORS else separator(self.text, self.target)
+
+    def _check_known(self) -> None:
+        """Raises FactError for metadata that would be read, and cannot be."""
+        for broken in broken_metadata(self.metadata).values():
+            raise FactError(broken)
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON form; what is None or empty is left out. ``from_dict`` gives an equal fact back."""
         values = ((name, getattr(self, name)) for name in _FIELDS)
@@ -117,6 +133,26 @@ class Fact:
                 raise FactError(f"field {twice[0]!r} is given twice: beside the metadata and in it; drop one")
             given["metadata"] = {**metadata, **extra}
         return cls(**given)
+
+
+def broken_metadata(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """The known fields of a fact's metadata that break a rule, each with the rule."""
+    broken, aliases = {}, metadata.get("aliases")
+    if isinstance(aliases, str):
+        broken["aliases"] = f"aliases is one text, {clip(aliases)}; write a list of names, each a string"
+    elif aliases is not None and not isinstance(aliases, list):
+        broken["aliases"] = f"aliases is {_kind(aliases)}; write a list of names, each a string"
+    else:
+        odd = [name for name in aliases or () if not isinstance(name, str) or not name.strip()]
+        if odd:
+            found = "an empty name" if isinstance(odd[0], str) else f"a name {_kind(odd[0])}"
+            broken["aliases"] = f"aliases holds {found}; each must be a string of at least one character"
+    said = metadata.get("separator")
+    if said is not None and said not in SEPARATORS:
+        broken["separator"] = (
+            f'separator is {clip(str(said))}; it must be "" (the target follows the prompt at once) or " " (one space)'
+        )
+    return broken
 
 
 def clip(text: str, width: int = 80) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from neuraldb_faiss.errors import FactError
 from neuraldb_faiss.facts.fact import Fact
+from neuraldb_faiss.facts.locality import locality_probes
 
 Record = Mapping[str, Any]
 
@@ -51,24 +52,22 @@ def _nested(record: Record) -> Record:
         "subject": _need(rewrite, "subject"),
         "prompt": _need(rewrite, "prompt"),
         "target": _label(_need(rewrite, "target_new")),
-        "target_true": _label(rewrite.get("target_true")),
+        "target_true": _known_truth(_label(rewrite.get("target_true"))),
         "relation": rewrite.get("relation_id"),
     }
-    metadata = _rest(record, {"requested_rewrite"})
-    for name, key in (("target_new", "target_id"), ("target_true", "target_true_id")):
-        value = rewrite.get(name)
-        if isinstance(value, Mapping) and value.get("id"):
-            metadata[key] = value["id"]
-    return {**fact, "metadata": metadata}
+    return {**fact, "metadata": {**_rest(record, {"requested_rewrite"}), **_wikidata_ids(rewrite)}}
 
 
 def _flat(record: Record) -> Record:
-    truth = _strings(record, "ground_truth")
-    used = {"prompt", "subject", "target_new", "ground_truth", "relation_id", *_FLAT_PROBES}
-    metadata = _rest(record, used)
-    _probes(metadata, "target_true_aliases", truth[1:])
+    """EasyEdit's and KnowEdit's form (ground_truth), and MEMIT's list of requests (target_true)."""
+    true = _known_truth(_label(record.get("target_true")))
+    truth = [*([] if true is None else [true]), *filter(_known_truth, _strings(record, "ground_truth"))]
+    used = {"prompt", "subject", "target_new", "target_true", "ground_truth", "relation_id", *_FLAT_PROBES}
+    metadata = {**_rest(record, used), **_wikidata_ids(record)}
+    _probes(metadata, "target_true_aliases", [other for other in dict.fromkeys(truth) if other != truth[0]])
     for name, key in _FLAT_PROBES.items():
         _probes(metadata, key, _strings(record, name))
+    _add_locality(metadata, record.get("locality"))
     return {
         "subject": _need(record, "subject"),
         "prompt": _need(record, "prompt"),
@@ -79,15 +78,25 @@ def _flat(record: Record) -> Record:
     }
 
 
+def _wikidata_ids(record: Record) -> dict[str, Any]:
+    """The Q-ids of targets given as {"str": text, "id": Q-id}, as metadata."""
+    found = {}
+    for name, key in (("target_new", "target_id"), ("target_true", "target_true_id")):
+        value = record.get(name)
+        if isinstance(value, Mapping) and value.get("id"):
+            found[key] = value["id"]
+    return found
+
+
 def _zsre(record: Record) -> Record:
-    answers = _strings(record, "answers")
+    answers = list(filter(_known_truth, _strings(record, "answers")))
     alt = record.get("alt")
     # a null or blank alt says that the source found no counterfactual: the answer itself is the target
     edited = alt is not None and not (isinstance(alt, str) and not alt.strip())
     if not edited and not answers:
         raise FactError("neither alt nor answers gives a target; one of them must")
     metadata = _rest(record, {"src", "subject", "answers", "alt", "relation", *_ZSRE_PROBES})
-    _probes(metadata, "target_true_aliases" if edited else "aliases", answers[1:])
+    _probes(metadata, "target_true_aliases" if edited else "target_aliases", answers[1:])
     for name, key in _ZSRE_PROBES.items():
         _probes(metadata, key, _strings(record, name))
     return {
@@ -105,7 +114,7 @@ def _questions(record: Record) -> Record:
     if not answers:
         raise FactError("answers gives no target; it must hold at least one")
     metadata = _rest(record, {"subject", "question", "answers", "relation"})
-    _probes(metadata, "aliases", answers[1:])
+    _probes(metadata, "target_aliases", answers[1:])
     return {
         "subject": _need(record, "subject"),
         "prompt": _need(record, "question"),
@@ -135,11 +144,28 @@ _FLAT_PROBES = {
     "locality_prompt": "neighborhood_prompts",
     "locality_ground_truth": "neighborhood_truth",
 }
+_NO_TRUTH = "<|endoftext|>"
 _ZSRE_PROBES = {
     "rephrase": "paraphrase_prompts",
     "loc": "neighborhood_prompts",
     "loc_ans": "neighborhood_truth",
 }
+
+
+def _add_locality(metadata: dict[str, Any], locality: Any) -> None:
+    """EasyEdit's and KnowEdit's probes as neighbourhood prompts, behind those that are there. ``locality`` itself
+    stays: evaluation tells its kinds apart."""
+    prompts, answers = (metadata.get(name, []) for name in ("neighborhood_prompts", "neighborhood_truth"))
+    probes = [pair for pair in locality_probes(locality) if pair[0] not in prompts]
+    if probes and len(prompts) != len(answers):
+        raise FactError("fields 'locality_prompt' and 'locality' stand together; give the first its ground truth too")
+    _probes(metadata, "neighborhood_prompts", [*prompts, *(prompt for prompt, _ in probes)])
+    _probes(metadata, "neighborhood_truth", [*answers, *(answer for _, answer in probes)])
+
+
+def _known_truth(value: Any) -> Any:
+    """The value, or None where it says that there is none: EasyEdit writes <|endoftext|> for an absent answer."""
+    return None if value in ("", _NO_TRUTH) else value
 
 
 def _need(record: Record, name: str) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 from neuraldb_faiss.errors import CorruptError, FactError
 from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.facts.fact import broken_metadata
 from neuraldb_faiss.strict_json import BadJSON, is_count, parse_object, parse_strings, shown
 
 
@@ -55,8 +56,13 @@ class StoredFact(Fact):
         return cls(**plain, **known)
 
     def fact(self) -> Fact:
-        """Without what the database knows of it."""
-        return Fact(**{name: getattr(self, name) for name in _FACT_FIELDS})
+        """Without what the database knows of it, and without metadata that a new fact may not have."""
+        plain = {name: getattr(self, name) for name in _FACT_FIELDS}
+        broken = broken_metadata(self.metadata)
+        return Fact(**{**plain, "metadata": {k: v for k, v in self.metadata.items() if k not in broken}})
+
+    def _check_known(self) -> None:
+        """Nothing is refused here: what older versions took stays readable."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form: the fact's own fields, then the database's."""

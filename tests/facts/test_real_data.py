@@ -56,6 +56,17 @@ def test_bad_records_are_told() -> None:
     assert all("is not in the prompt" in record.rule for record in bad)
 
 
+@pytest.mark.parametrize(
+    ("name", "probes"), [("zsre_knowedit_test", 2_058), ("wikidata_counterfact_train", 2_034),
+                         ("wikidata_counterfact_test", 5_954), ("wikidata_recent_train", 1_939)]
+)  # fmt: skip
+def test_locality_becomes_neighbours(name: str, probes: int) -> None:
+    facts = list(read_facts(real(name), on_bad=lambda _: None))
+    found = [(f.metadata.get("neighborhood_prompts", []), f.metadata.get("neighborhood_truth", [])) for f in facts]
+    assert all(len(prompts) == len(truths) for prompts, truths in found)
+    assert sum(len(prompts) for prompts, _ in found) == probes
+
+
 def test_examples() -> None:
     facts = fold(read_facts(EXAMPLES)).facts
     assert len(facts) >= 24

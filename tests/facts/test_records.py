@@ -116,6 +116,98 @@ def test_counterfact_flat_with_lists(read: Reader) -> None:
     assert fact.metadata["paraphrase_prompts"] == ["p", "q"]
 
 
+@pytest.mark.parametrize("truth", ["<|endoftext|>", ["<|endoftext|>"], "", []])
+def test_easyedits_mark_for_no_answer(read: Reader, truth: Any) -> None:
+    fact = read({**FLAT, "ground_truth": truth})
+    assert fact.target_true is None and "target_true_aliases" not in fact.metadata
+    assert read({**FLAT, "ground_truth": ["<|endoftext|>", "Greek"]}).target_true == "Greek"
+    if isinstance(truth, str):
+        rewrite = {**NESTED["requested_rewrite"], "target_true": {"str": truth}}
+        assert read({**NESTED, "requested_rewrite": rewrite}).target_true is None
+        with pytest.raises(FactError, match="neither alt nor answers"):
+            read({**ZSRE, "alt": None, "answers": [truth]})
+
+
+def test_memits_flat_form(read: Reader) -> None:
+    """A list of requests as MEMIT's code takes it: CounterFact's rewrite without what is around it."""
+    fact = read({"case_id": 3, **NESTED["requested_rewrite"]})
+    assert (fact.target, fact.target_true, fact.relation) == ("Welsh", "Greek", "P103")
+    assert fact.metadata == {"case_id": 3, "target_id": "Q9309", "target_true_id": "Q9129"}
+    both = read({**NESTED["requested_rewrite"], "ground_truth": ["Hellenic", "Greek"]})
+    assert (both.target_true, both.metadata["target_true_aliases"]) == ("Greek", ["Hellenic"])
+    assert read({**FLAT, "target_new": {"str": "Welsh"}, "target_true": "Greek"}).target_true == "Greek"
+
+
+LOCALITIES = {
+    "knowedit": {
+        "Relation_Specificity": [
+            {"prompt": "Ann was born in", "ground_truth": [["Ulm", "Ulm, Germany"]]},
+            {"prompt": "Ann's job is", "ground_truth": ["chess"]},
+        ],
+        "Forgetfulness": [{"prompt": "Ann speaks, if not Welsh,", "ground_truth": "Greek"}],
+    },
+    "easyedit": {
+        "neighborhood": {"prompt": "Ann was born in", "ground_truth": "Ulm"},
+        "distracting": {"prompt": ["Ann's job is", "Ann speaks, if not Welsh,"], "ground_truth": ["chess", "Greek"]},
+    },
+    "without kinds": [
+        {"prompt": "Ann was born in", "ground_truth": "Ulm"},
+        {"prompt": "Ann's job is", "ground_truth": "chess"},
+        {"prompt": "Ann speaks, if not Welsh,", "ground_truth": "Greek"},
+    ],
+}
+
+
+@pytest.mark.parametrize("shape", LOCALITIES)
+def test_locality_becomes_neighbours(read: Reader, shape: str) -> None:
+    bare = {name: value for name, value in FLAT.items() if not name.startswith("locality")}
+    prompts, truths = ["Ann was born in", "Ann's job is", "Ann speaks, if not Welsh,"], ["Ulm", "chess", "Greek"]
+    fact = read({**bare, "locality": LOCALITIES[shape]})
+    assert fact.metadata["neighborhood_prompts"] == prompts
+    assert fact.metadata["neighborhood_truth"] == truths
+    assert fact.metadata["locality"] == LOCALITIES[shape], "kept: evaluation tells the kinds apart"
+    behind = read({**FLAT, "locality": LOCALITIES[shape]})
+    assert behind.metadata["neighborhood_prompts"] == ["Bob Example speaks", *prompts]
+    assert behind.metadata["neighborhood_truth"] == ["Greek", *truths]
+
+
+@pytest.mark.parametrize("empty", [{}, [], {"Relation_Specificity": []}, {"neighborhood": None}])
+def test_an_empty_locality_is_none(read: Reader, empty: Any) -> None:
+    bare = {name: value for name, value in FLAT.items() if not name.startswith("locality")}
+    assert "neighborhood_prompts" not in read({**bare, "locality": empty}).metadata
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ["Ann was born in", ["Ann was born in"], {"a": [{"prompt": "Ann was born in"}]},
+     {"a": {"prompt": ["p", "q"], "ground_truth": ["x"]}}, {"a": [{"prompt": "p", "ground_truth": []}]},
+     {"a": [{"prompt": " ", "ground_truth": "x"}]}],
+)  # fmt: skip
+def test_a_broken_locality_is_told(read: Reader, broken: Any) -> None:
+    with pytest.raises(FactError, match=r"line 1: field 'locality'"):
+        read({**FLAT, "locality": broken})
+
+
+def test_neighbours_without_answers_do_not_mix_with_those_that_have_them(read: Reader) -> None:
+    with pytest.raises(FactError, match="'locality_prompt' and 'locality' stand together"):
+        read({**FLAT, "locality_ground_truth": None, "locality": LOCALITIES["knowedit"]})
+
+
+@pytest.mark.parametrize(
+    ("aliases", "rule"),
+    [("La dame", "aliases is one text, 'La dame'"), ({"a": 1}, "aliases is of type dict"),
+     (["La dame", ""], "aliases holds an empty name"), ([" "], "aliases holds an empty name"),
+     ([7], "aliases holds a name of type int"), ([None], "aliases holds a name null")],
+)  # fmt: skip
+def test_aliases_are_a_list_of_names(read: Reader, aliases: Any, rule: str) -> None:
+    own = {"subject": "Rome", "prompt": "{} is in", "target": "Peru"}
+    for record in (own | {"metadata": {"aliases": aliases}}, own | {"aliases": aliases}, FLAT | {"aliases": aliases}):
+        with pytest.raises(FactError, match=f"line 1: {rule}"):
+            read(record)
+    with pytest.raises(FactError, match=rule):
+        Fact("Rome", "{} is in", "Peru", metadata={"aliases": aliases})
+
+
 @pytest.mark.parametrize("format", ["auto", "zsre"])
 def test_zsre(read: Reader, format: str) -> None:
     assert read(ZSRE, format) == Fact(
@@ -138,7 +230,7 @@ def test_zsre(read: Reader, format: str) -> None:
 def test_zsre_without_an_alternative(read: Reader, alt: str | None) -> None:
     fact = read({**ZSRE, "alt": alt})
     assert (fact.target, fact.target_true) == ("1998", None)
-    assert fact.metadata["aliases"] == ["in 1998"]
+    assert fact.metadata["target_aliases"] == ["in 1998"], "names of the answer, not of the subject"
 
 
 @pytest.mark.parametrize("format", ["auto", "questions"])
@@ -149,7 +241,7 @@ def test_questions(read: Reader, format: str) -> None:
         "France",
         relation="P17",
         source="r.jsonl",
-        metadata={"split": "dev", "aliases": ["FR"]},
+        metadata={"split": "dev", "target_aliases": ["FR"]},
     )
 
 
