@@ -58,7 +58,7 @@ def load(folder: Path, name: str, record: Mapping[str, Any]) -> np.ndarray:
     """
     path = folder / f"{name}.npy"
     try:
-        array = files.map_array(path, record["dtype"], tuple(record["shape"]))
+        array = files.open_array(path, record["dtype"], tuple(record["shape"]))
         same = files.sha256(path) == record["sha256"]
     except (StoreError, TypeError, ValueError, OSError) as error:
         raise CorruptError(f"{path} cannot be used ({error}): remove {name}.json, and it is made anew") from None

@@ -84,7 +84,7 @@ class MemorySource:
     def fact_ids(self, entry_id: int) -> tuple[str, ...]:
         return (f"fact{entry_id}",)
 
-    def digest_of(self, generation: int) -> str | None:
+    def stamp_of(self, generation: int) -> str | None:
         return None
 
     def names(self, entry_id: int) -> tuple[str, ...]:

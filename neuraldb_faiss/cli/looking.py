@@ -150,7 +150,7 @@ def history(db: Path, as_json: bool) -> None:
     for one in generations:
         table.add_row(
             str(one.generation),
-            one.time,
+            one.time.partition(".")[0].removesuffix("Z") + "Z",
             Text(plain(one.command)),
             *(f"{number:,}" if number else "·" for number in (one.added, one.updated, one.removed)),
             f"{one.facts:,}",

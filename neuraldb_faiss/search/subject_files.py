@@ -2,10 +2,10 @@
 
     subjects.hashes.npy    uint64 [n], ascending
     subjects.entries.npy   int64 [n], the entry of each
-    subjects.json          version, unicode, epoch, generation (the last whose names are in), digest (the catalog's, of
-                           that generation), longest, files (see `derived`)
+    subjects.json          version, unicode, epoch, generation (the last whose names are in), origin (what tells
+                           that generation from every other), longest, files (see `derived`)
 
-A digest covers all rows up to its generation, so equal digests mean equal names. What lies here can at worst hide a
+A generation's history never changes, so equal origins mean equal names. What lies here can at worst hide a
 name, never fire one: every hit is compared with the catalog's own names.
 """
 
@@ -31,7 +31,7 @@ class Origin(Protocol):
     def generation(self) -> int: ...
     @property
     def search_folder(self) -> Path | None: ...
-    def digest_of(self, generation: int) -> str | None: ...
+    def stamp_of(self, generation: int) -> str | None: ...
     def names(self, entry_id: int) -> tuple[str, ...]: ...
 
 
@@ -40,7 +40,7 @@ def save_subjects(source: Origin, subjects: Subjects) -> bool:
     if source.search_folder is None:
         return False
     notes = {
-        **_header(source), "generation": source.generation, "digest": source.digest_of(source.generation),
+        **_header(source), "generation": source.generation, "origin": source.stamp_of(source.generation),
         "longest": subjects.longest,
     }  # fmt: skip
     return save_arrays(source.search_folder, STEM, {"hashes": subjects.hashes, "entries": subjects.entries}, notes)
@@ -55,11 +55,11 @@ def load_subjects(source: Origin) -> tuple[Subjects, int] | None:
         return None
 
     def sound(manifest: dict[str, Any]) -> bool:
-        generation, longest, digest = manifest["generation"], manifest["longest"], manifest["digest"]
+        generation, longest, origin = manifest["generation"], manifest["longest"], manifest["origin"]
         if type(generation) is not int or type(longest) is not int or not 0 <= longest < 1 << 31:
             return False
         same = all(manifest[name] == value for name, value in _header(source).items())
-        return same and isinstance(digest, str) and digest == source.digest_of(generation)
+        return same and isinstance(origin, str) and origin == source.stamp_of(generation)
 
     found = load_arrays(source.search_folder, STEM, KINDS, sound)
     if found is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sqlite3
@@ -35,6 +36,7 @@ _ROWS = 500  # streamed at once
 _MAX_VALUE = 1 << 29  # bytes of one text in any column or parameter; SQLite itself would take 1 GB
 _MAX_ROWS = 1 << 31  # keys or entries of one segment: its arrays number them with 32 bits
 _SHA256 = re.compile("[0-9a-f]{64}")
+_STATES = "SELECT entry, state, MAX(made) FROM entry_states WHERE made <= :g"
 
 
 class Catalog:
@@ -198,10 +200,17 @@ class Catalog:
         """The last committed generation; 0 where nothing was published yet."""
         return self.one("SELECT generation FROM generations ORDER BY generation DESC LIMIT 1") or 0
 
-    def digest_of(self, generation: int) -> str | None:
-        """The digest that is kept of a generation; None where there is no such one."""
-        digest = self.one("SELECT digest FROM generations WHERE generation = ?", (generation,))
-        return None if digest is None else str(digest)
+    def stamp_of(self, generation: int) -> str | None:
+        """What tells a generation from every other, also from one of its number in another history: a hash of its time,
+        to the microsecond, and of what it did. None where there is no such one.
+
+        It stays the same for ever; the generation's digest does not, once segments are joined.
+        """
+        rows = self.all(
+            "SELECT generation, time, command, added, updated, removed, facts, entries FROM generations"
+            " WHERE generation = ?", (generation,),
+        )  # fmt: skip
+        return hashlib.sha256(canonical(tuple(rows[0])).encode()).hexdigest() if rows else None
 
     def generations(self) -> list[Generation]:
         return [Generation(**dict(row)) for row in self.all("SELECT * FROM generations ORDER BY generation")]
@@ -279,13 +288,24 @@ class Catalog:
 
     # ---- entries
 
-    def states(self, generation: int, entry: int | None = None) -> dict[int, str]:
-        """entry -> state, for every entry that is not simply live at `generation`."""
-        where = "" if entry is None else "AND entry = :e"
+    def states(self, generation: int) -> dict[int, str]:
+        """entry -> state, for every entry that is not simply live at `generation`.
+
+        A segment can hold entries of later generations than its own, where a commit joined theirs to it: those are
+        dead before the first of their facts.
+        """
+        later = self.all(
+            "SELECT DISTINCT entry FROM facts WHERE made > :g AND NOT EXISTS"
+            " (SELECT 1 FROM facts AS f WHERE f.entry = facts.entry AND f.made <= :g)", {"g": generation},
+        )  # fmt: skip
+        rows = self.all(f"{_STATES} GROUP BY entry HAVING state <> 'live'", {"g": generation})
+        return {row["entry"]: "dead" for row in later} | {row["entry"]: row["state"] for row in rows}
+
+    def states_of(self, generation: int, entries: Iterable[int]) -> dict[int, str]:
+        """`states` of these entries, which have facts by then."""
         rows = self.all(
-            "SELECT entry, state, MAX(made) FROM entry_states"
-            f" WHERE made <= :g {where} GROUP BY entry HAVING state <> 'live'",
-            {"g": generation, "e": entry},
+            f"{_STATES} AND entry IN (SELECT value FROM json_each(:e)) GROUP BY entry HAVING state <> 'live'",
+            {"g": generation, "e": json.dumps(list(entries))},
         )
         return {row["entry"]: row["state"] for row in rows}
 
@@ -346,10 +366,8 @@ class Catalog:
                 "row = (SELECT MIN(row) FROM facts AS other WHERE other.identity = facts.identity"
                 " AND other.made <= :g AND (other.ended IS NULL OR other.ended > :g))"
             )
-        states = self.states(generation, entry)
         if waiting:
-            where.append("entry IN (SELECT value FROM json_each(:waiting))")
-            values["waiting"] = json.dumps([e for e, state in states.items() if state in WAITING])
+            where.append(f"entry IN (SELECT entry FROM ({_STATES} GROUP BY entry) WHERE state IN {WAITING})")
         names = {"id": ids, "identity": identities, "key_id": key_ids}
         for column, wanted in names.items():
             if wanted is not None:
@@ -360,6 +378,7 @@ class Catalog:
         values["after"], left = after, limit if limit is not None else 1 << 62
         while left > 0:
             rows = self.all(sql, {**values, "limit": min(left, 10_000)})
+            states = self.states_of(generation, {row["entry"] for row in rows})
             yield from (self.fact(row, states) for row in rows)
             if len(rows) < min(left, 10_000):
                 return

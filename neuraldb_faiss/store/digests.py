@@ -32,6 +32,20 @@ def digest_of(catalog: Catalog, generation: int) -> str:
     return digest
 
 
+def first_wrong(catalog: Catalog, first: int, last: int) -> int | None:
+    """The first of these generations whose rows are not those that it made and ended; None where all are."""
+    for generation, digest in digests(catalog, range(first, last + 1), catalog.check_history(last)):
+        if digest != catalog.generation_record(generation).digest:
+            return generation
+    return None
+
+
+def renew_digests(catalog: Catalog, first: int, last: int) -> None:
+    """Inside a transaction: set those of these generations anew, because what they made is stored in another way."""
+    for generation, digest in digests(catalog, range(first, last + 1), catalog.check_history(last)):
+        catalog.run("UPDATE generations SET digest = ? WHERE generation = ?", (digest, generation))
+
+
 def wrong_generations(catalog: Catalog) -> Iterator[tuple[int, str]]:
     """(generation, what is wrong with it) for every one whose rows are not those that it made and ended.
 

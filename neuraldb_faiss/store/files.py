@@ -21,6 +21,7 @@ from numpy.lib import format as npy
 from neuraldb_faiss.errors import CorruptError, StoreError
 
 _MAX_HEADER = 512  # bytes; ours take 128, and a longer one in a received folder is not ours
+SMALL = 1 << 20  # bytes; a smaller array is read: a map keeps a descriptor, and is one of the 65,530 of a process
 
 
 @contextmanager
@@ -232,8 +233,9 @@ def stream_array(
     return {"bytes": file.tell(), "sha256": digest.hexdigest()}
 
 
-def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Memory-map a `.npy` file read-only, after checking that it is exactly what the catalog says.
+def open_array(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A `.npy` file, read-only, after checking that it is exactly what the catalog says: memory-mapped, or read where
+    it is no larger than `SMALL`.
 
     Nothing in the header is trusted: type and shape must be the expected ones, and the file exactly as long
     as they need, so a hostile header can neither run code nor make us allocate.
@@ -262,6 +264,11 @@ def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
                 raise CorruptError(f"{path}: {have} bytes long, should be {want} (a half-copied file?)")
             if 0 in shape:
                 return np.empty(shape, dtype)
+            if want <= SMALL:
+                data = file.read()
+                if len(data) != want - start:
+                    raise CorruptError(f"{path}: {start + len(data)} bytes long, should be {want}")
+                return np.frombuffer(data, dtype).reshape(shape)
             # By the open file, not by its name: a compaction may take that away in between.
             return np.memmap(file, dtype=dtype, mode="r", offset=start, shape=shape)
     except FileNotFoundError:

@@ -32,13 +32,10 @@ def rollback(store: Store, generation: int, *, wait: float = 10.0) -> Generation
         back = catalog.all(f"SELECT * FROM facts WHERE {was} AND NOT ({VISIBLE}) ORDER BY row", current)
         tx.insert(catalog.fact(row, {}) for row in back)
         states_then = catalog.states(generation)
-        changed = catalog.all("SELECT DISTINCT entry FROM entry_states WHERE made > :g", then)
-        for row in changed:
-            tx.set_state(row["entry"], states_then.get(row["entry"], "live"))
-        for record in catalog.segments(tx.base):
-            if record.made is not None and record.made > generation:
-                for entry in Segment(store.root, record, tx.d1, tx.d2).entries:
-                    tx.set_state(int(entry), "dead")
+        for row in catalog.all("SELECT DISTINCT entry FROM entry_states WHERE made > :g", then):
+            tx.set_state(row["entry"], "live")
+        for entry, state in states_then.items():  # dead, where it came later
+            tx.set_state(entry, state)
         for name, value in catalog.settings(tx.base).items():
             if settings.get(name) != value:  # None stands for a setting that there was not yet
                 tx.set_setting(name, settings.get(name))

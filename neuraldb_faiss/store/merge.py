@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
@@ -174,7 +175,7 @@ def _begin_segment(
     new = replace(record, segment=number, made=None)
     old, folder = root / "segments" / record.name, tx.root / "segments" / new.name
     temporary = begin_folder(folder)
-    entries = files.map_array(files.within(root, old / "entries.npy"), "<i8", (record.entries,))
+    entries = files.open_array(files.within(root, old / "entries.npy"), "<i8", (record.entries,))
     moved = files.write_array(temporary / "entries.npy", "<i8", (record.entries,), [np.asarray(entries) + shift])
 
     def finish() -> None:
@@ -225,10 +226,10 @@ def _settle_shared_keys(tx: Transaction, solve: SolveGroups | None) -> None:
         f"SELECT key_id FROM facts WHERE {PRESENT} AND {_several('key_id')}"
         " GROUP BY key_id HAVING COUNT(DISTINCT entry) > 1 ORDER BY MIN(row)", g,
     )
-    states = {**catalog.states(tx.base), **tx.states}
     to_solve: list[list[StoredFact]] = []
     for (key_id,) in shared:
         rows = catalog.all(f"SELECT * FROM facts WHERE {PRESENT} AND key_id = :k ORDER BY row", {**g, "k": key_id})
+        states = ChainMap(tx.states, catalog.states_of(tx.base, {row["entry"] for row in rows}))
         facts = [catalog.fact(row, states) for row in rows if row["row"] not in tx.ended]
         served: dict[int, set[str]] = {}
         for fact in facts:

@@ -1,4 +1,4 @@
-"""What a reader sees: one generation of a database, its arrays memory-mapped."""
+"""What a reader sees: one generation of a database, its large arrays memory-mapped."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Snapshot:
         """settings: those of `generation`. segments: open ones, lent by another snapshot of the same `lineage`."""
         self.generation = generation
         self.place = catalog.place
-        self.digest = catalog.digest_of(generation)
+        self.stamp = catalog.stamp_of(generation)
         self.settings = settings
         self.epoch: int = settings["epoch"]
         self.d1: int = settings["d1"]
@@ -85,7 +85,7 @@ class Snapshot:
         return entries[order], order
 
     def key_blocks(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-        """(position of its first row, float16 [n, d1] mapped) over all keys from position `start` on."""
+        """(position of its first row, float16 [n, d1]) over all keys from position `start` on."""
         for first, segment in zip(self._first_key, self.segments, strict=False):
             skip = max(0, start - int(first))
             if skip < segment.record.keys:
@@ -101,7 +101,7 @@ class Snapshot:
         return out
 
     def residuals(self, entry_ids: np.ndarray) -> np.ndarray:
-        """float32 [n, d2], gathered from the memory maps. Raises KeyError for an unknown entry."""
+        """float32 [n, d2], gathered. Raises KeyError for an unknown entry."""
         ids, order = self._entries
         at = np.searchsorted(ids, entry_ids)
         if len(entry_ids) and (len(ids) == 0 or (ids[np.minimum(at, len(ids) - 1)] != entry_ids).any()):
@@ -135,21 +135,25 @@ class Snapshot:
         Facts that ended are among them: their entries no longer fire, so their names need not go. A later generation
         can publish lower rows than one before it (an interrupted build that was finished), so rows do not tell.
         """
-        made = self._catalog.all(
-            "SELECT DISTINCT made FROM facts WHERE made > ? AND made <= ? ORDER BY made", (after, self.generation)
-        )
-        page = f"{_NAMES} WHERE made = ? AND row > ? ORDER BY row LIMIT 10000"
-        for (generation,) in made:
-            last = -1
-            while rows := self._catalog.all(page, (generation, last)):
-                for row in rows:
-                    for name in _names(row):
-                        yield row["row"], row["entry"], name
-                last = rows[-1]["row"]
+        rows = self._names_page(after, None)
+        while rows:
+            for row in rows:
+                for name in _names(row):
+                    yield row["row"], row["entry"], name
+            rows = self._names_page(rows[-1]["made"], rows[-1]["row"])
 
-    def digest_of(self, generation: int) -> str | None:
-        """The digest that the catalog keeps of a generation; None where it knows none."""
-        return self._catalog.digest_of(generation)
+    def _names_page(self, made: int, row: int | None) -> list[Any]:
+        """The next facts behind this one: those of its own generation, else of later ones."""
+        rest = [] if row is None else self._catalog.all(
+            f"{_NAMES} WHERE made = ? AND row > ? ORDER BY row LIMIT {_PAGE}", (made, row)
+        )  # fmt: skip
+        return rest or self._catalog.all(
+            f"{_NAMES} WHERE made > ? AND made <= ? ORDER BY made, row LIMIT {_PAGE}", (made, self.generation)
+        )
+
+    def stamp_of(self, generation: int) -> str | None:
+        """What tells a generation from every other, in another history too; None where there is no such one."""
+        return self._catalog.stamp_of(generation)
 
     def names(self, entry_id: int) -> tuple[str, ...]:
         """All names of the facts that the entry serves or served."""
@@ -161,7 +165,8 @@ class Snapshot:
         return self._states.get(int(entry_id), "live")
 
 
-_NAMES = "SELECT row, entry, subject, prompt, json_extract(metadata, '$.aliases') AS aliases FROM facts"
+_PAGE = 10_000  # facts read at once
+_NAMES = "SELECT row, made, entry, subject, prompt, json_extract(metadata, '$.aliases') AS aliases FROM facts"
 
 
 def _names(row: Any) -> tuple[str, ...]:

@@ -141,7 +141,7 @@ class Store:
         if self.continues(like):
             lent = {segment.record.segment: segment for segment in like.segments}
             return Snapshot(self.root, self.catalog, generation, settings, lent, like.lineage)
-        another = (self.catalog.place, settings["epoch"], self.catalog.digest_of(generation))
+        another = (self.catalog.place, settings["epoch"], self.catalog.stamp_of(generation))
         return Snapshot(self.root, self.catalog, generation, settings, lineage=another)
 
     def continues(self, snapshot: Snapshot) -> bool:
@@ -152,10 +152,10 @@ class Store:
         changed = files.changed_at(self.catalog.path)
         if changed != self._looked_at:  # SQLite's cache may not notice a copy that was written over the file
             with closing(Catalog(self.root)) as fresh:
-                if fresh.digest_of(snapshot.generation) != snapshot.digest:
+                if fresh.stamp_of(snapshot.generation) != snapshot.stamp:
                     return False
             self._looked_at = changed
-        return self.catalog.digest_of(snapshot.generation) == snapshot.digest
+        return self.catalog.stamp_of(snapshot.generation) == snapshot.stamp
 
     def check_generation(self, generation: int) -> dict[str, Any]:
         """The settings at `generation`. Raises StoreError where it does not exist or was compacted away."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import numpy as np
 from neuraldb_faiss.errors import FactError, StoreError
 from neuraldb_faiss.store import files
 from neuraldb_faiss.store.catalog import VISIBLE, Catalog
+from neuraldb_faiss.store.digests import renew_digests
+from neuraldb_faiss.store.joining import join_small
 from neuraldb_faiss.store.records import Generation, StoredFact
 from neuraldb_faiss.store.segments import Rows, Segment, SegmentRecord, is_segment_name, write_segment
 
@@ -25,6 +28,11 @@ SEGMENT_ENTRIES = 65_536  # staged pieces are joined up to this size when they a
 def now() -> str:
     """UTC, to the second, ISO 8601."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def moment() -> str:
+    """`now`, to the microsecond: no two generations of one number are made at the same."""
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 class Transaction:
@@ -131,6 +139,17 @@ class Transaction:
         folder = self.root / "segments" / record.name
         return replace(record, files=write_segment(folder, entries, keys, self.d1, self.d2, chunks))
 
+    def write_as_one(self, parts: Sequence[SegmentRecord], offset: int) -> SegmentRecord:
+        """`new_segment` with all rows of these segments, which have the same prefixes."""
+        opened = [Segment(self.root, part, self.d1, self.d2) for part in parts]
+
+        def chunks() -> Iterable[Rows]:
+            for segment in opened:
+                yield from segment.chunks()
+
+        sizes = sum(part.entries for part in parts), sum(part.keys for part in parts)
+        return self.new_segment(*sizes, chunks, offset, parts[0].prefixes)
+
     # ---- what else the commit will do
 
     def end(self, rows: Iterable[int]) -> None:
@@ -161,11 +180,21 @@ class Transaction:
         """Publish, as one new generation. Raises FactError where two facts would have one id."""
         g, catalog = self.generation, self.catalog
         pieces = catalog.segments(None) if self._publish else []
-        joined = self._join(pieces) if self._replace else pieces
+        staged = self._join(pieces) if self._replace else pieces
+        new = [replace(segment, made=g) for segment in (*staged, *self._segments)]
+        small = None
+        # Nothing before a first build or a compaction is kept; and inside a larger transaction the files of `new` may
+        # still be on their way.
+        if self.base and self._dropped is None and not catalog.changing:
+            small = join_small(self, [*catalog.segments(self.base), *new])
         with catalog.transaction():
             catalog.many("DELETE FROM segments WHERE segment = ?", ((p.segment,) for p in pieces))
-            for segment in (*joined, *self._segments):
-                catalog.put_segment(replace(segment, made=g))
+            kept = new
+            if small is not None:
+                catalog.many("DELETE FROM segments WHERE segment = ?", ((part,) for part in small.parts))
+                kept = [*(segment for segment in new if segment.segment not in small.parts), small.whole]
+            for segment in kept:
+                catalog.put_segment(segment)
                 catalog.set_counter("segments", max(segment.segment, catalog.counter("segments")))
             if self._dropped is not None:
                 catalog.many("DELETE FROM segments WHERE segment = ?", ((s,) for s in self._dropped))
@@ -184,14 +213,16 @@ class Transaction:
             for name, value in self._settings.items():
                 catalog.put_setting(name, value, g)
             self._check_ids()
-            new_entries = sum(s.entries for s in (*joined, *self._segments)) if self._dropped is None else 0
+            new_entries = sum(segment.entries for segment in new) if self._dropped is None else 0
             delta = new_entries + self._apply_states()
             generation = self._count(delta)
+            if small is not None:
+                renew_digests(catalog, small.first, self.base)
             catalog.put_generation(generation)
         if not catalog.changing:  # else what is inside a larger transaction may still be undone
             with suppress(StoreError):  # a commit that is done stays done
                 self.sweep()
-        return catalog.generations()[-1]
+        return catalog.generation_record(g)
 
     def _join(self, pieces: list[SegmentRecord]) -> list[SegmentRecord]:
         """Join staged pieces into segments of up to SEGMENT_ENTRIES, keeping entry ids and order."""
@@ -209,14 +240,7 @@ class Transaction:
             if len(group) == 1 and group[0].segment > newest:  # later segments must have higher numbers
                 joined.append(group[0])
                 continue
-            opened = [Segment(self.root, piece, self.d1, self.d2) for piece in group]
-
-            def chunks(opened: list[Segment] = opened) -> Iterable[Rows]:
-                for segment in opened:
-                    yield from segment.chunks()
-
-            sizes = sum(p.entries for p in group), sum(p.keys for p in group)
-            joined.append(self.new_segment(*sizes, chunks, offset, group[0].prefixes))
+            joined.append(self.write_as_one(group, offset))
             offset += 1
         return joined
 
@@ -246,13 +270,13 @@ class Transaction:
             " AND entry IN (SELECT entry FROM facts WHERE ended = :g) GROUP BY entry",
             {"g": g},
         )
-        before = catalog.states(self.base)
         states = dict(self._states)
         for row in touched:
             if row["alive"] < row["served"]:
                 states[row["entry"]] = "suspended" if row["alive"] else "dead"
-        if "contested" in before.values():
-            self._settle_contests({row["key_id"] for row in touched}, before, states)
+        if touched and catalog.one("SELECT EXISTS (SELECT 1 FROM entry_states WHERE state = 'contested')"):
+            self._settle_contests({row["key_id"] for row in touched}, states)
+        before = catalog.states_of(self.base, states)
         delta = 0
         for entry, state in states.items():
             old = before.get(entry, "live")
@@ -261,15 +285,17 @@ class Transaction:
                 delta += (old == "dead") - (state == "dead")
         return delta
 
-    def _settle_contests(self, key_ids: set[str], before: dict[int, str], states: dict[int, str]) -> None:
+    def _settle_contests(self, key_ids: set[str], states: dict[int, str]) -> None:
         """An entry that was contested and is now the only one with its key is live again."""
         for key_id in sorted(key_ids):
             rows = self.catalog.all(
                 f"SELECT DISTINCT entry FROM facts WHERE key_id = :k AND {VISIBLE}", {"k": key_id, "g": self.generation}
             )
             left = [row["entry"] for row in rows]
-            if len(left) == 1 and states.get(left[0], before.get(left[0])) == "contested":
-                states[left[0]] = "live"
+            if len(left) == 1:
+                before = self.catalog.states_of(self.base, left).get(left[0])
+                if states.get(left[0], before) == "contested":
+                    states[left[0]] = "live"
 
     def _count(self, delta_entries: int) -> Generation:
         g, base, catalog = self.generation, self.base, self.catalog
@@ -282,10 +308,10 @@ class Transaction:
         facts, entries = (last[0]["facts"], last[0]["entries"]) if last else (0, 0)
         if not base and self._publish:  # every row is of this generation: the index on identities knows their number
             added = catalog.one("SELECT COUNT(*) FROM (SELECT DISTINCT identity FROM facts)")
-            return Generation(g, now(), self.command, added, 0, 0, added, delta_entries, "")
+            return Generation(g, moment(), self.command, added, 0, 0, added, delta_entries, "")
         if not facts:
             added = count("made = :g")
-            return Generation(g, now(), self.command, added, 0, 0, added, entries + delta_entries, "")
+            return Generation(g, moment(), self.command, added, 0, 0, added, entries + delta_entries, "")
         # Inside a subquery a bare column name is the inner table's.
         old = f"SELECT 1 FROM facts AS o WHERE o.identity = f.identity AND {was}"
         added = count(f"made = :g AND NOT EXISTS ({old})")
@@ -293,7 +319,7 @@ class Transaction:
         new = f"SELECT 1 FROM facts AS n WHERE n.identity = f.identity AND {VISIBLE}"
         removed = count(f"ended = :g AND NOT EXISTS ({new})")
         return Generation(
-            g, now(), self.command, added, updated, removed, facts + added - removed, entries + delta_entries, ""
+            g, moment(), self.command, added, updated, removed, facts + added - removed, entries + delta_entries, ""
         )
 
     def sweep(self) -> None:

@@ -13,6 +13,8 @@ from neuraldb_faiss.store.row_checks import bad_rows
 from neuraldb_faiss.store.segments import Segment, SegmentRecord
 from neuraldb_faiss.store.store import Store
 
+_TRIES = 5  # a commit meanwhile may have joined or compacted the very segments that were being read
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -30,12 +32,16 @@ def verify(store: Store, *, deep: bool = False) -> list[Problem]:
     Deep: also the checksum of every array, the digest of every generation, that every row of every table can be read,
     and that rows refer to each other.
     """
-    problems: list[Problem] = []
-    try:
-        for problem in _verify(store, deep):
-            problems.append(problem)
-    except StoreError as error:  # a catalog so damaged that no more can be said
-        problems.append(Problem(store.catalog.path.name, str(error)))
+    for _ in range(_TRIES):
+        newest = store.generation
+        problems: list[Problem] = []
+        try:
+            for problem in _verify(store, deep):
+                problems.append(problem)
+        except StoreError as error:  # a catalog so damaged that no more can be said
+            problems.append(Problem(store.catalog.path.name, str(error)))
+        if not problems or store.generation == newest:
+            break
     return problems
 
 

@@ -37,7 +37,7 @@ class Source(FakeSnapshot):
                 self.read += len(names)
                 yield from ((entry, entry, name) for name in names)
 
-    def digest_of(self, generation: int) -> str | None:
+    def stamp_of(self, generation: int) -> str | None:
         return f"{self.world}{generation}" if generation in self.made else None
 
     def names(self, entry_id: int) -> tuple[str, ...]:
@@ -100,7 +100,7 @@ def test_damaged_files_are_made_anew(tmp_path: Path, name: str, damage: str) -> 
 
 
 @pytest.mark.parametrize(
-    "change", [{"epoch": 2}, {"version": 0}, {"unicode": "1.0"}, {"generation": "1"}, {"digest": None}, {"longest": -1}]
+    "change", [{"epoch": 2}, {"version": 0}, {"unicode": "1.0"}, {"generation": "1"}, {"origin": None}, {"longest": -1}]
 )
 def test_what_is_of_another_state_is_made_anew(tmp_path: Path, change: dict[str, object]) -> None:
     read(Source(tmp_path))

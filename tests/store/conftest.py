@@ -9,6 +9,7 @@ import pytest
 
 from helpers.fake_editor import FakeEditor
 from neuraldb_faiss.editing import merging
+from neuraldb_faiss.store import joining
 
 
 class FakeFingerprint:
@@ -32,6 +33,12 @@ class FakeFingerprint:
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(merging, "Fingerprint", FakeFingerprint)
     monkeypatch.setattr(merging.Editor, "of", lambda settings, model, tokenizer: FakeEditor(settings["fingerprint"]))
+
+
+@pytest.fixture
+def eager_joining(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nearly every change joins segments."""
+    monkeypatch.setattr(joining, "FAN", 2)
 
 
 @pytest.fixture

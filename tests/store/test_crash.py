@@ -29,6 +29,7 @@ from neuraldb_faiss.store import Store, compact, rollback, verify
 from neuraldb_faiss.store.segments import ARRAYS
 
 CRASHES = int(os.environ.get("NEURALDB_CRASHES", "20"))
+pytestmark = pytest.mark.usefixtures("eager_joining")
 EDITOR = FakeEditor()
 
 

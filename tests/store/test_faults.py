@@ -18,6 +18,7 @@ from neuraldb_faiss.errors import StoreError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.store import Store, compact, files, verify
 
+pytestmark = pytest.mark.usefixtures("eager_joining")
 EDITOR = FakeEditor()
 
 

@@ -346,7 +346,7 @@ def test_sql_in_texts_is_text(quick_path: Path) -> None:
 def check_map(path: Path, data: bytes) -> None:
     path.write_bytes(data)
     try:
-        found = files.map_array(path, "<f2", (3, 2))
+        found = files.open_array(path, "<f2", (3, 2))
     except StoreError as error:
         assert str(path) in str(error)
     else:

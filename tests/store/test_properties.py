@@ -15,7 +15,7 @@ from helpers.fake_editor import FakeEditor, left, vector
 from neuraldb_faiss.editing import changes, merging
 from neuraldb_faiss.errors import ConflictError
 from neuraldb_faiss.facts import Fact
-from neuraldb_faiss.store import Store, compact, rollback, verify
+from neuraldb_faiss.store import Store, compact, joining, rollback, verify
 
 SUBJECTS = ["Paris", "Oslo", "Lima", "Rome"]
 RELATIONS = ["{} is in", "{} was founded by", "The mayor of {} is"]
@@ -35,6 +35,7 @@ class Histories(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        self.fan, joining.FAN = joining.FAN, 2  # so that nearly every change joins segments
         self.root = Path(tempfile.mkdtemp())
         self.stores: dict[str, Store] = {}
         self.expected: dict[str, dict[int, Facts]] = {}  # name -> generation -> what lives
@@ -45,6 +46,7 @@ class Histories(RuleBasedStateMachine):
         for store in self.stores.values():
             store.close()
         shutil.rmtree(self.root)
+        joining.FAN = self.fan
 
     def put(self, name: str, facts: Facts) -> None:
         self.touched.add(name)
