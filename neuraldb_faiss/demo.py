@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -161,27 +162,31 @@ def in_new_process(
     Args:
         live: the facts that must be in the database. shown: answers that must come again.
     """
-    command = ["verify", str(out), "--deep", "--json"]
+    command: list[str | Path] = ["verify", out, "--deep", "--json"]
     report = _run(command)
     text = "every byte is as it was written" if report["ok"] else f"{len(report['problems'])} problems"
     yield Check(_typed(command), text, report["ok"])
 
-    command = ["facts", str(out), "--json"]
+    command = ["facts", out, "--json"]
     found = {(fact["id"], fact["target"]) for fact in _run(command)}
     lost = {(fact.id, fact.target) for fact in live} - found
     yield Check(_typed(command), f"{len(found)} facts, {len(lost)} lost", not lost)
 
     for one in shown:
-        command = ["generate", str(out), one.fact.text, "--model", str(model_dir), "--json"]
+        command = ["generate", out, one.fact.text, "--model", model_dir, "--json"]
         command += ["--max-new-tokens", str(NEW_TOKENS)]
         answer = _run(command)["edited"]
         yield Check(_typed(command[:3]), answer, answer == one.own.edited)
 
 
-def _run(arguments: list[str]) -> Any:
+def _run(arguments: Sequence[str | Path]) -> Any:
+    """What the command prints as JSON. UTF-8 both ways: a prompt need not be text of the locale."""
+    words = [os.fsencode(word) if isinstance(word, Path) else word.encode() for word in arguments]
     done = subprocess.run(
-        [sys.executable, "-m", "neuraldb_faiss.cli", *arguments], capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-m", "neuraldb_faiss.cli", *words],
+        capture_output=True, encoding="utf-8", errors="replace", check=False,
+        env={**os.environ, "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"},
+    )  # fmt: skip
     try:
         return json.loads(done.stdout)
     except ValueError:
@@ -189,7 +194,7 @@ def _run(arguments: list[str]) -> Any:
         raise NeuralDBError(f"a new process failed: {lines[-1].removeprefix('Error: ')}") from None
 
 
-def _typed(arguments: list[str]) -> str:
+def _typed(arguments: Sequence[str | Path]) -> str:
     """The command as a person would type it."""
-    words = [word for word in arguments if word != "--json"]
+    words = [str(word) for word in arguments if word != "--json"]
     return " ".join(["neuraldb", *(f'"{word}"' if " " in word else word for word in words)])

@@ -54,7 +54,7 @@ def missing_gpu(device: str) -> str | None:
 
 def gpu_tests() -> dict[str, Any]:
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "tests"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", errors="replace", check=False)
     return {"exit_code": done.returncode, "summary": done.stdout.strip().splitlines()[-12:]}
 
 

@@ -30,7 +30,7 @@ def main() -> None:
             if number == args.limit:
                 break
             for line in converted(record):
-                print(json.dumps(line, ensure_ascii=False))
+                sys.stdout.buffer.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
     except NeuralDBError as error:
         sys.exit(f"error: {error}")
 

@@ -174,7 +174,7 @@ def run_stage(name: str, task: dict[str, Any], folder: Path, arguments: argparse
         "--stage", name, "--task", str(given), "--result", str(result),
     ]  # fmt: skip
     print(f"{name} ...", file=sys.stderr, flush=True)
-    with log.open("w") as stream:
+    with log.open("w", encoding="utf-8") as stream:
         subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False, env=environment())
     if not result.exists():
         tail = log.read_text(encoding="utf-8", errors="replace")[-3000:]
@@ -205,13 +205,14 @@ def answer_served(arguments: argparse.Namespace, asked: list[str], folder: Path)
     url = f"http://127.0.0.1:{port}"
     print("served ...", file=sys.stderr, flush=True)
     log = folder / "served.log"
-    with log.open("w") as stream:
+    with log.open("w", encoding="utf-8") as stream:
         server = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment())
     try:
         deadline = time.monotonic() + 300
         while not _answers(f"{url}/health"):
             if server.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"vllm serve did not start; the end of its log:\n{log.read_text()[-3000:]}")
+                end = log.read_text(encoding="utf-8", errors="replace")[-3000:]
+                raise SystemExit(f"vllm serve did not start; the end of its log:\n{end}")
             time.sleep(1)
         with ThreadPoolExecutor(BATCH) as pool:
             return list(pool.map(lambda text: _complete(url, text), asked))

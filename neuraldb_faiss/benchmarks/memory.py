@@ -23,13 +23,13 @@ def memory_of(path: Path) -> dict[str, int]:
     it, with their residuals: `anonymous` (its own memory) and `mapped` (of files, which the system may drop and read
     again)."""
     command = [sys.executable, "-m", "neuraldb_faiss.benchmarks.memory", str(path)]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    run = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
     found: dict[str, int] = json.loads(run.stdout.splitlines()[-1])
     return found
 
 
 def _resident() -> dict[str, int]:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)
              if name in ("RssAnon", "RssFile")}  # fmt: skip
     return {"anonymous": sizes["RssAnon"], "mapped": sizes["RssFile"]}

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from neuraldb_faiss.cli.output import never_fail_on_text
 from neuraldb_faiss.errors import NeuralDBError
 
 # Command -> "module:function" in this package, in the order of the help text. A module is imported when its
@@ -50,6 +51,10 @@ VERSIONS = (("neuraldb-faiss",), ("torch",), ("transformers",), ("faiss-cpu", "f
 
 class Commands(click.Group):
     """Loads commands when they are used, and reports what they raise."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        never_fail_on_text()
+        return super().main(*args, **kwargs)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

@@ -14,6 +14,9 @@ Made from the commands by `scripts/gen_cli_docs.py`; a test fails where this pag
 Data goes to stdout, progress and messages to stderr. Exit codes: 0 done, 1 failed (one line on stderr says
 why), 2 wrong usage, 130 interrupted. `neuraldb --debug ...` (or `NEURALDB_DEBUG=1`) shows the traceback of an
 error, `neuraldb --version` the versions of what matters.
+
+What is printed is UTF-8 where the locale is C, and else the locale's encoding, with escapes (`\\u4f26`) for what it
+lacks: a locale ends no command. JSON then has its own escapes, and files are always UTF-8.
 """
 
 

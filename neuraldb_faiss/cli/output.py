@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import sys
 import time
@@ -20,6 +22,24 @@ LOG_EVERY = 5.0  # seconds between two progress lines where there is no terminal
 PLAIN_WIDTH = 100
 
 
+def never_fail_on_text() -> None:
+    """Make stdout and stderr take any text: the locale does not end a command that has done its work.
+
+    UTF-8 where the encoding is ASCII, which says only that nobody chose one (locale C); elsewhere the encoding stays,
+    and what it lacks is written as an escape ("\\u4f26").
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            ascii_only = codecs.lookup(stream.encoding).name == "ascii"
+            stream.reconfigure(encoding="utf-8" if ascii_only else None, errors="backslashreplace")
+
+
+def _as_json(value: Any, indent: int | None = None) -> str:
+    """JSON that stdout can hold: its own escapes where the encoding is not UTF-8, whose escapes are not JSON's."""
+    utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
+    return json.dumps(value, ensure_ascii=not utf8, indent=indent)
+
+
 def say(message: str) -> None:
     """A message for people, on stderr."""
     click.echo(message, err=True)
@@ -30,7 +50,7 @@ def warn(message: str) -> None:
 
 
 def emit_json(value: Any) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False, indent=2))
+    click.echo(_as_json(value, indent=2))
 
 
 def emit_json_list(values: Iterable[Any]) -> None:
@@ -40,7 +60,7 @@ def emit_json_list(values: Iterable[Any]) -> None:
         click.echo("[" if first else ",", nl=first)
         if not first:
             click.echo()
-        click.echo(json.dumps(value, ensure_ascii=False), nl=False)
+        click.echo(_as_json(value), nl=False)
         first = False
     click.echo("[]" if first else "\n]")
 
