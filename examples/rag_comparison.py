@@ -33,6 +33,7 @@ from neuraldb_faiss.errors import FactError
 from neuraldb_faiss.evaluation.extras import extra
 from neuraldb_faiss.evaluation.generation import greedy_texts
 from neuraldb_faiss.facts import read_facts
+from neuraldb_faiss.models import encode_prompts
 
 ANSWER = 8  # tokens
 WORDING = "Context: {fact}\nAccording to the context: {prompt}"
@@ -56,7 +57,7 @@ class Retriever:
     """The fact's sentence that is most like a prompt, by TF-IDF."""
 
     def __init__(self, facts: Sequence[Fact]) -> None:
-        self.sentences = [f"{fact.text} {fact.target}." for fact in facts]
+        self.sentences = [f"{fact.text}{fact.separator}{fact.target}." for fact in facts]
         self._vectorizer = _vectorizer()
         self._rows = self._vectorizer.fit_transform(self.sentences)
 
@@ -88,7 +89,7 @@ def compare(
 
     def measure(method: str, preparing: float, before: Callable[[str], str] = str) -> Figures:
         started = time.perf_counter()
-        rows = tokenizer([before(prompt) for prompt in prompts])["input_ids"]
+        rows = encode_prompts(tokenizer, [before(prompt) for prompt in prompts])
         answers = greedy_texts(model, tokenizer, rows, ANSWER)
         seconds = (time.perf_counter() - started) / len(prompts)
         right = [says(answer, target) for answer, (_, target) in zip(answers, own + paraphrases, strict=False)]

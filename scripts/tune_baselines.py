@@ -26,7 +26,7 @@ from neuraldb_faiss.baselines import METHODS, edited
 from neuraldb_faiss.errors import NeuralDBError
 from neuraldb_faiss.evaluation import metrics
 from neuraldb_faiss.evaluation.cases import Case, read_cases
-from neuraldb_faiss.evaluation.scoring import score_pairs
+from neuraldb_faiss.evaluation.scoring import score_pairs, separators_of
 from neuraldb_faiss.models import load_model
 
 SPANS: list[dict[str, Any]] = [{"layers": [1, 2, 3, 4, 5]}, {"layers": [3, 4, 5]}, {"layers": [3]}]
@@ -79,7 +79,7 @@ def tune(args: argparse.Namespace, cases: list[Case]) -> None:
     record: dict[str, Any] = {**asked, "hardware": f"{os.cpu_count()} x {platform.processor() or platform.machine()}"}
     record |= {"base": measure(model, tokenizer, cases), "tried": [], "chosen": {}}
     if args.out.exists():
-        before = json.loads(args.out.read_text())
+        before = json.loads(args.out.read_text(encoding="utf-8"))
         if any(before.get(key) != value for key, value in asked.items()):
             sys.exit(f"error: {args.out} is the record of another search: name another file")
         record = before
@@ -127,7 +127,8 @@ def attempt(
 def measure(model: Any, tokenizer: Any, cases: list[Case]) -> dict[str, Any]:
     """Efficacy, generalization, specificity (means over the cases) and their harmonic mean."""
     wanted = metrics.probes(metrics.PARTS)
-    scores = score_pairs(model, tokenizer, [p for c in cases for p in metrics.pairs(c, wanted)])
+    separators = separators_of([case.fact for case in cases])
+    scores = score_pairs(model, tokenizer, [p for c in cases for p in metrics.pairs(c, wanted)], separators=separators)
     rows = [metrics.teacher_forced(case, wanted, scores) for case in cases]
     means = {part: sum(float(row[part] or 0.0) for row in rows) / len(rows) for part in metrics.PARTS}
     means["score"] = harmonic_mean(means.values())
@@ -137,7 +138,7 @@ def measure(model: Any, tokenizer: Any, cases: list[Case]) -> dict[str, Any]:
 def write(path: Path, record: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(record, indent=1) + "\n")
+    part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     part.replace(path)
 
 

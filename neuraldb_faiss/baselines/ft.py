@@ -38,7 +38,7 @@ def write(
     code reads all of a target's tokens off the prompt's last token; here each is predicted from those before it.
     """
     model = unwrap(model)
-    rows = encode_pairs(tokenizer, [fact.text for fact in facts], [fact.target for fact in facts])
+    rows = encode_pairs(tokenizer, *zip(*[(fact.text, fact.target, fact.separator) for fact in facts], strict=True))
     start = weights.current(site.layer).detach().clone()
     matrix = start.clone().requires_grad_(True)
     adam = torch.optim.Adam([matrix], lr=settings.lr)

@@ -12,6 +12,7 @@ import torch
 
 from neuraldb_faiss.database import NeuralDB
 from neuraldb_faiss.hook import Handle, attach
+from neuraldb_faiss.models import encode_prompt
 from neuraldb_faiss.models.generation import greedy
 from neuraldb_faiss.models.sites import find_site, input_device, unwrap
 
@@ -28,8 +29,8 @@ def bench_lookup(
     The text is the database's own prompts, one behind the other, so that facts fire. Runs without and with take turns,
     so that what else the machine does falls on both; the ratio is the median of the turns' ratios.
     """
-    text = " ".join(fact.text + " " + fact.target + "." for fact in db.facts(limit=200))
-    ids = tokenizer(text, return_tensors="pt").input_ids[:, :PREFILL].to(input_device(unwrap(model)))
+    text = " ".join(fact.text + fact.separator + fact.target + "." for fact in db.facts(limit=200))
+    ids = torch.tensor([encode_prompt(tokenizer, text)[:PREFILL]]).to(input_device(unwrap(model)))
     works: dict[str, Callable[[], object]] = {"prefill": lambda: prefill(model, ids)}
     for batch in BATCHES:
         rows = ids[:, :64].expand(batch, -1).contiguous()

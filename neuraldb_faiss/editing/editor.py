@@ -28,7 +28,7 @@ from neuraldb_faiss.models import (
 from neuraldb_faiss.models.adapters import has_virtual_tokens
 from neuraldb_faiss.models.defaults import GAMMAS
 from neuraldb_faiss.models.fingerprint import fingerprint
-from neuraldb_faiss.models.prompts import has_chat
+from neuraldb_faiss.models.prompts import encode_prompt, has_chat
 from neuraldb_faiss.strict_json import shown
 
 RESIDUALS = ("memit", "pmet", "none")
@@ -104,7 +104,7 @@ class Editor:
         if config.chat and not has_chat(tokenizer):
             raise BuildError("the tokenizer has no chat template, so nothing can be solved for one: leave out --chat")
         prefixes = generate_prefixes(model, tokenizer, seed=seed)
-        check_causal(model, site, tokenizer(prefixes[0])["input_ids"])
+        check_causal(model, site, encode_prompt(tokenizer, prefixes[0]))
         return cls(
             model=model,
             tokenizer=tokenizer,

@@ -14,6 +14,7 @@ import torch
 
 from neuraldb_faiss.editing.passes import frozen
 from neuraldb_faiss.errors import BuildError
+from neuraldb_faiss.models.prompts import encode_prompts
 from neuraldb_faiss.models.sites import input_device
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def generate_prefixes(model: Any, tokenizer: Any, *, seed: int = 0, length: int 
     BuildError where the model's logits are not finite.
     """
     device = input_device(model)
-    texts = [list(tokenizer(start)["input_ids"]) for start in SEEDS]
+    texts = encode_prompts(tokenizer, SEEDS)
     heads = [len(ids) for ids in texts]
     banned = torch.tensor(sorted(set(tokenizer.all_special_ids)), dtype=torch.long)
     generator = torch.Generator().manual_seed(seed)

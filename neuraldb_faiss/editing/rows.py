@@ -52,6 +52,7 @@ def group_rows(
         [text for text, _ in texts],
         [span for _, span in texts],
         [fact.target for fact in facts for _ in range(per_fact)],
+        [fact.separator for fact in facts for _ in range(per_fact)],
     )
     rows = [
         Row(

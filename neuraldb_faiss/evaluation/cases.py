@@ -14,6 +14,7 @@ from neuraldb_faiss.errors import EvaluationError, FactError
 from neuraldb_faiss.evaluation.scoring import Pair
 from neuraldb_faiss.facts import Fact, read_numbered
 from neuraldb_faiss.facts.fact import clip
+from neuraldb_faiss.facts.joining import separator
 
 DATASETS = ("counterfact", "zsre", "knowedit")
 
@@ -106,7 +107,7 @@ def _counterfact(fact: Fact, texts: Mapping[tuple[str, str], Sequence[str]]) -> 
         tuple(zip(prompts, truths, strict=True)),
         _probes([other], "question", "object") if (other := fact.metadata.get("unrelated_relation")) else (),
         generation=strings(fact, "generation_prompts"),
-        references=references or tuple(f"{prompt} {fact.target}" for prompt in strings(fact, "attribute_prompts")),
+        references=references or _continued(strings(fact, "attribute_prompts"), fact.target),
         compared=True,
     )
 
@@ -145,6 +146,10 @@ def _probes(records: Sequence[Any], prompt: str, answer: str) -> tuple[Pair, ...
             raise FactError(f"a probe has no {prompt!r} and {answer!r}: {clip(str(record), 80)}")
         pairs.append((str(asked), str(told)))
     return tuple(dict.fromkeys(pairs))
+
+
+def _continued(prompts: Iterable[str], target: str) -> tuple[str, ...]:
+    return tuple(prompt + separator(prompt, target) + target for prompt in prompts)
 
 
 def _need(fact: Fact, key: str, field: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from neuraldb_faiss.evaluation.cases import Case, sha256
 from neuraldb_faiss.evaluation.generation import match_targets, sample_texts
 from neuraldb_faiss.evaluation.methods import Method, applied, base, facts_identity, silent
 from neuraldb_faiss.evaluation.runs import Row, RunWriter, base_path, surroundings
-from neuraldb_faiss.evaluation.scoring import score_pairs
+from neuraldb_faiss.evaluation.scoring import score_pairs, separators_of
 from neuraldb_faiss.evaluation.text import TfIdf
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.models.prompts import has_chat
@@ -94,7 +94,8 @@ def measure(
     dataset, probes = settings.dataset, settings.probes
     if "zsre-question-mark" in settings.quirks and dataset == "zsre":
         cases = [_with_question_mark(case) for case in cases]
-    scores = score_pairs(model, tokenizer, [pair for case in cases for pair in m.pairs(case, probes)])
+    asked = [pair for case in cases for pair in m.pairs(case, probes)]
+    scores = score_pairs(model, tokenizer, asked, separators=separators_of([case.fact for case in cases]))
     values = [m.teacher_forced(case, probes, scores) for case in cases]
     if "generation" in probes:
         weights = "sum" if "fluency-sum" in settings.quirks else "mean"

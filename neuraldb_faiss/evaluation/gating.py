@@ -14,6 +14,7 @@ from neuraldb_faiss.editing.passes import Stop, on_input, stopping
 from neuraldb_faiss.hook.context import Tokens
 from neuraldb_faiss.hook.gates import Gate
 from neuraldb_faiss.models import FFNSite
+from neuraldb_faiss.models.prompts import tokenize
 from neuraldb_faiss.models.sites import input_device, unwrap
 from neuraldb_faiss.store import Snapshot
 
@@ -64,7 +65,7 @@ def windows(tokenizer: Any, texts: Iterable[str], *, size: int, tokens: int) -> 
     """Running text cut at token borders into pieces of `size` tokens, until `tokens` are handed out."""
     left = tokens
     for text in texts:
-        spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        ((_, spans),) = tokenize(tokenizer, [text], special=False)
         for first in range(0, max(1, len(spans) - size // 8), size):  # a short rest tells little
             if not (part := spans[first : first + size]):
                 continue
@@ -77,12 +78,12 @@ def windows(tokenizer: Any, texts: Iterable[str], *, size: int, tokens: int) -> 
 def _batches(texts: Iterable[str], tokenizer: Any, special: bool) -> Iterator[list[tuple[str, list[int], Any]]]:
     batch: list[tuple[str, list[int], Any]] = []
     for text in texts:
-        made = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
-        widest = max([len(made["input_ids"]), *(len(ids) for _, ids, _ in batch)])
+        ((ids, spans),) = tokenize(tokenizer, [text], special=special)
+        widest = max([len(ids), *(len(ids) for _, ids, _ in batch)])
         if batch and widest * (len(batch) + 1) > BATCH_TOKENS:
             yield batch
             batch = []
-        batch.append((text, made["input_ids"], made["offset_mapping"]))
+        batch.append((text, list(ids), spans))
     if batch:
         yield batch
 

@@ -15,15 +15,16 @@ from torch import Tensor
 from neuraldb_faiss.baselines.reading import by_length
 from neuraldb_faiss.editing.rows import pad
 from neuraldb_faiss.errors import EvaluationError
+from neuraldb_faiss.facts.joining import is_apart
 from neuraldb_faiss.models.generation import end_ids
-from neuraldb_faiss.models.prompts import chat_text
+from neuraldb_faiss.models.prompts import chat_text, encode_prompts
 from neuraldb_faiss.models.sites import input_device
 
 TOP_K = 5
 # Rows, and places of their prompts, that are decoded at once.
 CPU_ROWS, CPU_TOKENS = 64, 2048
 GPU_ROWS, GPU_TOKENS = 256, 65536
-_ENDED = re.compile(r"[ \t]*(?:[.!?]|\n)")
+_ENDED = re.compile(r"[ \t]*(?:[.!?。！？．｡]|\n)")
 # Given the logits float32 [rows, vocab] of a step, the token of every row, and the rows that are done.
 Choose = Callable[[Tensor], list[int]]
 
@@ -41,7 +42,7 @@ def sample_texts(
         names: one a prompt; equal prompts with other names get other texts.
         with_prompt: the reference code's way: prompt and continuation together are `length` tokens and the text.
     """
-    rows = [list(ids) for ids in tokenizer(list(prompts))["input_ids"]] if prompts else []
+    rows = encode_prompts(tokenizer, prompts)
     wanted = [max(1, length - len(ids)) if with_prompt else length for ids in rows]
     seeds = [_seed(seed, name) for name in names]
     banned = torch.tensor(sorted(set(tokenizer.all_special_ids)), dtype=torch.long)
@@ -105,7 +106,8 @@ def match_targets(
     Args:
         chat: each prompt is a user's message in the tokenizer's chat template.
     """
-    rows = [_chat_ids(tokenizer, prompt) if chat else list(tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    texts = [chat_text(tokenizer, [prompt]) for prompt in prompts] if chat else prompts
+    rows = encode_prompts(tokenizer, texts, special=not chat)
     answers = [target.strip() for target in targets]
     # Twice the target's own tokens: a model may spell it in smaller pieces.
     limits = [4 + 2 * len(tokenizer(target, add_special_tokens=False)["input_ids"]) for target in answers]
@@ -135,15 +137,11 @@ def judge(text: str, target: str, *, done: bool, ended: bool) -> Match | None:
     if not text.startswith(target):
         return None if not done and target.startswith(text.rstrip("\ufffd")) else Match(False, False)
     rest = text[len(target) :]
-    if rest[:1].isalnum():
+    if not is_apart(target[-1:], rest[:1]):
         return Match(False, False)
     if not rest.strip(" \t\ufffd") and not done:
         return None
     return Match(True, bool(_ENDED.match(rest)) or (ended and not rest.strip()))
-
-
-def _chat_ids(tokenizer: Any, prompt: str) -> list[int]:
-    return list(tokenizer(chat_text(tokenizer, [prompt]), add_special_tokens=False)["input_ids"])
 
 
 def _seed(seed: int, name: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ from neuraldb_faiss.baselines.reading import by_length
 from neuraldb_faiss.editing.passes import gathered_head
 from neuraldb_faiss.editing.rows import pad
 from neuraldb_faiss.errors import EvaluationError
+from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.facts.joining import separator
 from neuraldb_faiss.models import encode_pairs
 from neuraldb_faiss.models.sites import input_device
 
@@ -48,14 +50,22 @@ class Scored:
         return math.exp(-self.nll)
 
 
+def separators_of(facts: Iterable[Fact]) -> dict[str, str]:
+    """What stands behind the prompts of the facts that say so in their metadata."""
+    return {fact.text: fact.separator for fact in facts if "separator" in fact.metadata}
+
+
 def score_pairs(
-    model: Any, tokenizer: Any, pairs: Sequence[Pair], *, max_tokens: int | None = None
-) -> dict[Pair, Scored]:
+    model: Any, tokenizer: Any, pairs: Sequence[Pair], *, separators: Mapping[str, str] | None = None,
+    max_tokens: int | None = None,
+) -> dict[Pair, Scored]:  # fmt: skip
     """Score every (prompt, target) with the model as it is now: attached, edited or bare.
 
-    A target stands behind its prompt with one space between. Pairs whose tokens are the same up to the last, as of
-    one prompt and targets of one token, are read off one row. Batches hold rows of like length, at most `max_tokens`
-    places, and are padded on the right, so that a pair's result depends on its batch by rounding only.
+    A target stands behind its prompt as a fact's does: with one space between, or none where the script has none.
+    `separators` has what stands between for the prompts that say so (`separators_of`). Pairs whose tokens are the same
+    up to the last, as of one prompt and targets of one token, are read off one row. Batches hold rows of like length,
+    at most `max_tokens` places, and are padded on the right, so that a pair's result depends on its batch by rounding
+    only.
 
     Raises:
         EvaluationError: the logits are not finite.
@@ -67,7 +77,9 @@ def score_pairs(
     device = input_device(model)
     if max_tokens is None:
         max_tokens = CPU_TOKENS if device.type == "cpu" else GPU_TOKENS
-    rows = encode_pairs(tokenizer, [prompt for prompt, _ in unique], [target for _, target in unique])
+    said = separators or {}
+    between = [said[prompt] if prompt in said else separator(prompt, target) for prompt, target in unique]
+    rows = encode_pairs(tokenizer, [prompt for prompt, _ in unique], [target for _, target in unique], between)
     # A prompt without a token in front of its target gives the first target token no distribution.
     bare = next((pair for pair, (_, start) in zip(unique, rows, strict=True) if start == 0), None)
     if bare is not None:

@@ -22,9 +22,10 @@ from neuraldb_faiss.evaluation.cases import sha256, strings
 from neuraldb_faiss.evaluation.generation import greedy_texts
 from neuraldb_faiss.evaluation.methods import silent
 from neuraldb_faiss.evaluation.runs import Row, RunWriter, surroundings
-from neuraldb_faiss.evaluation.scoring import Pair, score_pairs
+from neuraldb_faiss.evaluation.scoring import Pair, score_pairs, separators_of
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.facts.readers import read_texts
+from neuraldb_faiss.models.prompts import encode_prompts
 
 if TYPE_CHECKING:
     from neuraldb_faiss.database import NeuralDB
@@ -225,7 +226,7 @@ def _measured(
 
 def _answers(model: Any, tokenizer: Any, sample: Sample) -> Row:
     """How likely the model finds the new answers, as it is now."""
-    scores = score_pairs(model, tokenizer, [*sample.own, *sample.paraphrases])
+    scores = score_pairs(model, tokenizer, [*sample.own, *sample.paraphrases], separators=separators_of(sample.facts))
 
     def mean(pairs: Sequence[Pair], what: str) -> float | None:
         values = [float(getattr(scores[pair], what)) for pair in pairs]
@@ -243,7 +244,7 @@ def _answers(model: Any, tokenizer: Any, sample: Sample) -> Row:
 def _said(model: Any, tokenizer: Any, sample: Sample) -> list[str]:
     """What the model says behind the neighbours, as it is now."""
     prompts = list(sample.neighbours)
-    return greedy_texts(model, tokenizer, tokenizer(prompts)["input_ids"], ANSWER) if prompts else []
+    return greedy_texts(model, tokenizer, encode_prompts(tokenizer, prompts), ANSWER) if prompts else []
 
 
 def _gates(

@@ -10,6 +10,7 @@ import torch
 
 from neuraldb_faiss.errors import FactError, ModelError
 from neuraldb_faiss.models.generation import end_ids, greedy
+from neuraldb_faiss.models.prompts import encode_prompt
 from neuraldb_faiss.models.sites import input_device, unwrap
 
 if TYPE_CHECKING:
@@ -88,12 +89,12 @@ def _encode(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
     if not prompt.strip():
         raise FactError("the prompt is empty: give a text to continue")
     if not chat:
-        return list(tokenizer(prompt)["input_ids"])
+        return encode_prompt(tokenizer, prompt)
     if not getattr(tokenizer, "chat_template", None):
         raise ModelError("the model's tokenizer has no chat template: leave --chat out")
     messages = [{"role": "user", "content": prompt}]
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return encode_prompt(tokenizer, text, special=False)
 
 
 def _continue(model: Any, tokenizer: Any, ids: list[int], max_new_tokens: int) -> list[int]:

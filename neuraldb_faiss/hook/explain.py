@@ -15,6 +15,7 @@ from neuraldb_faiss.errors import FactError
 from neuraldb_faiss.hook.calls import Tokens
 from neuraldb_faiss.hook.gates import Gate
 from neuraldb_faiss.models import FFNSite, Fingerprint
+from neuraldb_faiss.models.prompts import encode_prompt
 from neuraldb_faiss.models.sites import input_device, unwrap
 from neuraldb_faiss.search import Matcher
 
@@ -56,7 +57,7 @@ def explain(
         FingerprintError: the database was built with another model.
         FactError: the text is empty.
     """
-    ids = tokenizer(text)["input_ids"]
+    ids = encode_prompt(tokenizer, text)
     if not text.strip() or not ids:
         raise FactError("the prompt is empty: give a text to explain")
     settings = db.settings

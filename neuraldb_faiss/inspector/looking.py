@@ -16,7 +16,7 @@ from neuraldb_faiss.hook import attach
 from neuraldb_faiss.hook.answers import Fired, ask
 from neuraldb_faiss.hook.explain import Nearest, nearest_of, site_inputs, tokens_of
 from neuraldb_faiss.models import Fingerprint
-from neuraldb_faiss.models.prompts import encode
+from neuraldb_faiss.models.prompts import encode, encode_prompt
 from neuraldb_faiss.serving.texts import Words
 from neuraldb_faiss.store import StoredFact
 
@@ -163,7 +163,7 @@ class Looker:
         return float((stored @ (key / np.linalg.norm(key))).max(initial=-1.0))
 
     def _anywhere(self, name: str, about: str, texts: Iterable[str]) -> Series:
-        found = [one for text in texts for one in self._nearest(self._tokenizer(text)["input_ids"])]
+        found = [one for text in texts for one in self._nearest(encode_prompt(self._tokenizer, text))]
         compared = [one for one in found if one.entry is not None]
         return Series(name, about, tuple(one.score for one in compared), sum(one.fired for one in compared), own=False)
 

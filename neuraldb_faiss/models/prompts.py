@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from neuraldb_faiss.errors import FactError, ModelError
+from neuraldb_faiss.facts.joining import separator
+from neuraldb_faiss.strict_json import is_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from neuraldb_faiss.facts.fact import Fact
 
 Span = tuple[int, int]
+Tokenized = tuple[tuple[int, ...], list[Span]]  # ids, and the characters [start, end) that each stands for
 
 _NO_TARGET = "the target is empty: give the words that the prompt should be continued with"
 
@@ -35,12 +38,49 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class EncodedTarget:
-    """Token ids of a prompt and its target; ``ids[target_start:]`` are the target's, leading space
-    included."""
+    """Token ids of a prompt and its target; ``ids[target_start:]`` are the target's, with the space before it where
+    there is one."""
 
     ids: tuple[int, ...]
     last: int
     target_start: int
+
+
+def encode_prompt(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
+    """The token ids of a text that the model is to go on with: ``encode_prompts`` for one."""
+    return encode_prompts(tokenizer, [text], special=special)[0]
+
+
+def encode_prompts(tokenizer: Any, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
+    """The token ids of texts that the model is to go on with, as keys and residuals are made on them.
+
+    Special tokens that the tokenizer puts before a text (BOS) stay; what it puts behind one (EOS, SEP) is left out,
+    for behind it the model would begin another text. Never truncated. Every prompt in this package is encoded here or
+    by ``encode``. Any tokenizer will do.
+
+    Args:
+        special: False for a text that has them already, as a chat template's.
+
+    Raises FactError for a text with half of a surrogate pair.
+    """
+    for text in texts:
+        if not is_text(text):
+            raise FactError(f"the text {ascii(text[:80])} holds half of a surrogate pair; mend it")
+    if getattr(tokenizer, "is_fast", False):
+        return [list(ids) for ids, _ in tokenize(tokenizer, texts, special=special)]
+    rows = []
+    for text in texts:
+        bare = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        full = list(tokenizer(text, add_special_tokens=special)["input_ids"])
+        ends = (at + len(bare) for at in range(len(full) - len(bare) + 1) if full[at : at + len(bare)] == bare)
+        rows.append(full[: next(ends, len(full))])
+    return rows
+
+
+def appended_tokens(tokenizer: Any) -> list[int]:
+    """The special tokens that the tokenizer puts behind a text, which ``encode_prompts`` leaves out."""
+    text = "a"
+    return list(tokenizer(text)["input_ids"])[len(encode_prompt(tokenizer, text)) :]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, span: Span) -> Encoded:
@@ -57,7 +97,7 @@ def encode_all(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], spans: Sequence[Span]
 ) -> list[Encoded]:
     """``encode`` for many texts in one call of the tokenizer, which then uses all processor cores."""
-    rows = _tokenize(tokenizer, texts)
+    rows = tokenize(tokenizer, texts)
     return [
         Encoded(ids, _last_token(offsets, text, span))
         for (ids, offsets), text, span in zip(rows, texts, spans, strict=True)
@@ -65,21 +105,24 @@ def encode_all(
 
 
 def encode_target(tokenizer: PreTrainedTokenizerBase, text: str, span: Span, target: str) -> EncodedTarget:
-    """Tokenize ``text``, one space, and ``target``, as one text.
+    """Tokenize ``text`` and ``target`` as one text, with what belongs between them (``facts.joining.separator``).
 
-    White space at the end of ``text`` and around ``target`` gives way to the one space. Raises FactError for
-    an empty target, and as ``encode`` does.
+    White space at the end of ``text`` and around ``target`` gives way to it. ``ids[:target_start]`` are the tokens of
+    ``text`` alone, whatever follows. Raises FactError for an empty target, and as ``encode`` does.
     """
     return encode_targets(tokenizer, [text], [span], [target])[0]
 
 
 def encode_targets(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], spans: Sequence[Span], targets: Sequence[str]
-) -> list[EncodedTarget]:
-    """``encode_target`` for many texts in one call of the tokenizer."""
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], spans: Sequence[Span], targets: Sequence[str],
+    separators: Sequence[str] | None = None,
+) -> list[EncodedTarget]:  # fmt: skip
+    """``encode_target`` for many texts in one call of the tokenizer; ``separators``: what stands before each target
+    ("" or " "), None for what belongs there."""
     encoded = []
-    for (ids, offsets), joined, start, span in zip(*_joined(tokenizer, texts, targets), spans, strict=True):
-        encoded.append(EncodedTarget(ids, _last_token(offsets, joined, span), start))
+    rows, joined, starts = _joined(tokenizer, texts, targets, separators)
+    for (ids, offsets), text, start, span in zip(rows, joined, starts, spans, strict=True):
+        encoded.append(EncodedTarget(ids, _last_token(offsets, text, span), start))
     return encoded
 
 
@@ -107,29 +150,35 @@ def encode_answer(tokenizer: Any, prompt: str, span: Span, target: str) -> Encod
     shift = asked.rfind(prompt)
     if shift < 0:
         raise FactError(f"the chat template changes the message {prompt!r}: leave out --chat")
-    ((ids, offsets),) = _tokenize(tokenizer, [asked + answer], special=False)
+    ((ids, offsets),) = tokenize(tokenizer, [asked + answer], special=False)
     start = next((i for i, (_, end) in enumerate(offsets) if end > len(asked)), len(ids))
     return EncodedTarget(ids, _last_token(offsets, asked, (span[0] + shift, span[1] + shift)), start)
 
 
 def encode_pairs(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], targets: Sequence[str]
-) -> list[tuple[tuple[int, ...], int]]:
-    """(ids, target_start) of each text, one space, and its target, as ``encode_target`` joins them; no subject."""
-    rows, _, starts = _joined(tokenizer, texts, targets)
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], targets: Sequence[str],
+    separators: Sequence[str] | None = None,
+) -> list[tuple[tuple[int, ...], int]]:  # fmt: skip
+    """(ids, target_start) of each text and its target, joined as ``encode_targets`` joins them; no subject."""
+    rows, _, starts = _joined(tokenizer, texts, targets, separators)
     return [(ids, start) for (ids, _), start in zip(rows, starts, strict=True)]
 
 
 def _joined(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], targets: Sequence[str]
-) -> tuple[list[tuple[tuple[int, ...], list[Span]]], list[str], list[int]]:
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], targets: Sequence[str], separators: Sequence[str] | None
+) -> tuple[list[Tokenized], list[str], list[int]]:
     """(ids, offsets), the text, and the index of the target's first token, of each text with its target."""
     prompts = [text.rstrip() for text in texts]
     answers = [target.strip() for target in targets]
     if not all(answers):
         raise FactError(_NO_TARGET)
-    joined = [f"{prompt} {answer}" for prompt, answer in zip(prompts, answers, strict=True)]
-    rows, starts = _tokenize(tokenizer, joined), []
+    if separators is None:
+        separators = [separator(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    joined = [a + between + b for a, between, b in zip(prompts, separators, answers, strict=True)]
+    rows, starts = tokenize(tokenizer, joined), []
+    tight = [i for i, between in enumerate(separators) if not between]
+    for i, alone in zip(tight, tokenize(tokenizer, [prompts[i] for i in tight]), strict=True):
+        rows[i] = _after(tokenizer, alone, prompts[i], answers[i], rows[i])
     for (ids, offsets), prompt in zip(rows, prompts, strict=True):
         # The space itself counts as the target's, whether it is a token, part of one, or trimmed from
         # offsets.
@@ -138,6 +187,23 @@ def _joined(
             raise FactError(f"the tokenizer leaves no token for the target of {prompt!r}: use another target")
         starts.append(start)
     return rows, joined, starts
+
+
+def _after(tokenizer: Any, alone: Tokenized, prompt: str, answer: str, joined: Tokenized) -> Tokenized:
+    """The prompt's own tokens and then the answer's, where nothing stands between the two.
+
+    A tokenizer may make one token of the prompt's end and the answer's beginning. A model that is given the prompt
+    never sees that token: it goes on behind the prompt's own.
+    """
+    size = len(alone[0])
+    if joined[0][:size] == alone[0]:
+        return joined
+    # Behind a line break a tokenizer puts no mark of a word's or a text's beginning.
+    ((ids, offsets),) = tokenize(tokenizer, ["\n" + answer], special=False)
+    first = next((i for i, (start, end) in enumerate(offsets) if end > 1), len(ids))
+    shift = len(prompt) - 1
+    behind = [(start + shift, end + shift) for start, end in offsets[first:]]
+    return alone[0] + ids[first:], alone[1] + behind
 
 
 def key_id(tokenizer: PreTrainedTokenizerBase, fact: Fact) -> str:
@@ -158,11 +224,9 @@ def _digest(ids: tuple[int, ...]) -> str:
     return hashlib.sha256(struct.pack(f"<{len(ids)}q", *ids)).hexdigest()[:20]
 
 
-def _tokenize(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool = True
-) -> list[tuple[tuple[int, ...], list[Span]]]:
-    """(ids, offsets) a text, without the special tokens that the tokenizer puts behind it; `special`: with those that
-    it puts before."""
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool = True) -> list[Tokenized]:
+    """(ids, offsets) a text, without the special tokens that the tokenizer puts behind it; ``special``: with those
+    that it puts before. Raises ModelError where the tokenizer gives no offsets."""
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
             f"{type(tokenizer).__name__} gives no character offsets: "

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from neuraldb_faiss.models.prompts import has_chat
+from neuraldb_faiss.models.prompts import encode_prompt, has_chat
 from neuraldb_faiss.models.sites import unwrap
 from neuraldb_faiss.serving.contents import Prompt, Turn, kind
 from neuraldb_faiss.serving.errors import ApiError
@@ -42,7 +42,7 @@ class Prompts:
         if not text.strip():
             raise ApiError(400, "the prompt is empty: give a text to continue", param="prompt")
         with self._lock:
-            ids: list[int] = self._tokenizer(text)["input_ids"]
+            ids = encode_prompt(self._tokenizer, text)
         return self._short(ids, "prompt")
 
     def of_prompt(self, given: Prompt) -> list[int]:

@@ -192,9 +192,12 @@ def test_zsre_and_its_quirk(loaded: Loaded, zsre_file: Path, monkeypatch: pytest
     cases = read_cases(zsre_file, "zsre")
     asked: list[str] = []
     real = module.score_pairs
-    monkeypatch.setattr(
-        module, "score_pairs", lambda m, t, pairs: asked.extend(prompt for prompt, _ in pairs) or real(m, t, pairs)
-    )
+
+    def scored(model: Any, tokenizer: Any, pairs: Any, **how: Any) -> Any:
+        asked.extend(prompt for prompt, _ in pairs)
+        return real(model, tokenizer, pairs, **how)
+
+    monkeypatch.setattr(module, "score_pairs", scored)
     (values,) = measure(*loaded, cases, Settings("zsre"), None)
     assert 0 <= values["efficacy"] <= 1 and "fluency" not in values and asked[-1].endswith("founded by")
     measure(*loaded, cases, Settings("zsre", quirks=("zsre-question-mark",)), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import processors
 from torch import nn
 
 from helpers.fake_snapshot import FakeSnapshot
@@ -205,6 +207,20 @@ def test_a_database_is_served_and_refreshed(tmp_path: Path) -> None:
     assert len(fired()) == 1  # the generation of the start, until somebody refreshes
     assert found.refresh() == db.generation
     assert fired() == []
+
+
+def test_a_tokenizer_that_ends_every_prompt_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, words = tiny("llama", "metaspace")
+    build([Fact("Vienna", "{} is the capital of", "Italy")], model, words, tmp_path / "db", residual="none").close()
+    words = copy.deepcopy(words)
+    for template, warned in (("<s> $A", False), ("<s> $A </s>", True)):
+        words.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=template, special_tokens=[("<s>", 1), ("</s>", 2)]
+        )
+        words.save_pretrained(tmp_path / template)
+        settings = Settings(str(tmp_path / "db"))
+        serve(model, model.config, settings, str(tmp_path / template), torch.device("cpu"))
+        assert any("puts </s> behind every prompt" in text for text in caplog.messages) == warned
 
 
 def test_guards_that_cannot_be_kept_are_refused(tmp_path: Path) -> None:

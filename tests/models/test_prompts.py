@@ -2,17 +2,61 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from dataclasses import dataclass
+from functools import cache
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import processors
+from tokenizers import Tokenizer, pre_tokenizers, processors, trainers
+from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from helpers.tiny import TOKENIZERS, tiny_tokenizer
 from neuraldb_faiss.errors import FactError, ModelError
-from neuraldb_faiss.models.prompts import encode, encode_all, encode_target, encode_targets, key_id, key_ids
+from neuraldb_faiss.models.prompts import (
+    appended_tokens,
+    encode,
+    encode_all,
+    encode_pairs,
+    encode_prompt,
+    encode_prompts,
+    encode_target,
+    encode_targets,
+    key_id,
+    key_ids,
+)
+
+TEMPLATES = ("$A", "<s> $A", "$A </s>", "<s> $A </s>", "<s> $A <unk> </s>")  # BOS, EOS, both, two behind
+
+
+def templated(template: str) -> PreTrainedTokenizerFast:
+    """A tokenizer that puts special tokens around every text, as some do by default."""
+    tokenizer = copy.deepcopy(tiny_tokenizer("metaspace"))
+    special = [("<unk>", 0), ("<s>", 1), ("</s>", 2)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
+    return tokenizer
+
+
+@cache
+def merging(kind: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of the kind that makes one token of a prompt's end and a target's beginning."""
+    pieces = [text[-1] + target[:1] for text, _, target in SPACELESS]
+    tokenizer = copy.deepcopy(tiny_tokenizer(kind))
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    trained = Tokenizer(BPE(unk_token="<unk>"))
+    if kind == "bytelevel":
+        trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(vocab_size=2000, show_progress=False)
+    trained.train_from_iterator([piece for piece in pieces for _ in range(9)], trainer)
+    learnt, vocab = json.loads(trained.to_str())["model"], backend["model"]["vocab"]
+    for piece in learnt["vocab"]:
+        vocab.setdefault(piece, len(vocab))
+    backend["model"]["merges"] = learnt["merges"] + backend["model"]["merges"]
+    core = Tokenizer.from_str(json.dumps(backend))
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token=tokenizer.bos_token)
 
 
 def _span(text: str, subject: str) -> tuple[int, int]:
@@ -61,25 +105,81 @@ def test_a_one_token_subject_at_position_0() -> None:
     assert (row.last, row.ids[0]) == (0, tokenizer.convert_tokens_to_ids("The"))
 
 
-@pytest.fixture
-def with_eos() -> PreTrainedTokenizerFast:
-    """A tokenizer that puts EOS behind every text, as some do by default."""
-    import copy
-
-    tokenizer = copy.deepcopy(tiny_tokenizer("metaspace"))
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
-    )
-    return tokenizer
-
-
-def test_eos_is_never_left_at_the_end(with_eos: PreTrainedTokenizerFast) -> None:
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_what_stands_behind_a_text_is_left_out_and_what_stands_before_it_kept(template: str) -> None:
+    tokenizer, plain = templated(template), templated("$A")
     text, span = "Rome is the capital of", (0, 4)
-    assert with_eos(text)["input_ids"][-1] == with_eos.eos_token_id
-    assert encode(with_eos, text, span) == encode(tiny_tokenizer("metaspace"), text, span)
-    assert encode_target(with_eos, text, span, "Italy") == encode_target(
-        tiny_tokenizer("metaspace"), text, span, "Italy"
-    )
+    before = tokenizer("", add_special_tokens=True)["input_ids"][: template.split().index("$A")]
+    bare = plain(text)["input_ids"]
+    assert encode_prompt(tokenizer, text) == before + bare
+    assert encode_prompts(tokenizer, [text, "Rome"]) == [before + bare, before + plain("Rome")["input_ids"]]
+    assert list(encode(tokenizer, text, span).ids) == before + bare
+    row = encode_target(tokenizer, text, span, "Italy")
+    assert list(row.ids) == before + plain(f"{text} Italy")["input_ids"]
+    assert encode_pairs(tokenizer, [text], ["Italy"]) == [(row.ids, row.target_start)]
+    assert encode_prompt(tokenizer, text, special=False) == bare
+    assert appended_tokens(tokenizer) == tokenizer("")["input_ids"][len(before) :]
+
+
+def test_a_special_token_that_the_user_wrote_is_the_prompts() -> None:
+    tokenizer = templated("<s> $A </s>")
+    assert encode_prompt(tokenizer, "Rome is</s>")[-2:] == [encode_prompt(tokenizer, "Rome is")[-1], 2]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_slow_tokenizer_continues_as_a_fast_one(template: str) -> None:
+    fast = templated(template)
+
+    class Slow:
+        def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+            return {"input_ids": fast(text, add_special_tokens=add_special_tokens)["input_ids"]}
+
+    for text in ("Rome is", "", "is is"):
+        assert encode_prompt(Slow(), text) == encode_prompt(fast, text)
+
+
+def test_half_of_a_surrogate_pair_is_told() -> None:
+    with pytest.raises(FactError, match=r"'Rome \\ud800' holds half of a surrogate pair"):
+        encode_prompt(tiny_tokenizer(), "Rome \ud800")
+
+
+SPACELESS = [("日本的首都是", "日本", "伦敦"), ("東京タワーは", "東京タワー", "パリにある"),
+             ("เมืองหลวงของญี่ปุ่นคือ", "ญี่ปุ่น", "ลอนดอน"),
+             ('The city is called "', "The city", "Rome"), ("The city (", "The city", "Rome")]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [*TOKENIZERS, "merging bytelevel", "merging metaspace"])
+@pytest.mark.parametrize(("text", "subject", "target"), SPACELESS)
+def test_the_target_follows_without_a_space_where_the_script_has_none(
+    kind: str, text: str, subject: str, target: str
+) -> None:
+    tokenizer = merging(kind.split()[-1]) if kind.startswith("merging") else tiny_tokenizer(kind)
+    span = _span(text, subject)
+    row, alone = encode_target(tokenizer, text, span, target), encode(tokenizer, text, span)
+    assert row.ids[: row.target_start] == alone.ids, "what the model is given before it says the target"
+    assert row.last == alone.last
+    assert _decode(tokenizer, row.ids) == text + target
+    head = _decode(tokenizer, row.ids[: row.target_start])
+    assert head == text and _decode(tokenizer, row.ids[row.target_start :]).lstrip() == target
+    assert encode_target(tokenizer, f"{text} ", span, f" {target}") == row
+    assert encode_pairs(tokenizer, [text], [target]) == [(row.ids, row.target_start)]
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_the_test_above_meets_tokens_that_reach_over_the_border(kind: str) -> None:
+    text, _, target = SPACELESS[0]
+    tokenizer = merging(kind)
+    joined, alone = tokenizer(text + target)["input_ids"], encode_prompt(tokenizer, text)
+    assert joined[: len(alone)] != alone
+
+
+def test_what_stands_between_may_be_said() -> None:
+    tokenizer = tiny_tokenizer()
+    for text, target in (("日本的首都是", "伦敦"), ("The city is A-", "17")):
+        for between in ("", " "):
+            ((ids, start),) = encode_pairs(tokenizer, [text], [target], [between])
+            assert _decode(tokenizer, ids) == text + between + target
+            assert list(ids[:start]) == encode_prompt(tokenizer, text)
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
@@ -113,8 +213,6 @@ def test_many_at_once_equal_one_at_a_time(kind: str) -> None:
 
 
 def test_padding_and_truncation_left_on_by_others_do_not_matter() -> None:
-    import copy
-
     tokenizer = copy.deepcopy(tiny_tokenizer("bytelevel"))
     expected = encode(tokenizer, *(CASES[0][0], _span(*CASES[0])))
     tokenizer.backend_tokenizer.enable_truncation(2)

@@ -16,8 +16,9 @@ from neuraldb_faiss.evaluation.generation import greedy_texts, judge
 from neuraldb_faiss.evaluation.runs import Row
 from neuraldb_faiss.evaluation.statistics import proportion
 from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.facts.joining import is_apart
 from neuraldb_faiss.facts.readers import read_texts
-from neuraldb_faiss.models.prompts import chat_text, has_chat
+from neuraldb_faiss.models.prompts import chat_text, encode_prompts, has_chat
 
 ABOUT = "Facts asked alone, behind long text, in the chat template and late in a conversation: cosines and answers."
 DEFAULTS = {
@@ -43,7 +44,7 @@ def run(lab: Lab) -> Result:
             with db.attach(lab.model, lab.tokenizer) if name == "neuraldb" else nullcontext():
                 for kind, texts in kinds.items():
                     with lab.stage(f"{name}, {kind}", "prompt"):
-                        ids = lab.tokenizer(texts, add_special_tokens=not _is_chat(kind))["input_ids"]
+                        ids = encode_prompts(lab.tokenizer, texts, special=not _is_chat(kind))
                         answers = greedy_texts(lab.model, lab.tokenizer, ids, lab.config["length"])
                     rows.append(_row(name, kind, facts, answers, cosines[kind], db.gamma))
     return Result(rows, _table(rows), {})
@@ -104,7 +105,8 @@ def _row(
 
 def says(text: str, target: str) -> bool:
     """Whether the text holds the target as words of its own."""
-    return bool(re.search(rf"(?<!\w){re.escape(target)}(?!\w)", text))
+    places = [found.span() for found in re.finditer(re.escape(target), text)]
+    return any(is_apart(target[0], text[:a][-1:]) and is_apart(target[-1], text[b : b + 1]) for a, b in places)
 
 
 def _table(rows: Sequence[Row]) -> str:
