@@ -40,7 +40,7 @@ def repair(store: Store, *, wait: float = 10.0) -> Repaired:
     segments are rewritten as compaction does, and the history before ends.
 
     Raises:
-        CorruptError: the catalog itself is damaged; nothing has changed then.
+        CorruptError: the catalog itself is damaged, or a segment is a link; nothing has changed then.
     """
     with store.write("verify --repair", wait=wait) as tx:
         problems = verify(store, deep=True)
@@ -70,7 +70,7 @@ def _keep(tx: Transaction, name: str) -> str:
     if folder.exists():  # an earlier repair was killed before it committed
         files.remove_tree(folder)
     files.make_folder(folder)
-    for path in sorted((tx.root / "segments" / name).glob("*")):
+    for path in sorted(files.within(tx.root, tx.root / "segments" / name).glob("*")):
         if path.is_file() and not path.is_symlink():
             files.copy_file(path, folder / path.name)
     files.sync_folder(folder)

@@ -49,6 +49,15 @@ def test_torn_last_line_is_dropped(tmp_path: Path, cut: int) -> None:
     assert list(read_run(path).rows) == ["a", "b", "c"]
 
 
+def test_a_link_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("")
+    (tmp_path / "x.jsonl").symlink_to("victim")
+    with RunWriter(tmp_path / "x.jsonl", IDENTITY, ABOUT) as run:
+        with pytest.raises(EvaluationError, match="is a link"):
+            run.add(rows("a"))
+    assert (tmp_path / "victim").read_text() == ""
+
+
 def test_torn_header(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     with RunWriter(path, IDENTITY, ABOUT) as run:

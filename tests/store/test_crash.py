@@ -19,21 +19,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from helpers.fake_editor import FakeEditor
+from helpers.exchanged import EDITOR, PlacedEditor, fingerprint
 from neuraldb_faiss.editing import changes, merging
 from neuraldb_faiss.editing.editor import Edited
 from neuraldb_faiss.editing.pipeline import PIECE
 from neuraldb_faiss.errors import StoreError
+from neuraldb_faiss.exchange import export
+from neuraldb_faiss.exchange.importing import import_file
 from neuraldb_faiss.facts import Fact
-from neuraldb_faiss.store import Store, compact, rollback, verify
+from neuraldb_faiss.store import Store, compact, copy, joining, repair, rollback, verify
 from neuraldb_faiss.store.segments import ARRAYS
 
 CRASHES = int(os.environ.get("NEURALDB_CRASHES", "20"))
 pytestmark = pytest.mark.usefixtures("eager_joining")
-EDITOR = FakeEditor()
 
 
-class SlowEditor(FakeEditor):
+class SlowEditor(PlacedEditor):
     def make_residuals(self, *groups: Any, **how: Any) -> list[Edited]:
         time.sleep(0.03)
         return super().make_residuals(*groups, **how)
@@ -108,19 +109,22 @@ def arrays(store: Store) -> dict[str, bytes]:
     return {**found, "key_entries": b"".join(segment.key_entries.tobytes() for segment in opened)}
 
 
-def shown(root: Path) -> dict[str, str] | None:
-    """What lives; None where nothing was published. Opened both ways, the reader first: it meets the journal."""
+def shown(root: Path, damaged_until: int = 0) -> dict[str, str] | None:
+    """What lives and whether it fires; None where nothing was published. Opened both ways, the reader first: it meets
+    the journal. Up to the generation `damaged_until` the first segment, and only that, is damaged."""
     try:
         reader = Store(root)
     except StoreError:
         return None
     try:
-        facts = {f.text: f.target for f in reader.catalog.facts(reader.generation)}
-        assert verify(reader, deep=True) == []
+        facts = {f.text: f"{f.target} ({f.state})" for f in reader.catalog.facts(reader.generation)}
+        first = min(record.segment for record in reader.catalog.segments(reader.generation))
+        expected = {first} if reader.generation <= damaged_until else set()
+        assert {problem.segment for problem in verify(reader, deep=True)} == expected
     finally:
         reader.close()
     writer = Store(root, "rw")
-    assert verify(writer, deep=True) == []
+    assert {problem.segment for problem in verify(writer, deep=True)} == expected
     writer.close()
     return facts
 
@@ -130,7 +134,7 @@ def test_a_killed_build_resumes_to_the_same_database(quick_path: Path, monkeypat
     monkeypatch.setitem(PIECE, "memit", 3)
 
     def build(path: Path) -> None:
-        changes.build(BUILT, SlowEditor(), path)
+        changes.build(BUILT, SlowEditor(fingerprint()), path)
 
     took = timed(lambda: build(quick_path / "calm"))
     calm = Store(quick_path / "calm")
@@ -165,7 +169,24 @@ def prepare(path: Path) -> None:
     changes.add(store, EDITOR, [fact(f"Town {n}") for n in range(5)])
     rollback(store, 2)
     store.close()
-    changes.build([fact("Bonn"), fact("Ulm"), fact("City 1", "Lima"), fact("City 2")], EDITOR, path / "other").close()
+    other = changes.build([fact("Bonn"), fact("Ulm"), fact("City 1", "Lima"), fact("City 2")], EDITOR, path / "other")
+    export(other, path / "file", "safetensors")
+    other.close()
+
+
+def leave_waiting(path: Path) -> None:
+    """Of the two facts of one entry, one goes, and the other waits to be solved."""
+    store = Store(path / "db", "rw")
+    (gone,) = [f for f in store.catalog.facts(store.generation) if f.subject == "Oslo" and f.target == "Ibsen"]
+    changes.remove(store, [gone])
+    store.close()
+
+
+def damage(path: Path) -> None:
+    keys = min((path / "db" / "segments").iterdir()) / "keys.npy"
+    data = bytearray(keys.read_bytes())
+    data[-1] ^= 0x10
+    keys.write_bytes(bytes(data))
 
 
 def opened(work: Path) -> Store:
@@ -203,7 +224,33 @@ def merge_and_solve(work: Path) -> None:
     merging.merge([Store(work / "other")], into=opened(work), on_conflict="first", model=object())
 
 
-COMMANDS = (add, remove, roll_back, compact_it, merge_into_it, merge_anew, merge_and_solve)
+def solve(work: Path) -> None:
+    changes.solve(opened(work), EDITOR)
+
+
+def import_into_it(work: Path) -> None:
+    import_file(work / "file", into=work / "db", on_conflict="last")
+
+
+def import_anew(work: Path) -> None:
+    import_file(work / "file", out=work / "out")
+
+
+def copy_it(work: Path) -> None:
+    copy(Store(work / "db"), work / "out")
+
+
+def repair_it(work: Path) -> None:
+    repair(opened(work))
+
+
+COMMANDS = (
+    add, remove, roll_back, compact_it, merge_into_it, merge_anew, merge_and_solve, solve, import_into_it, import_anew,
+    copy_it, repair_it,
+)  # fmt: skip
+CAIRO = {"Cairo is in": "Rome (live)"}
+ANEW = (merge_anew, import_anew, copy_it)
+FIRST = {solve: leave_waiting, repair_it: damage}
 
 
 @pytest.mark.timeout(0 if CRASHES > 20 else 300)
@@ -212,10 +259,14 @@ def test_a_killed_command_leaves_before_or_after(
     command: Callable[[Path], None], quick_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(PIECE, "memit", 3)
+    if command is repair_it:
+        monkeypatch.setattr(joining, "FAN", 99)  # several segments, of which one is damaged
     prepare(quick_path / "start")
+    FIRST.get(command, lambda _: None)(quick_path / "start")
     start, calm, work = quick_path / "start", quick_path / "calm", quick_path / "work"
-    result = "out" if command is merge_anew else "db"
-    before = shown(start / result)
+    result = "out" if command in ANEW else "db"
+    damaged = Store(start / "db").generation if command is repair_it else 0
+    before = shown(start / result, damaged)
     shutil.copytree(start, calm)
     took = timed(lambda: command(calm))
     for again in ("second", "third"):  # the first run is slower than those to come
@@ -227,8 +278,8 @@ def test_a_killed_command_leaves_before_or_after(
     for number in range(max(10, CRASHES // 2)):
         shutil.copytree(start, work)
         killed += not run_and_kill(lambda: command(work), chance.uniform(0, took * 1.2))
-        assert shown(work / "db") is not None and shown(work / "other") is not None
-        found = shown(work / result)
+        assert shown(work / "db", damaged) is not None and shown(work / "other") is not None
+        found = shown(work / result, damaged)
         if result == "db":
             done = Store(work / "db").generation == newest
         else:
@@ -236,21 +287,20 @@ def test_a_killed_command_leaves_before_or_after(
         seen["after" if done else "before"] += 1
         assert found == (after if done else before)
         # Every second time another command comes next, and the killed one is given again behind it.
-        if number % 2 and found is not None:
+        between = bool(number % 2) and found is not None and not damaged
+        if between:
             store = Store(work / result, "rw")
             if command is not roll_back:
                 changes.add(store, EDITOR, [fact("Cairo")])
                 assert verify(store, deep=True) == []
             else:
-                compact_then = {f.text: f.target for f in store.catalog.facts(store.generation)}
                 compact(store)
-                assert {f.text: f.target for f in store.catalog.facts(store.generation)} == compact_then
-            expected = {**found, "Cairo is in": "Rome"} if command is not roll_back else found
+            expected = {**found, **CAIRO} if command is not roll_back else found
             store.close()
             assert shown(work / result) == expected
-        if not done and not (number % 2 and command is roll_back):
+        if not done and not (between and command is roll_back):
             command(work)
-            extra = {"Cairo is in": "Rome"} if number % 2 and found is not None else {}
+            extra = CAIRO if between else {}
             assert shown(work / result) == {**(after or {}), **extra}
         left = {path.name for path in (work / result / "segments").iterdir()}
         store = Store(work / result, "rw")
@@ -282,6 +332,6 @@ def test_a_reader_rolls_a_killed_commit_back(quick_path: Path) -> None:
 
     assert not run_and_kill(die)
     assert (quick_path / "db" / "catalog.sqlite-journal").stat().st_size > 0
-    assert {f.text: f.target for f in reader.catalog.facts(reader.generation)} == before
+    assert {f.text: f"{f.target} ({f.state})" for f in reader.catalog.facts(reader.generation)} == before
     reader.close()
     assert shown(quick_path / "db") == before

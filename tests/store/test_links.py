@@ -98,6 +98,14 @@ def test_a_segment_linked_to_another_of_the_database_is_refused(root: Path) -> N
         Store(root).snapshot()
 
 
+def test_a_linked_segment_is_not_taken_into_quarantine(root: Path, elsewhere: Path) -> None:
+    shutil.rmtree(root / "segments" / "00000001")
+    (root / "segments" / "00000001").symlink_to(elsewhere / "00000007")
+    with pytest.raises(CorruptError, match="00000001 is a link"):
+        health.repair(root)
+    assert not list((root / "quarantine").rglob("*.npy")) and Store(root).generation == 1
+
+
 def test_what_is_not_named_as_ours_is_not_swept(root: Path) -> None:
     for name in ("notes", "1", "00000001.bak", "00000001 (copy)"):
         (root / "segments" / name).mkdir()
