@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from neuraldb_faiss import NeuralDB
+from helpers.tiny import tiny
+from neuraldb_faiss import Fact, NeuralDB, build
 from neuraldb_faiss.models import load_model
 
 from .conftest import EVIL, PROMPT
@@ -151,6 +152,41 @@ def test_generations_that_were_compacted_away_are_not_offered(http: Any, db: Pat
     assert [one["kept"] for one in told] == [True, False, False]
     job = finished(http, http.post("/inspect/rollback", json={"generation": 1}, headers=AUTH))
     assert job["state"] == "failed" and "compacted away" in job["error"]
+
+
+@pytest.mark.parametrize("gate", [{}, {"gamma": 0.3}, {"guard": "none"}])
+def test_a_database_that_took_the_folders_place_is_shown(
+    http: Any, db: Path, tmp_path: Path, loaded: tuple[Any, Any], gate: dict[str, Any]
+) -> None:
+    def look() -> str:
+        asked = {"prompt": PROMPT, "max_tokens": 2}
+        return str(http.post("/inspect/look", json=asked, headers=AUTH).json()["summary"])
+
+    assert look() == "1 fired (Rome)."
+    fact = Fact("Eiffel Tower", "The {} is located in the city of", "Berlin")
+    build([fact], *loaded, tmp_path / "new", steps=20, max_steps=0, lr=1.0, **gate).close()
+    db.rename(tmp_path / "away")
+    (tmp_path / "new").rename(db)
+    assert "Berlin" in look() and "Rome" not in look()
+    assert http.get("/inspect/about", headers=AUTH).json()["facts"] == 1
+    assert len(http.get("/inspect/history", headers=AUTH).json()["data"]) == 1
+
+
+def test_one_of_another_model_is_not_shown_and_not_rolled_back(http: Any, db: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    build([Fact("Paris", "{} is the capital of", "Italy")], *tiny("gpt2"), other, steps=2, max_steps=0).close()
+    with NeuralDB.open(other, "rw") as opened:
+        opened.remove(subject="Paris")
+    db.rename(tmp_path / "away")
+    other.rename(db)
+    for method, path, body in (
+        ("GET", "/inspect/about", None), ("GET", "/inspect/history", None), ("GET", "/inspect/cosines", None),
+        ("POST", "/inspect/look", {"prompt": PROMPT}), ("POST", "/inspect/rollback", {"generation": 1}),
+    ):  # fmt: skip
+        answer = http.request(method, path, json=body, headers=AUTH)
+        assert answer.status_code == 503 and "replaced" in answer.json()["error"]["message"], path
+    with NeuralDB.open(db) as opened:
+        assert opened.generation == 2
 
 
 def test_the_gate_is_measured(http: Any) -> None:

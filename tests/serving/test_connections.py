@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -322,6 +323,17 @@ def test_messages_that_are_alike_are_kept_a_few_times(caplog: pytest.LogCaptureF
     assert [len([r for r in caplog.records if r.msg.startswith(one)]) for one in ("too many", "another")] == [10, 1]
     logger.warning("too many: %d", 0)
     assert len(caplog.records) == 12  # afterwards all are kept
+
+
+def test_an_event_loop_without_descriptors_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """asyncio reports each connection that it cannot take, with a traceback."""
+    loop = asyncio.new_event_loop()
+    with sparing_logs():
+        for _ in range(2000):
+            error = OSError(errno.EMFILE, "Too many open files")
+            loop.call_exception_handler({"message": "socket.accept() out of system resource", "exception": error})
+    loop.close()
+    assert len(caplog.records) == 10
 
 
 def test_what_was_left_out_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
