@@ -94,6 +94,7 @@ class Plan:
 
     made: dict[str, Any]
     ids: list[str]
+    silent: list[int]
     guess: str | None
 
     @property
@@ -108,8 +109,12 @@ class Plan:
 
         return digest_of(self.made)
 
-    def key_ids(self, facts: Sequence[Fact]) -> list[str]:
+    def unheard(self, facts: Sequence[Fact]) -> list[int]:
         """Of the facts that the plan was made for."""
+        return self.silent
+
+    def key_ids(self, facts: Sequence[Fact]) -> list[str]:
+        """Of the facts that the plan was made for, without those that are unheard."""
         return self.ids
 
 
@@ -134,7 +139,10 @@ class Worker:
 
         editor = Editor.new(self._model, self._tokenizer, **making)
         guess = None if making.get("layer") is not None else guessed_layer(self._model, making.get("ffn_module"))
-        return Plan(editor.settings(), editor.key_ids(facts), guess)
+        silent = editor.unheard(facts)
+        gone = set(silent)
+        heard = [fact for number, fact in enumerate(facts) if number not in gone]
+        return Plan(editor.settings(), editor.key_ids(heard), silent, guess)
 
     def solve(self, made: dict[str, Any], piece: list[Group], drop_failed: bool) -> Solved:
         """One piece. Raises FingerprintError where this machine has another model."""

@@ -16,8 +16,8 @@ from neuraldb_faiss.benchmarks.random_model import SHAPES, MemorySource, random_
 from neuraldb_faiss.benchmarks.timing import Timing, measure
 from neuraldb_faiss.errors import NeuralDBError
 from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.guard.texts import Texts
 from neuraldb_faiss.hook import Gate, PlainGate, SubjectGate, attach
-from neuraldb_faiss.hook.texts import Texts
 from neuraldb_faiss.models.sites import find_site
 from neuraldb_faiss.search import Matcher
 from neuraldb_faiss.search.faiss_module import load_faiss

@@ -17,6 +17,7 @@ from neuraldb_faiss.errors import FactError
 
 if TYPE_CHECKING:
     from neuraldb_faiss import NeuralDB
+    from neuraldb_faiss.editing.pipeline import Progress, Report
     from neuraldb_faiss.facts import Fact
 
 
@@ -113,7 +114,8 @@ def build(
             "conflicts": _conflicts(given, on_conflict),
             "skipped bad records": given.skipped,
             "failed facts": _failed(made["failed"], out),
-            "dropped facts": len(given.folded.facts) - made["facts"],
+            **_silent(made["unheard"]),
+            "dropped facts": len(given.folded.facts) - made["facts"] - len(made["unheard"]),
         }
     )
     say(f"done in {duration(made['seconds'])}")
@@ -142,7 +144,7 @@ def rebuild(db: Path, out: Path, model: str, as_json: bool, **making: Any) -> No
     if as_json:
         emit_json(made)
         return
-    key_values({**_about(made), "failed facts": _failed(made["failed"], out)})
+    key_values({**_about(made), "failed facts": _failed(made["failed"], out), **_silent(made["unheard"])})
     say(f"done in {duration(made['seconds'])}")
 
 
@@ -171,16 +173,33 @@ def _make(
 ) -> dict[str, Any]:
     """Build, here or on a Ray cluster (address, workers), and say what came of it, as JSON values."""
     started = time.monotonic()
-    db = (_build_here if cluster is None else partial(_build_on_ray, cluster))(facts, out, model, command, settings)
+    make = _build_here if cluster is None else partial(_build_on_ray, cluster)
+    db, unheard = make(facts, out, model, command, settings)
     with db:
         if settings["index"]["kind"] != "flat":
             db.matcher()  # the index is made now, not when the first question is asked
         info = db.info()
     shown = {name: info[name] for name in ("facts", "entries", "failed", "generation")}
-    return {"path": str(out), **shown, "seconds": round(time.monotonic() - started, 1)}
+    told = [fact.id for fact in unheard]
+    return {"path": str(out), **shown, "unheard": told, "seconds": round(time.monotonic() - started, 1)}
 
 
-def _build_here(facts: Sequence[Fact], out: Path, model: str, command: str, settings: dict[str, Any]) -> NeuralDB:
+class _Listener:
+    """A report that passes on what it is told, and remembers which facts were left out because they cannot fire."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self.unheard: tuple[Fact, ...] = ()
+
+    def __call__(self, now: Progress) -> None:
+        self.unheard = now.unheard
+        self._report(now)
+
+
+_Made = tuple["NeuralDB", "tuple[Fact, ...]"]  # the database, and the facts that were left out
+
+
+def _build_here(facts: Sequence[Fact], out: Path, model: str, command: str, settings: dict[str, Any]) -> _Made:
     from neuraldb_faiss.making import build as make
     from neuraldb_faiss.making import guessed_layer
 
@@ -188,20 +207,24 @@ def _build_here(facts: Sequence[Fact], out: Path, model: str, command: str, sett
     if "layer" not in settings and (guess := guessed_layer(loaded, settings.get("ffn_module"))):
         warn(guess)
     with progress("building") as report:
-        return make(facts, loaded, tokenizer, out, report=report, command=command, **settings)
+        listener = _Listener(report)
+        db = make(facts, loaded, tokenizer, out, report=listener, command=command, **settings)
+    return db, listener.unheard
 
 
 def _build_on_ray(
     cluster: tuple[str, int], facts: Sequence[Fact], out: Path, model: str, command: str, settings: dict[str, Any]
-) -> NeuralDB:
+) -> _Made:
     from neuraldb_faiss.making_ray import build_on_ray
 
     address, workers = cluster
     say(f"{count(workers, 'worker')} on Ray at {address}: loading {model}")
     with progress("building") as report:
-        return build_on_ray(
-            facts, model, out, address=address, workers=workers, report=report, command=command, **settings
+        listener = _Listener(report)
+        db = build_on_ray(
+            facts, model, out, address=address, workers=workers, report=listener, command=command, **settings
         )
+    return db, listener.unheard
 
 
 def _about(made: dict[str, Any]) -> dict[str, Any]:
@@ -238,12 +261,13 @@ def add(
     with NeuralDB.open(db, "rw") as database:
         loaded, tokenizer = model_of(database, model, device, dtype)
         with progress("adding") as report:
+            listener = _Listener(report)
             done = database.add(
                 given.folded.facts,
                 loaded,
                 tokenizer,
                 drop_failed=drop_failed,
-                report=report,
+                report=listener,
                 wait=wait,
                 command=_command("add", sources, limit, None),
             )
@@ -259,6 +283,7 @@ def add(
                 "facts": facts,
                 **_counts(given),
                 "failed": failed,
+                "unheard": [fact.id for fact in listener.unheard],
             }
         )
         return
@@ -272,6 +297,7 @@ def add(
             "conflicts": _conflicts(given, on_conflict),
             "skipped bad records": given.skipped,
             "failed facts": _failed(failed, db),
+            **_silent(listener.unheard),
         }
     )
 
@@ -301,3 +327,8 @@ def _conflicts(given: Input, on_conflict: str) -> str:
 
 def _failed(failed: int, db: Path) -> str:
     return f"{count(failed, 'fact')}; list with `neuraldb facts {db} --failed`" if failed else "0"
+
+
+def _silent(unheard: Sequence[Any]) -> dict[str, str]:
+    """A line about facts that were left out, where there are any; a warning has named them."""
+    return {"cannot fire": f"{count(len(unheard), 'fact')}, left out (see the warning)"} if unheard else {}

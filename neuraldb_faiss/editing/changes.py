@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from neuraldb_faiss.editing.editor import Editor
 from neuraldb_faiss.editing.pipeline import (
     HEAD,
     Planner,
+    Progress,
     Report,
     Solve,
     edit_into,
@@ -19,7 +22,12 @@ from neuraldb_faiss.editing.pipeline import (
 )
 from neuraldb_faiss.errors import FactError
 from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.facts.fact import clip
 from neuraldb_faiss.store import Generation, Store, StoredFact, Transaction
+
+logger = logging.getLogger(__name__)
+
+_NAMED = 5  # facts that a message names
 
 
 def build(
@@ -34,6 +42,8 @@ def build(
     wait: float = 10.0,
 ) -> Store:
     """A new database of these facts (folded: one target a subject and prompt) at `path`.
+
+    Facts that could never fire (`Planner.unheard`) are left out: a warning is logged, and `report` is told.
 
     Raises: see `build_by`.
     """
@@ -58,11 +68,12 @@ def build_by(
     """`build`, with the pieces solved by `solve`, perhaps elsewhere; they are staged and published here.
 
     Raises:
-        FactError: there are none.
+        FactError: there are none, or none of them could ever fire.
         StoreError: `path` holds something else, or the disk fails; what was staged stays for the next try.
     """
     if not facts:
         raise FactError("no facts: the input is empty, or every record was bad")
+    facts, report = _heard(planner, facts, report)
     settings = {**planner.settings(), "epoch": 1, "history_start": 1, "index": dict(index or {"kind": "flat"})}
     # A build that failed before anything was staged leaves no trace.
     with Store.creating(path, settings, command, wait=wait, keep_staged=True) as store:
@@ -85,7 +96,11 @@ def add(
 ) -> Generation | None:
     """Add facts; one with the subject and prompt of a live fact takes its place.
 
-    Live facts that share a key with a new one are solved anew together with it. None where nothing is new.
+    Live facts that share a key with a new one are solved anew together with it. None where nothing is new. Facts that
+    could never fire are left out, as by `build`.
+
+    Raises:
+        FactError: none of the new ones could ever fire.
     """
     with store.write(command, wait=wait) as transaction:
         base = transaction.base
@@ -98,12 +113,42 @@ def add(
         ]
         if not fresh:
             return None
+        fresh, report = _heard(editor, fresh, report)
         keyed = list(zip(editor.key_ids(fresh), fresh, strict=True))
         neighbours = _facts_of_keys(store, base, {key for key, _ in keyed})
         replaced = {fact.identity for fact in fresh}
         kept = [(old.key_id, old) for old in neighbours if old.identity not in replaced]
         edit_into(transaction, editor, group_by_key([*kept, *keyed]), drop_failed=drop_failed, report=report)
         return transaction.commit()
+
+
+def _heard(
+    planner: Planner, facts: Sequence[Fact], report: Report | None
+) -> tuple[list[Fact], Report | None]:
+    """The facts that can fire, and a `report` that is told of the others. Raises FactError where none can."""
+    silent = planner.unheard(facts)
+    if not silent:
+        return list(facts), report
+    unheard, gone = tuple(facts[number] for number in silent), set(silent)
+    named = "; ".join(f"{clip(fact.subject, 40)} in {clip(fact.text)}" for fact in unheard[:_NAMED])
+    more = "; ..." if len(unheard) > _NAMED else ""
+    why = (
+        "the guard does not find the subject in their own prompt as this tokenizer gives it back"
+        f" ({named}{more}). Write the subject otherwise, or build with --guard none"
+    )
+    if len(unheard) == len(facts):
+        raise FactError(f"none of the {len(facts)} facts could ever fire: {why}")
+    logger.warning("%d of %d facts are left out, for they could never fire: %s", len(unheard), len(facts), why)
+    left = [fact for number, fact in enumerate(facts) if number not in gone]
+    if report is None:
+        return left, None
+    told = report
+
+    def telling(now: Progress) -> None:
+        told(replace(now, unheard=unheard))
+
+    telling(Progress(0, len(facts) - len(unheard), 0, None))
+    return left, telling
 
 
 def remove(

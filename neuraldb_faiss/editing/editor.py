@@ -16,6 +16,8 @@ from neuraldb_faiss.editing.prefixes import generate_prefixes
 from neuraldb_faiss.editing.residuals import FactOutcome, ResidualConfig, solve_residuals
 from neuraldb_faiss.errors import BuildError, CorruptError, FingerprintError, ModelError, StoreError
 from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.guard.own_prompt import unheard
+from neuraldb_faiss.guard.texts import Texts
 from neuraldb_faiss.models import (
     EditDefaults,
     FFNSite,
@@ -86,8 +88,8 @@ class Editor:
 
         Raises:
             BuildError: an unknown kind, or a value out of range.
-            ModelError: no FFN, no such layer, no attention where PMET needs one, a model that is not causal, or one
-                with learnt virtual tokens (PEFT).
+            ModelError: no FFN, no such layer, no attention where PMET needs one, a model that is not causal, one with
+                learnt virtual tokens (PEFT), or a tokenizer that the guard cannot read.
         """
         if has_virtual_tokens(model):
             raise ModelError(
@@ -103,6 +105,8 @@ class Editor:
         config = _config(defaults, overrides)
         if config.chat and not has_chat(tokenizer):
             raise BuildError("the tokenizer has no chat template, so nothing can be solved for one: leave out --chat")
+        if check_guard(guard) != "none":
+            Texts.of(tokenizer)  # a tokenizer that the guard cannot read is refused before anything slow
         prefixes = generate_prefixes(model, tokenizer, seed=seed)
         check_causal(model, site, encode_prompt(tokenizer, prefixes[0]))
         return cls(
@@ -114,7 +118,7 @@ class Editor:
             keys=keys,
             residual=residual,
             config=config,
-            guard=check_guard(guard),
+            guard=guard,
             gamma=check_gamma(GAMMAS[guard] if gamma is None else gamma),
             ffn_module=ffn_module,
             name=model_name(model),
@@ -163,6 +167,14 @@ class Editor:
             "gamma": self.gamma,
             "model_name": self.name,
         }
+
+    def unheard(self, facts: Sequence[Fact]) -> list[int]:
+        """Indices of the facts that could never fire, because the guard does not find the subject in their own prompt.
+
+        Raises:
+            ModelError: the guard cannot read this tokenizer's tokens.
+        """
+        return [] if self.guard == "none" else unheard(self.tokenizer, facts)
 
     def key_ids(self, facts: Sequence[Fact]) -> list[str]:
         """Facts with the same one have the same key: they must share an entry."""

@@ -25,12 +25,16 @@ HEAD = "@0"
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a build stands; `loss` is the mean over the facts solved by this call, None where there is none."""
+    """Where a build stands; `loss` is the mean over the facts solved by this call, None where there is none.
+
+    `unheard` are the facts that were left out because they could never fire (`Planner.unheard`).
+    """
 
     done: int
     total: int
     resumed: int
     loss: float | None
+    unheard: tuple[Fact, ...] = ()
 
 
 Report = Callable[[Progress], None]
@@ -65,6 +69,9 @@ class Planner(Protocol):
     def settings(self) -> dict[str, Any]: ...
 
     def digest(self) -> str: ...
+
+    def unheard(self, facts: Sequence[Fact]) -> list[int]:
+        """Indices of the facts whose own prompt does not pass the guard's reading of it."""
 
     def key_ids(self, facts: Sequence[Fact]) -> list[str]: ...
 

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from neuraldb_faiss.guard.texts import Texts
 from neuraldb_faiss.hook.calls import Tokens
 from neuraldb_faiss.hook.history import UNKNOWN
-from neuraldb_faiss.hook.texts import Texts
 from neuraldb_faiss.models.defaults import GAMMAS
 from neuraldb_faiss.models.loading import tokenizer_of
 from neuraldb_faiss.search.matcher import Matcher, Matches
@@ -196,5 +196,6 @@ def make_gate(
             " subject guard; pass attach(model, tokenizer)", stacklevel=4,
         )  # fmt: skip
         return PlainGate(plain(unguarded))
-    matcher = SubjectMatcher(source, gamma=gamma)
-    return SubjectGate(matcher, Texts.of(tokenizer), lambda: plain(unguarded), guard)
+    texts = Texts.of(tokenizer)
+    matcher = SubjectMatcher(source, gamma=gamma, spell=texts.speller(tokenizer))
+    return SubjectGate(matcher, texts, lambda: plain(unguarded), guard)

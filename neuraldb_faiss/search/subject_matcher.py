@@ -14,7 +14,7 @@ from neuraldb_faiss.search.matcher import Matches, as_rows, check_gamma, decide
 from neuraldb_faiss.search.on_device import Candidates
 from neuraldb_faiss.search.searcher import EntrySource
 from neuraldb_faiss.search.subject_files import load_subjects, save_subjects
-from neuraldb_faiss.search.subjects import Folded, Subjects
+from neuraldb_faiss.search.subjects import Folded, Speller, Subjects
 from neuraldb_faiss.search.vectors import unit_rows
 
 SAVE_AGAIN = 2_000  # names that the files lack: hashing so many costs what writing the files does
@@ -49,13 +49,14 @@ class _View:
     positions: np.ndarray | None  # None: the keys lie in that order
 
     @classmethod
-    def of(cls, source: NamedSource, before: _View | None = None) -> _View:
+    def of(cls, source: NamedSource, spell: Speller | None, before: _View | None = None) -> _View:
         """`before`, of the same lineage, lends its names: within one they are only ever added to."""
-        known = (before.subjects, before.upto) if before else load_subjects(source)
-        subjects, upto = known or (Subjects.of((), source.names), -1)
+        kept = spell is None  # the files hold names as the catalog has them
+        known = (before.subjects, before.upto) if before else load_subjects(source) if kept else None
+        subjects, upto = known or (Subjects.of((), source.names, spell=spell), -1)
         pairs = [(entry, name) for _, entry, name in source.subject_names(upto)]
         subjects, upto = subjects.extended(pairs, source.names, source.floors), max(upto, source.generation)
-        if before is None and len(pairs) > SAVE_AGAIN:
+        if kept and before is None and len(pairs) > SAVE_AGAIN:
             save_subjects(source, subjects)
         entries = np.asarray(source.key_entries)
         if (entries[1:] >= entries[:-1]).all():
@@ -79,10 +80,12 @@ class SubjectMatcher:
     Any number of threads may match while one refreshes. The cost of a token hardly depends on the number of entries.
     """
 
-    def __init__(self, source: NamedSource, *, gamma: float) -> None:
-        """gamma: the gate, 0 <= gamma < 1. Raises SearchError out of range."""
+    def __init__(self, source: NamedSource, *, gamma: float, spell: Speller | None = None) -> None:
+        """gamma: the gate, 0 <= gamma < 1. spell: how the texts spell names, where not as the source does; it then
+        reads every name when this is made. Raises SearchError for a gamma out of range."""
         self.gamma = check_gamma(gamma)
-        self._view = _View.of(source)
+        self._spell = spell
+        self._view = _View.of(source, spell)
 
     @property
     def source(self) -> NamedSource:
@@ -97,7 +100,7 @@ class SubjectMatcher:
     def refresh(self, source: NamedSource) -> None:
         """Answer from another generation; only its new names are read while the lineage is the same."""
         same = source.lineage == self._view.source.lineage
-        self._view = _View.of(source, self._view if same else None)
+        self._view = _View.of(source, self._spell, self._view if same else None)
 
     def match(self, queries: torch.Tensor, text: Folded, first_tokens: np.ndarray) -> Matches:
         """One row a token.

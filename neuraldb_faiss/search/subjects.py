@@ -52,6 +52,8 @@ class Folded:
     ahead: bool = False
 
 
+Speller = Callable[[Sequence[str]], list[str]]  # how names are spelled in the texts that are read
+
 CASE_REACH = 200  # code points before a name, of its paragraph, that tell whether a text has capitals
 _FLOORS_BY_LENGTH = {1: 0.9, 2: 0.9, 3: 0.9, 4: 0.85, 5: 0.7}  # names of one word and so many code points
 _FLOORS_OF_ONE_CASE = {True: 0.9, False: 0.65}  # of one word, of several
@@ -114,11 +116,13 @@ class Subjects:
     def __init__(
         self, hashes: np.ndarray, entries: np.ndarray, longest: int, names_of: Callable[[int], Iterable[str]],
         floors: Mapping[str, float] = MappingProxyType({}), maybe: np.ndarray | None = None,
+        spell: Speller | None = None,
     ) -> None:  # fmt: skip
         """hashes: uint64 [n] ascending, entries: int64 [n], longest: code points of the longest name. maybe: that of an
-        earlier state of these names, in which theirs are marked already; it is kept where its size still suits."""
+        earlier state of these names, in which theirs are marked already; it is kept where its size still suits. spell:
+        where texts spell names otherwise than `names_of` does."""
         self.hashes, self.entries, self.longest = hashes, entries, longest
-        self._names_of, self._floors = names_of, floors
+        self._names_of, self._floors, self._spell_all = names_of, floors, spell
         self._spelled = lru_cache(_CACHE)(self._spell)
         # One bit a hash, in bytes: tells nearly all stretches that are no name without a search.
         bits = max(16, (16 * len(hashes)).bit_length())
@@ -131,10 +135,11 @@ class Subjects:
     @classmethod
     def of(
         cls, pairs: Iterable[tuple[int, str]], names_of: Callable[[int], Iterable[str]],
-        floors: Mapping[str, float] = MappingProxyType({}),
+        floors: Mapping[str, float] = MappingProxyType({}), spell: Speller | None = None,
     ) -> Subjects:  # fmt: skip
         """From (entry, name) pairs."""
-        return cls(np.empty(0, np.uint64), np.empty(0, np.int64), 0, names_of).extended(pairs, names_of, floors)
+        none = cls(np.empty(0, np.uint64), np.empty(0, np.int64), 0, names_of, spell=spell)
+        return none.extended(pairs, names_of, floors)
 
     def extended(
         self, pairs: Iterable[tuple[int, str]], names_of: Callable[[int], Iterable[str]],
@@ -145,7 +150,8 @@ class Subjects:
         for entry, name in pairs:
             numbers.append(entry)
             names.append(name)
-        hashes, lengths = hash_names(names)
+        spell = self._spell_all
+        hashes, lengths = hash_names(names if spell is None else spell(names))
         entries, longest = np.array(numbers, np.int64), max(self.longest, int(lengths.max(initial=0)))
         order = np.lexsort((entries, hashes))
         order = order[lengths[order] > 0]
@@ -157,14 +163,14 @@ class Subjects:
                 fresh[one] = entries[one] not in self.entries[left[one] : right[one]]
         hashes, entries = hashes[fresh], entries[fresh]
         if not len(self):
-            return Subjects(hashes, entries, longest, names_of, floors)
+            return Subjects(hashes, entries, longest, names_of, floors, spell=spell)
         if not len(hashes):
-            return Subjects(self.hashes, self.entries, longest, names_of, floors, self._maybe)
+            return Subjects(self.hashes, self.entries, longest, names_of, floors, self._maybe, spell)
         at = np.searchsorted(self.hashes, hashes)
         self._maybe[(hashes >> self._shift).astype(np.int64)] = True  # one mark too many costs this one nothing
         return Subjects(
             np.insert(self.hashes, at, hashes), np.insert(self.entries, at, entries), longest, names_of, floors,
-            self._maybe,
+            self._maybe, spell,
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -178,9 +184,14 @@ class Subjects:
     def _spell(self, entry: int) -> dict[bytes, list[tuple[bytes, float]]]:
         """Folded name -> its spellings: cases, floor."""
         found: dict[bytes, list[tuple[bytes, float]]] = {}
-        for name in self._names_of(entry):
-            codes, cases = fold_name(name)
-            found.setdefault(codes, []).append((cases, floor_of(name, self._floors)))
+        names = list(self._names_of(entry))
+        spelled = names if self._spell_all is None else self._spell_all(names)
+        for name, text in zip(names, spelled, strict=True):
+            codes, cases = fold_name(text)
+            floor = floor_of(name, self._floors)
+            if text != name and UPPER in fold_name(name)[1] and UPPER not in cases:
+                floor = max(floor, _FLOORS_OF_ONE_CASE[len(name.split()) == 1])  # case says nothing in such texts
+            found.setdefault(codes, []).append((cases, floor))
         return found
 
     def ends(self, text: Folded) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

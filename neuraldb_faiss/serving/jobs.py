@@ -11,6 +11,7 @@ from typing import Any
 
 from neuraldb_faiss.editing import changes
 from neuraldb_faiss.editing.editor import Edited, Editor
+from neuraldb_faiss.editing.pipeline import Progress
 from neuraldb_faiss.errors import FactError, NeuralDBError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.serving.tenants import Tenant
@@ -30,7 +31,8 @@ class Job:
     Attributes:
         state: "queued", "running", "succeeded" or "failed". done: facts solved so far, of total.
         generation: the one that the change made (or found that nothing was new in).
-        untaken: ids of added facts that the model still does not say.
+        untaken: ids of added facts that the model still does not say. unheard: ids of facts that were left out, because
+            the guard cannot find their subject in their own prompt.
     """
 
     tenant: Tenant
@@ -44,6 +46,7 @@ class Job:
     generation: int | None = None
     change: Generation | None = None
     untaken: list[str] = field(default_factory=list)
+    unheard: list[str] = field(default_factory=list)
     error: str | None = None
     due: float = 0.0  # on the monotonic clock: not to be tried before
 
@@ -61,6 +64,7 @@ class Job:
             "generation": self.generation,
             **counts,
             "untaken": self.untaken,
+            "unheard": self.unheard,
             "error": self.error,
         }
 
@@ -79,13 +83,18 @@ class Job:
             self.done = min(self.done + facts, self.total)
             pause()
 
+        def told(now: Progress) -> None:
+            self.unheard = [fact.id for fact in now.unheard]
+
         self.done = 0
         with closing(Store(self.tenant.path, "rw")) as store:
             editor = _Pausing.of(store.settings(store.generation), model, tokenizer)
             assert isinstance(editor, _Pausing)
             editor = replace(editor, solved=solved)
             if self.remove is None:
-                self.change = changes.add(store, editor, self.facts, command="serve: POST /facts", wait=0)
+                self.change = changes.add(
+                    store, editor, self.facts, command="serve: POST /facts", report=told, wait=0
+                )
             else:
                 doomed = list(store.catalog.facts(store.generation, ids=[self.remove]))
                 if not doomed:

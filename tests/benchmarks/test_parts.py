@@ -15,7 +15,7 @@ import pytest
 from helpers.fake_snapshot import FakeSnapshot
 from helpers.tiny import tiny_tokenizer
 from neuraldb_faiss.benchmarks import synthetic
-from neuraldb_faiss.hook.texts import Texts
+from neuraldb_faiss.guard.texts import Texts
 from neuraldb_faiss.search import Matcher
 from neuraldb_faiss.search.subject_matcher import SubjectMatcher
 from neuraldb_faiss.store import Store

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers.commands import FACTS, Run, digest, write
+from helpers.tiny import save_tiny
 from neuraldb_faiss import NeuralDB, merge
 
 
@@ -116,3 +117,19 @@ def test_bench_lookup_reports_a_ratio_for_each_guard(run: Run, db: Path) -> None
     assert {name for name in report if name.endswith("_ratio")} == {f"{work}_ratio" for work in works}
     assert report["facts"] == len(FACTS) and report["hits"]["prefill_guard_subject"] >= 1
     assert run("bench", "lookup").exit_code == 2
+
+
+def test_facts_that_cannot_fire_are_named_and_left_out(run: Run, tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "model", "llama", "wordpiece")
+    snowman = {"id": "snow", "subject": "☃", "prompt": "{} is in", "target": "Rome"}
+    facts, more = write(tmp_path / "f.jsonl", [FACTS[2], snowman]), write(tmp_path / "g.jsonl", [snowman])
+    how = ("--model", model, "--residual", "none", "--layer", 1)
+    result = run("build", facts, "--out", tmp_path / "db", *how)
+    assert result.exit_code == 0 and "cannot fire          1 fact, left out" in result.stdout
+    assert "'☃' in '☃ is in'" in result.stderr
+    made = told(run("build", facts, "--out", tmp_path / "db2", *how, "--json"))
+    assert (made["facts"], made["unheard"]) == (1, ["snow"])
+    result = run("add", tmp_path / "db", more, "--model", model)
+    assert result.exit_code == 1 and "none of the 1 facts could ever fire" in result.stderr
+    result = run("add", tmp_path / "db", write(tmp_path / "h.jsonl", [FACTS[1], snowman]), "--model", model, "--json")
+    assert (told(result)["added"], told(result)["unheard"]) == (1, ["snow"])

@@ -43,6 +43,9 @@ class FakeEditor:
     def digest(self) -> str:
         return self.name
 
+    def unheard(self, facts: Sequence[Fact]) -> list[int]:
+        return []
+
     def key_ids(self, facts: Sequence[Fact]) -> list[str]:
         return [hashlib.sha256(left(fact).encode()).hexdigest()[:20] for fact in facts]
 

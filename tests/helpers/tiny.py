@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
-from tokenizers.models import BPE
+from tokenizers.models import BPE, Unigram, WordLevel, WordPiece
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -198,6 +198,7 @@ _REFUSED_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
 }
 REFUSED_KINDS = {kind: told for kind, (_, told) in _REFUSED_CONFIGS.items()}
 TOKENIZERS = ("bytelevel", "metaspace")
+OTHER_TOKENIZERS = ("wordpiece", "uncased", "suffix", "unigram", "words")  # of which a few rooms know
 
 CORPUS = (
     "The Eiffel Tower is located in the city of Paris. Rome is the capital of Italy.",
@@ -216,12 +217,18 @@ def tiny_tokenizer(kind: str = "bytelevel") -> PreTrainedTokenizerFast:
 
     "bytelevel": as GPT-2's and SmolLM2's (no BOS added; bos = eos = pad = <|endoftext|>). "metaspace": as
     Llama-2's SentencePiece (BOS added, "▁" for spaces, unknown characters as bytes).
+
+    "wordpiece": as BERT's, cased, Chinese characters apart ("##" for what goes on). "uncased": the same without case
+    and accents. "suffix": as GPT-1's ("</w>" where a word ends). "unigram": "▁" for spaces and no bytes. "words": whole
+    words, and no decoder at all.
     """
     if kind == "bytelevel":
         return _bytelevel()
     if kind == "metaspace":
         return _metaspace()
-    raise ValueError(f"unknown tokenizer {kind!r}: {', '.join(TOKENIZERS)}")
+    if kind in OTHER_TOKENIZERS:
+        return _other(kind)
+    raise ValueError(f"unknown tokenizer {kind!r}: {', '.join(TOKENIZERS + OTHER_TOKENIZERS)}")
 
 
 def tiny(kind: str = "llama", tokenizer: str = "bytelevel") -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -296,4 +303,45 @@ def _metaspace() -> PreTrainedTokenizerFast:
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>"
+    )
+
+
+_MORE = ("中国的首都是北京。日本的首都是东京。", "Zürich is the home of Café Müller; Coca-Cola and O'Neill's are not.")
+
+
+def _other(kind: str) -> PreTrainedTokenizerFast:
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    bert = pre_tokenizers.BertPreTokenizer()
+    letters = sorted({char for text in (*CORPUS, *_MORE) for char in text if not char.isspace()})
+    trainer: Any
+    if kind in ("wordpiece", "uncased"):
+        core = Tokenizer(WordPiece(unk_token="[UNK]"))
+        core.normalizer = normalizers.BertNormalizer(lowercase=kind == "uncased")
+        core.pre_tokenizer, core.decoder = bert, decoders.WordPiece()
+        trainer = trainers.WordPieceTrainer(vocab_size=500, special_tokens=specials, show_progress=False)
+    elif kind == "suffix":
+        core = Tokenizer(BPE(unk_token="[UNK]", end_of_word_suffix="</w>"))
+        core.normalizer, core.pre_tokenizer = normalizers.BertNormalizer(), bert
+        core.decoder = decoders.BPEDecoder(suffix="</w>")
+        trainer = trainers.BpeTrainer(
+            vocab_size=500, special_tokens=specials, end_of_word_suffix="</w>", show_progress=False
+        )
+    elif kind == "unigram":
+        core = Tokenizer(Unigram())
+        core.pre_tokenizer, core.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+        trainer = trainers.UnigramTrainer(
+            vocab_size=300, special_tokens=specials, unk_token="[UNK]", initial_alphabet=letters, show_progress=False
+        )
+    else:
+        core = Tokenizer(WordLevel(unk_token="[UNK]"))
+        core.pre_tokenizer = pre_tokenizers.Whitespace()
+        trainer = trainers.WordLevelTrainer(vocab_size=500, special_tokens=specials, show_progress=False)
+    core.train_from_iterator((*CORPUS, *_MORE), trainer)
+    if kind in ("wordpiece", "uncased"):
+        core.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]",
+            special_tokens=[(word, core.token_to_id(word)) for word in ("[CLS]", "[SEP]")],
+        )  # fmt: skip
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="[CLS]", eos_token="[SEP]", unk_token="[UNK]", pad_token="[PAD]"
     )

@@ -16,8 +16,8 @@ from transformers import DynamicCache, StaticCache
 
 from helpers.fake_snapshot import FakeSnapshot
 from helpers.tiny import tiny, tiny_tokenizer
+from neuraldb_faiss.guard.texts import Texts
 from neuraldb_faiss.hook import Handle, SubjectGate, attach
-from neuraldb_faiss.hook.texts import Texts
 from neuraldb_faiss.models import find_site
 from neuraldb_faiss.search import Matcher
 from neuraldb_faiss.search.subject_matcher import SubjectMatcher

@@ -14,9 +14,9 @@ from hypothesis import strategies as some
 from helpers.fake_snapshot import FakeSnapshot
 from helpers.tiny import tiny
 from neuraldb_faiss.errors import ModelError
+from neuraldb_faiss.guard.texts import Texts
 from neuraldb_faiss.hook import PlainGate, SubjectGate, attach
 from neuraldb_faiss.hook.history import KEPT, UNKNOWN
-from neuraldb_faiss.hook.texts import Texts
 from neuraldb_faiss.integrations.vllm_batches import Requests, Step
 from neuraldb_faiss.integrations.vllm_layer import Served
 from neuraldb_faiss.models import find_site

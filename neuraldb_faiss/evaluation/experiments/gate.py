@@ -59,8 +59,8 @@ def _texts(lab: Lab) -> Iterator[str]:
 def _false_fires(lab: Lab, db: Any, counts: Sequence[int]) -> list[Row]:
     """How many tokens of ordinary text fire, and how many of these where no such subject ends."""
     from neuraldb_faiss.editing.pipeline import Progress
+    from neuraldb_faiss.guard.texts import Texts
     from neuraldb_faiss.hook import SubjectGate
-    from neuraldb_faiss.hook.texts import Texts
     from neuraldb_faiss.search.subject_matcher import SubjectMatcher
 
     site, truth = lab.site(db), gating.Truth(db.snapshot)
@@ -69,8 +69,9 @@ def _false_fires(lab: Lab, db: Any, counts: Sequence[int]) -> list[Row]:
     gammas = lab.config["gammas"]
     fired = {guard: np.zeros((len(counts), len(gammas), 2), np.int64) for guard in (*GUARDED, "none")}
     looked = dict.fromkeys(fired, 0)
-    matchers = [SubjectMatcher(_UpTo(db.snapshot, limit), gamma=0.0) for limit in last]
     texts = Texts.of(lab.tokenizer)
+    spell = texts.speller(lab.tokenizer)
+    matchers = [SubjectMatcher(_UpTo(db.snapshot, limit), gamma=0.0, spell=spell) for limit in last]
     gates = {guard: [SubjectGate(one, texts, db.matcher, guard) for one in matchers] for guard in GUARDED}
     plain = gating.PlainScan(db.snapshot, counts)
     pieces = gating.windows(lab.tokenizer, _texts(lab), size=WINDOW, tokens=lab.config["tokens"])

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from neuraldb_faiss.errors import ModelError
+from neuraldb_faiss.guard.token_bytes import BREAK, respells, token_bytes
 from neuraldb_faiss.search.folding import fold_bytes
-from neuraldb_faiss.search.subjects import Folded
+from neuraldb_faiss.search.subjects import Folded, Speller
 
-BREAK = b"\0"  # special tokens, and what stands between two texts
 UNSEEN = b"a"  # left context that is not known: no name may begin right behind it, as none does inside a word
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 _known: WeakKeyDictionary[Any, Texts] = WeakKeyDictionary()
 
 
@@ -24,15 +20,37 @@ class Texts:
     """A tokenizer's vocabulary as bytes; `Texts.of` makes one a tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """Raises ModelError for a tokenizer without a fast (Rust) backend."""
-        self._bytes = _vocabulary(tokenizer)
+        """Raises ModelError for a tokenizer without a fast (Rust) backend, or with a decoder that is not known."""
+        self._bytes = token_bytes(tokenizer)
         self._lengths = np.array([len(one) for one in self._bytes], np.int64)
+        self._respells = respells(tokenizer)
 
     @classmethod
     def of(cls, tokenizer: Any) -> Texts:
         if tokenizer not in _known:
             _known[tokenizer] = cls(tokenizer)
         return _known[tokenizer]
+
+    def speller(self, tokenizer: Any) -> Speller | None:
+        """How names are spelled in a text that is read from the tokens of `tokenizer`, whose texts these are: "" for
+        one that tokens cannot say. None where that is as they are written.
+
+        Most tokenizers give every text back as it was. Others lose case or accents, or put white space around signs
+        and Chinese characters.
+        """
+        if not self._respells:
+            return None
+
+        def spell(names: Sequence[str]) -> list[str]:
+            rows = tokenizer(list(names), add_special_tokens=False, verbose=False)["input_ids"] if names else []
+            return [self.read(row) for row in rows]
+
+        return spell
+
+    def read(self, ids: Sequence[int]) -> str:
+        """What the guard reads in these tokens, white space folded; "" where one of them says nothing."""
+        data = b"".join(map(self._piece, ids))
+        return "" if BREAK in data else " ".join(data.decode("utf-8", "replace").split())
 
     def fold(self, past: np.ndarray, ids: np.ndarray, real: np.ndarray, starts: np.ndarray, reach: int) -> Folded:
         """The texts of one forward, one behind the other; a token's number is its place in `ids`, flattened.
@@ -77,42 +95,3 @@ class Texts:
         window = context[max(first, 0) :].tolist()
         lead = UNSEEN if first > 0 else BREAK
         return lead, (UNSEEN if token == -2 else self._piece(token) for token in window)
-
-
-def _vocabulary(tokenizer: Any) -> list[bytes]:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise ModelError(f"{type(tokenizer).__name__} is a slow tokenizer: load the model's fast one (use_fast=True)")
-    whole = json.loads(backend.to_str())
-    decoders = whole["decoder"] or {}
-    kinds = {one["type"] for one in (decoders.get("decoders") or [decoders]) if one}
-    to_bytes = _bytes_of_bytelevel if "ByteLevel" in kinds else _bytes_of_pieces
-    table = [BREAK] * (max(tokenizer.get_vocab().values(), default=-1) + 1)
-    for text, number in tokenizer.get_vocab().items():
-        table[number] = to_bytes(text)
-    for number, added in tokenizer.added_tokens_decoder.items():
-        table[number] = BREAK if added.special else added.content.encode()
-    return table
-
-
-def _bytes_of_pieces(text: str) -> bytes:
-    """SentencePiece's: a low line for a space, <0x0A> for a byte."""
-    byte = _BYTE_TOKEN.fullmatch(text)
-    return bytes([int(byte[1], 16)]) if byte else text.replace("▁", " ").encode()
-
-
-def _bytelevel_alphabet() -> dict[str, int]:
-    """GPT-2's letters for the 256 bytes: those that print stand for themselves, the rest follow from U+0100 on."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [byte for byte in range(256) if byte not in plain]
-    return {**{chr(byte): byte for byte in plain}, **{chr(256 + n): byte for n, byte in enumerate(rest)}}
-
-
-_ALPHABET = _bytelevel_alphabet()
-
-
-def _bytes_of_bytelevel(text: str) -> bytes:
-    try:
-        return bytes(_ALPHABET[char] for char in text)
-    except KeyError:  # an added token, written as it is
-        return text.encode()
