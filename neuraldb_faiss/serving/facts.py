@@ -13,6 +13,7 @@ from neuraldb_faiss.errors import FactError, NeuralDBError
 from neuraldb_faiss.facts import Fact, fold
 from neuraldb_faiss.serving.asks import Ask
 from neuraldb_faiss.serving.errors import ApiError, unreadable
+from neuraldb_faiss.serving.invalid import wrong
 from neuraldb_faiss.serving.jobs import Job
 from neuraldb_faiss.serving.requests import Explain, Facts
 from neuraldb_faiss.serving.sampling import Sampling
@@ -33,6 +34,9 @@ def facts(
     after: Annotated[int, Query(ge=-1, lt=2**63)] = -1,
 ) -> JSONResponse:
     """One page of the live facts; `next`, where it is not null, is the `after` of the next page."""
+    for name in request.query_params:
+        if name not in ("subject", "contains", "limit", "after"):
+            raise wrong(name[:100], "is no parameter of this page: leave it out")
     tenant = _tenant(request)
     generation, found = _read(tenant, subject=subject, contains=contains, limit=limit, after=after)
     more = found[-1].row if len(found) == limit else None

@@ -139,7 +139,8 @@ class Prompts:
         template = str(self._tokenizer.get_chat_template()) if given else ""
         for name, value in given.items():
             param = f"chat_template_kwargs.{name[:100]}"
-            if name in reserved or not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", template):
+            known = name.isidentifier() and name not in reserved
+            if not known or not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", template):
                 raise wrong(param, "is no variable of this model's chat template that may be set: leave it out")
             if isinstance(value, (list, dict)):
                 raise wrong(param, f"is {kind(value)}: it may be a text, a number, true, false or null")

@@ -109,7 +109,7 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-MARKED = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"  # as GLM's: the next turn's mark ends one
+MARKED = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"  # as GLM's: the next mark ends a turn
 
 
 class Model:

@@ -277,7 +277,7 @@ def test_the_templates_own_variables_may_be_set(served: Served) -> None:
     assert chat(quiet=False)[1]["choices"] == plain[1]["choices"]
     for name, value in (
         ("quite", True), ("add_generation_prompt", False), ("chat_template", "x"), ("messages", "x"),
-        ("tokenize", False), ("eos_token", "x"), ("quiet", [1]), ("quiet", {"a": 1}),
+        ("tokenize", False), ("eos_token", "x"), ("", True), ("quiet", [1]), ("quiet", {"a": 1}),
     ):  # fmt: skip
         status, found = chat(**{name: value})
         assert status == 400 and found["error"]["param"] == f"chat_template_kwargs.{name}", name

@@ -197,6 +197,7 @@ def test_the_client_raises_its_own_errors(served: Served) -> None:
         ("GET", "/v1/completions", {}, 405),
         ("GET", "/v1/nothing", {}, 404),
         ("GET", "/facts?limit=0", {}, 400),
+        ("GET", "/facts?subjct=Apple", {}, 400),
     ],
 )
 def test_every_error_has_openais_body(served: Served, method: str, path: str, how: Any, status: int) -> None:
