@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,11 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from tokenizers.processors import TemplateProcessing
+
 from neuraldb_faiss.errors import EvaluationError
 from neuraldb_faiss.evaluation.extras import extra
 from neuraldb_faiss.evaluation.local_tasks import LOCAL_TASKS, local_configs
 from neuraldb_faiss.evaluation.methods import Method, applied, silent
 from neuraldb_faiss.evaluation.runs import Row, RunWriter, surroundings
+from neuraldb_faiss.models.prompts import appended_tokens, encode_prompt
 
 if TYPE_CHECKING:
     from neuraldb_faiss.evaluation.methods import Stage
@@ -119,12 +123,27 @@ def general_ability(
             specs = {name: _spec(name, tasks, manager) for name in todo}
             size = tasks.config.batch_size if tasks.config.batch_size != 1 else BATCH
             wrapped = HFLM(
-                pretrained=model, tokenizer=tokenizer, batch_size=size, max_batch_size=tasks.config.max_batch_size or 64
-            )
+                pretrained=model, tokenizer=_to_continue(tokenizer), batch_size=size,
+                max_batch_size=tasks.config.max_batch_size or 64,
+            )  # fmt: skip
             with applied(method, stage or silent):
                 for name, spec in specs.items():
                     run.add(_evaluate(wrapped, name, spec, tasks.config, manager))
         return dict(run.rows)
+
+
+def _to_continue(tokenizer: Any) -> Any:
+    """The tokenizer, or a copy that puts no special token behind a text: the harness goes on behind its prompts."""
+    if not getattr(tokenizer, "is_fast", False) or not appended_tokens(tokenizer):
+        return tokenizer
+    text = "a"
+    before = encode_prompt(tokenizer, text)[: -len(encode_prompt(tokenizer, text, special=False))]
+    names = tokenizer.convert_ids_to_tokens(before)
+    copied = copy.deepcopy(tokenizer)
+    copied.backend_tokenizer.post_processor = TemplateProcessing(
+        single=[*names, "$A"], special_tokens=list(dict(zip(names, before, strict=True)).items())
+    )
+    return copied
 
 
 def run_identity(method: Method, tasks: Tasks, about: Mapping[str, Any]) -> dict[str, Any]:

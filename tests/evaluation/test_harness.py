@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Iterator
@@ -11,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import processors
 
 from helpers.commands import write
+from helpers.tiny import tiny
 from neuraldb_faiss.errors import EvaluationError
 from neuraldb_faiss.evaluation.methods import Method, base
 from neuraldb_faiss.evaluation.runs import read_run
@@ -85,6 +88,24 @@ def test_sciq_is_what_its_definition_says(loaded: Loaded, data: Path, tmp_path: 
     mean = sum(rows[f"sciq/{n}"]["acc"] for n in range(3)) / 3
     assert rows["sciq"]["acc"] == pytest.approx(mean) and rows["sciq"]["documents"] == 3
     assert rows["sciq"]["harness"]["sciq"]["acc,none"] == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("before", ["", "<s> "])
+def test_a_tokenizer_that_ends_every_text(before: str, data: Path, tmp_path: Path) -> None:
+    """The harness goes on behind its prompts, and not behind an end."""
+    model, words = tiny("llama", "metaspace")
+    found = []
+    for number, template in enumerate((f"{before}$A", f"{before}$A </s>")):
+        words = copy.deepcopy(words)
+        words.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=template, special_tokens=[("<s>", 1), ("</s>", 2)]
+        )
+        tasks = read_arguments(["--tasks", "sciq"], data)
+        rows = general_ability(model, words, base(), tmp_path / f"{number}.jsonl", tasks, ABOUT)
+        given = harness._to_continue(words)
+        found.append(([rows[f"sciq/{n}"] for n in range(3)], given("Rome is")["input_ids"], given.encode("Rome")))
+        assert (words("Rome")["input_ids"][-1] == words.eos_token_id) == ("</s>" in template), "itself left as it was"
+    assert found[0] == found[1]
 
 
 def test_all_local_forms_and_presets(loaded: Loaded, data: Path, tmp_path: Path) -> None:
