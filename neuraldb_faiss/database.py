@@ -423,7 +423,9 @@ class NeuralDB:
         stays with it. Arguments as for `build`; `residual`, `keys` and `guard` are this database's unless given.
         """
         from neuraldb_faiss.making import build
+        from neuraldb_faiss.store.intact import check_catalog
 
+        check_catalog(self._store.catalog)
         return build(
             self.facts(), model, tokenizer, path, layer=layer, residual=residual or self._settings["residual"],
             keys=keys or self._settings["keys"], guard=guard or self.guard, gamma=gamma, **how,

@@ -26,8 +26,9 @@ FORMATS = ("jsonl", "safetensors")
 )
 @click.option("--at", type=int, metavar="GEN", help="As of this generation. [default: the newest]")
 @click.option("--out", default=STDOUT, show_default=True, metavar="FILE", help="A new file, or - for stdout.")
+@click.option("--skip-bad", is_flag=True, help="jsonl: leave out facts that cannot be read, and name them on stderr.")
 @opt.as_json
-def export(db: Path, format_: str | None, at: int | None, out: str, as_json: bool) -> None:
+def export(db: Path, format_: str | None, at: int | None, out: str, skip_bad: bool, as_json: bool) -> None:
     """Write a database's facts to a file that others read.
 
     JSON lines hold what `neuraldb build` and `neuraldb add` read. A safetensors file also holds the vectors and all
@@ -35,6 +36,8 @@ def export(db: Path, format_: str | None, at: int | None, out: str, as_json: boo
     """
     if format_ is None:
         format_ = "safetensors" if out.endswith(".safetensors") else "jsonl"
+    if skip_bad and format_ != "jsonl":
+        raise click.UsageError("--skip-bad is for --format jsonl: a file with vectors is whole, or not written")
     if out == STDOUT and as_json:
         raise click.UsageError("--json tells of a file: name one with --out")
     if out == STDOUT and format_ == "safetensors" and sys.stdout.isatty():
@@ -46,7 +49,7 @@ def export(db: Path, format_: str | None, at: int | None, out: str, as_json: boo
     store = Store(db)  # not NeuralDB: facts can be saved where arrays are damaged
     try:
         with progress("exporting"):
-            done = write(store, to, format_, at=at)
+            done = write(store, to, format_, at=at, on_bad=say if skip_bad else None)
     finally:
         store.close()
     if as_json:

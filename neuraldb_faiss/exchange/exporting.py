@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 from neuraldb_faiss.errors import CorruptError, StoreError
 from neuraldb_faiss.exchange.layout import TENSORS, Sizes, fact_line, header, metadata, plain_line
 from neuraldb_faiss.store import Segment, Store, StoredFact, atomic, files
+from neuraldb_faiss.store.intact import ErrorOf, Kept, check_catalog, check_numbers, column, error_for, open_segment
 
 FORMATS = ("jsonl", "safetensors")
 _BATCH = 1 << 20  # bytes of lines that are written at once
@@ -28,7 +29,14 @@ class Exported:
     bytes: int
 
 
-def export(store: Store, out: str | Path | BinaryIO, format: str = "jsonl", *, at: int | None = None) -> Exported:
+def export(
+    store: Store,
+    out: str | Path | BinaryIO,
+    format: str = "jsonl",
+    *,
+    at: int | None = None,
+    on_bad: Callable[[str], None] | None = None,
+) -> Exported:
     """Write a generation of `store` to a new file, or to an open one.
 
     Args:
@@ -36,18 +44,30 @@ def export(store: Store, out: str | Path | BinaryIO, format: str = "jsonl", *, a
         format: "jsonl", the facts as `read_facts` reads them; "safetensors", with all that the database knows of them
             and their vectors (docs/exchange.md describes it to the byte). The same generation gives the same bytes.
         at: the generation; the newest by default.
+        on_bad: only for "jsonl": called with what is wrong with each fact that cannot be read, which is then left out.
 
     Raises:
         StoreError: no such generation or format, `out` is there already, or the disk fails. Nothing is left of it then.
-        CorruptError: the database is damaged.
+        CorruptError: the database is damaged; where it is an array, the facts that it serves are named. What was
+            written to an open stream is no whole file then.
     """
     if format not in FORMATS:
         raise StoreError(f"unknown export format {format!r}; choose one of {', '.join(FORMATS)}")
+    if on_bad is not None and format != "jsonl":
+        raise StoreError("only the format jsonl can leave out facts that cannot be read")
     generation = store.generation if at is None else at
     store.check_generation(generation)
-    blocks = _jsonl(store, generation) if format == "jsonl" else _safetensors(store, generation)
+    number = store.catalog.generation_record(generation).facts
+    if on_bad is not None:
+        readable = list(store.catalog.readable_facts(generation, on_bad))
+        number = len(readable)
+        blocks = _jsonl(readable)
+    elif format == "jsonl":
+        blocks = _jsonl(store.catalog.facts(generation))
+    else:
+        blocks = _safetensors(store, generation)
     written = _write_stream(out, blocks) if not isinstance(out, (str, Path)) else _write_file(Path(out), blocks)
-    return Exported(generation, store.catalog.generation_record(generation).facts, written)
+    return Exported(generation, number, written)
 
 
 def _write_stream(out: BinaryIO, blocks: Iterable[memoryview]) -> int:
@@ -71,8 +91,8 @@ def _write_file(path: Path, blocks: Iterable[memoryview]) -> int:
     return written
 
 
-def _jsonl(store: Store, generation: int) -> Iterator[memoryview]:
-    return _joined(plain_line(fact) for fact in store.catalog.facts(generation))
+def _jsonl(facts: Iterable[StoredFact]) -> Iterator[memoryview]:
+    return _joined(plain_line(fact) for fact in facts)
 
 
 def _joined(lines: Iterable[bytes]) -> Iterator[memoryview]:
@@ -90,7 +110,9 @@ def _joined(lines: Iterable[bytes]) -> Iterator[memoryview]:
 def _safetensors(store: Store, generation: int) -> Iterator[memoryview]:
     """Dead entries stay behind: a removed fact's vectors do not go along."""
     settings = store.settings(generation)
-    segments = store.snapshot(generation).segments
+    check_catalog(store.catalog)
+    error_of = error_for(store.catalog, generation)
+    segments = _opened(store, generation, error_of)
     dead = np.array([e for e, state in store.catalog.states(generation).items() if state == "dead"], np.int64)
     kept = [(segment, ~np.isin(segment.entries, dead)) for segment in segments]
     kept = [(segment, keep) for segment, keep in kept if keep.any()]
@@ -108,13 +130,26 @@ def _safetensors(store: Store, generation: int) -> Iterator[memoryview]:
     )
     yield memoryview(header(sizes, metadata(generation, settings, _runs(kept))))
     for name, (dtype, _, _) in TENSORS.items():
-        blocks = _joined(lines()) if name == "facts" else _column(name, dtype, kept)
+        blocks = _joined(lines()) if name == "facts" else _column(name, dtype, kept, error_of)
         want = int(np.prod(sizes.shape(name), dtype=np.int64)) * np.dtype(dtype).itemsize
         for block in blocks:
             want -= len(block)
             yield block
         if want:
             raise StoreError(f"{store.root} was compacted while generation {generation} was exported: export again")
+
+
+def _opened(store: Store, generation: int, error_of: ErrorOf) -> list[Segment]:
+    try:
+        segments = store.snapshot(generation).segments
+        for segment in segments:
+            check_numbers(segment, error_of)
+        return segments
+    except CorruptError:
+        settings = store.settings(generation)
+        for record in store.catalog.segments(generation):
+            open_segment(store.root, record, settings["d1"], settings["d2"], error_of)
+        raise
 
 
 def _line(store: Store, fact: StoredFact) -> bytes:
@@ -124,7 +159,7 @@ def _line(store: Store, fact: StoredFact) -> bytes:
         raise CorruptError(f"{store.root}: the fact {fact.id!r} holds a value that JSON has not ({error})") from None
 
 
-def _check_order(store: Store, kept: list[tuple[Segment, np.ndarray]]) -> None:
+def _check_order(store: Store, kept: Sequence[Kept]) -> None:
     last = -1
     for segment, keep in kept:
         entries = segment.entries[keep]
@@ -133,28 +168,13 @@ def _check_order(store: Store, kept: list[tuple[Segment, np.ndarray]]) -> None:
         last = int(entries[-1])
 
 
-def _runs(kept: list[tuple[Segment, np.ndarray]]) -> Iterator[tuple[int, tuple[str, ...]]]:
+def _runs(kept: Sequence[Kept]) -> Iterator[tuple[int, tuple[str, ...]]]:
     """(entries, prefixes) of neighbouring segments with the same prefixes."""
     for prefixes, group in groupby(kept, key=lambda one: one[0].record.prefixes):
         yield sum(int(keep.sum()) for _, keep in group), prefixes
 
 
-def _column(name: str, dtype: str, kept: list[tuple[Segment, np.ndarray]]) -> Iterator[memoryview]:
-    """The rows of one array over all segments, in the pieces in which they lie in memory."""
-    of_keys = TENSORS[name][1] == "key"
-    first = 0
-    for segment, keep in kept:
-        if name == "residuals":
-            segment.read_in_order()
-        at = 0
-        new_row = (first + np.cumsum(keep) - 1).astype(np.int32)  # the row of each entry in the file
-        for rows in segment.chunks():
-            here = slice(at, at + len(rows.entries))
-            mask = keep[here][rows.key_rows] if of_keys else keep[here]
-            array = new_row[here][rows.key_rows] if name == "key_rows" else getattr(rows, name)
-            if not mask.all():
-                array = array[mask]
-            if array.size:
-                yield np.ascontiguousarray(array, dtype).data.cast("B")
-            at = here.stop
-        first += int(keep.sum())
+def _column(name: str, dtype: str, kept: Sequence[Kept], error_of: ErrorOf) -> Iterator[memoryview]:
+    """The rows of one array over all segments."""
+    for block in column(name, kept, error_of):
+        yield np.ascontiguousarray(block, dtype).data.cast("B")

@@ -7,7 +7,7 @@ import json
 import re
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -384,6 +384,20 @@ class Catalog:
                 return
             left -= len(rows)
             values["after"] = rows[-1]["row"]
+
+    def readable_facts(self, generation: int, on_bad: Callable[[str], None]) -> Iterator[StoredFact]:
+        """The facts that live at `generation`, one at a time; of rows that cannot be read `on_bad` is told."""
+        seen: set[str] = set()
+        rows = self.all(f"SELECT row FROM facts WHERE {VISIBLE} ORDER BY row", {"g": generation})
+        for (number,) in rows:
+            try:
+                fact = self.fact(self.all("SELECT * FROM facts WHERE row = ?", (number,))[0], {})
+            except CorruptError as error:
+                on_bad(str(error))
+                continue
+            if fact.identity not in seen:
+                seen.add(fact.identity)
+                yield fact
 
     def fact(self, row: sqlite3.Row, states: Mapping[int, str]) -> StoredFact:
         """A whole row of table facts; `states` as `states` gives them. Raises CorruptError where it breaks a rule."""

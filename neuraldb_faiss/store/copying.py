@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 from neuraldb_faiss.errors import StoreError
 from neuraldb_faiss.store import atomic, files, schema
 from neuraldb_faiss.store.catalog import Catalog
+from neuraldb_faiss.store.intact import check_catalog, check_file, error_for
 from neuraldb_faiss.store.segments import ARRAYS
 from neuraldb_faiss.store.store import Store
 
@@ -32,6 +34,7 @@ def copy(
         beside: given the copy, returns further files by name; they appear with it.
 
     Raises:
+        CorruptError: rows or arrays are not what was written; the facts concerned are named.
         StoreError: `folder` holds something, the disk fails, or an array is missing.
     """
     folder = Path(folder)
@@ -58,7 +61,9 @@ def _fill(
     store: Store, folder: Path, link: bool, beside: Callable[[Store], Mapping[str, bytes]] | None
 ) -> None:
     _copy_catalog(store, folder)
-    _copy_segments(store, folder, link)
+    with closing(Catalog(folder)) as catalog:
+        check_catalog(catalog, store.root)
+        _copy_segments(store, catalog, folder, link)
     copied = Store(folder)
     try:
         copied.snapshot()  # raises where an array is not what the catalog says
@@ -80,13 +85,10 @@ def _copy_catalog(store: Store, folder: Path) -> None:
     files.sync_file(path)
 
 
-def _copy_segments(store: Store, folder: Path, link: bool) -> None:
-    catalog = Catalog(folder)
-    try:
-        records = catalog.segments(catalog.generation)
-    finally:
-        catalog.close()
-    for record in records:
+def _copy_segments(store: Store, catalog: Catalog, folder: Path, link: bool) -> None:
+    """The segments that the copied `catalog` names."""
+    error_of = error_for(store.catalog, catalog.generation)
+    for record in catalog.segments(catalog.generation):
         target = folder / "segments" / record.name
         files.make_folder(target)
         for name in (f"{array}.npy" for array in ARRAYS):
@@ -97,6 +99,7 @@ def _copy_segments(store: Store, folder: Path, link: bool) -> None:
                 if not link or error.errno not in _NO_LINK:
                     raise
                 files.copy_file(source, target / name)
+            check_file(source, target / name, record, error_of)
         files.sync_folder(target)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
+from functools import partial
 
 import numpy as np
 
 from neuraldb_faiss.errors import StoreError
 from neuraldb_faiss.store.catalog import VISIBLE
+from neuraldb_faiss.store.intact import Kept, check_catalog, column, error_for, open_segment
 from neuraldb_faiss.store.records import Generation
-from neuraldb_faiss.store.segments import Rows, Segment
+from neuraldb_faiss.store.segments import Segment
 from neuraldb_faiss.store.store import Store
 from neuraldb_faiss.store.transaction import SEGMENT_ENTRIES, Transaction
 
@@ -46,8 +48,13 @@ def compact(store: Store, *, wait: float = 10.0) -> Generation:
     """Rewrite the segments without dead entries and end the history before now.
 
     Entry ids stay; key positions change, so the epoch does. Readers of older generations keep their arrays.
+
+    Raises:
+        CorruptError: what would be rewritten is not what was written; the facts concerned are named. Nothing has
+            changed then.
     """
     with store.write("compact", wait=wait) as tx:
+        check_catalog(tx.catalog)
         rewrite(tx)
         return tx.commit()
 
@@ -57,29 +64,25 @@ def rewrite(tx: Transaction, without: Collection[int] = ()) -> None:
     `without` behind, and start the history there."""
     catalog = tx.catalog
     records = catalog.segments(tx.base)
-    segments = [Segment(tx.root, record, tx.d1, tx.d2) for record in records if record.segment not in without]
+    error_of = error_for(catalog, tx.base)
+    segments = [
+        open_segment(tx.root, record, tx.d1, tx.d2, error_of) for record in records if record.segment not in without
+    ]
     dead = np.array(sorted(e for e, s in catalog.states(tx.base).items() if s == "dead"), np.int64)
     for offset, group in enumerate(_groups(segments, dead), start=1):
-
-        def chunks(group: list[tuple[Segment, np.ndarray]] = group) -> Iterable[Rows]:
-            for segment, keep in group:
-                at = 0
-                for rows in segment.chunks():
-                    yield rows.select(keep[at : at + len(rows.entries)])
-                    at += len(rows.entries)
-
         entries = sum(int(keep.sum()) for _, keep in group)
         keys = sum(int(keep[segment.key_rows].sum()) for segment, keep in group)
         prefixes = group[0][0].record.prefixes
-        tx.add_segment(tx.new_segment(entries, keys, chunks, offset, prefixes))
+        live = partial(column, kept=group, error_of=error_of)
+        tx.add_segment(tx.write_columns(entries, keys, live, offset, prefixes))
     tx.replace_segments(record.segment for record in records)
     tx.set_setting("epoch", catalog.settings(tx.base)["epoch"] + 1)
     tx.set_setting("history_start", tx.generation)
 
 
-def _groups(segments: list[Segment], dead: np.ndarray) -> list[list[tuple[Segment, np.ndarray]]]:
+def _groups(segments: list[Segment], dead: np.ndarray) -> list[list[Kept]]:
     """Neighbouring segments that fit into one of SEGMENT_ENTRIES live entries, each with its mask."""
-    groups: list[list[tuple[Segment, np.ndarray]]] = []
+    groups: list[list[Kept]] = []
     size = 0
     for segment in segments:
         keep = ~np.isin(segment.entries, dead)

@@ -15,7 +15,9 @@ import numpy as np
 from neuraldb_faiss.errors import ConflictError, StoreError
 from neuraldb_faiss.store import files
 from neuraldb_faiss.store.catalog import FIRING
+from neuraldb_faiss.store.intact import ErrorOf, check_catalog, check_file, error_for
 from neuraldb_faiss.store.records import Generation, StoredFact, canonical
+from neuraldb_faiss.store.row_checks import check_live
 from neuraldb_faiss.store.segments import ARRAYS, SegmentRecord, begin_folder, seal_folder
 from neuraldb_faiss.store.store import Store
 from neuraldb_faiss.store.transaction import Transaction
@@ -58,11 +60,15 @@ def merge_into(
 
     Raises:
         ConflictError: lists the first ten and the count; nothing has changed.
+        CorruptError: rows or arrays of a source are not what was written; the facts concerned are named.
         StoreError: a source is the target, or a file cannot be copied or linked.
     """
     if any(source.root.resolve() == target.root.resolve() for source in sources):
         raise StoreError(f"{target.root} cannot be merged into itself")
 
+    for source in sources:
+        check_catalog(source.catalog)
+        check_live(source.catalog)
     with target.write(command, wait=wait) as tx, ThreadPoolExecutor(1, "copying") as pool:
         tx.restart()  # after a kill too: copying is quick
         copies = _Copies(tx)
@@ -137,9 +143,10 @@ class _Copies:
     def begin(self, source: Store, link: bool, pool: ThreadPoolExecutor) -> None:
         """Have the pool copy the arrays of one more source."""
         generation = source.generation
+        error_of = error_for(source.catalog, generation)
         for record in source.catalog.segments(generation):
             self._number += 1
-            staged, finish = _begin_segment(self._tx, source.root, record, self._number, self._shift, link)
+            staged, finish = _begin_segment(self._tx, source.root, record, self._number, self._shift, link, error_of)
             self._records.append(staged)
             self._copying.append(pool.submit(finish))
         self.rows.append((source.catalog.path, generation, self._shift))
@@ -169,18 +176,21 @@ class _Copies:
 
 
 def _begin_segment(
-    tx: Transaction, root: Path, record: SegmentRecord, number: int, shift: int, link: bool
+    tx: Transaction, root: Path, record: SegmentRecord, number: int, shift: int, link: bool, error_of: ErrorOf
 ) -> tuple[SegmentRecord, Callable[[], None]]:
     """What the catalog will say of the copy, and what completes it: the only array that changes is written already."""
     new = replace(record, segment=number, made=None)
     old, folder = root / "segments" / record.name, tx.root / "segments" / new.name
     temporary = begin_folder(folder)
-    entries = files.open_array(files.within(root, old / "entries.npy"), "<i8", (record.entries,))
-    moved = files.write_array(temporary / "entries.npy", "<i8", (record.entries,), [np.asarray(entries) + shift])
+    path = files.within(root, old / "entries.npy")
+    entries = np.array(files.open_array(path, "<i8", (record.entries,)))
+    check_file(path, path, record, error_of)
+    moved = files.write_array(temporary / "entries.npy", "<i8", (record.entries,), [entries + shift])
 
     def finish() -> None:
         for name in (f"{array}.npy" for array in ARRAYS if array != "entries"):
             files.copy_file(files.within(root, old / name), temporary / name, link=link)
+            check_file(old / name, temporary / name, record, error_of)
         seal_folder(temporary, folder)
 
     return replace(new, files={**record.files, "entries.npy": moved}), finish

@@ -14,6 +14,7 @@ import numpy as np
 from neuraldb_faiss.store import files
 
 Manifest = dict[str, dict[str, object]]  # file name -> {"bytes", "sha256"}
+Column = Callable[[str], Iterable[np.ndarray]]  # name of an array -> its rows, in blocks
 
 # name -> (dtype, per "key" or per "entry" row, columns: "d1", "d2" or none)
 ARRAYS = {
@@ -113,23 +114,19 @@ def is_segment_name(name: str) -> bool:
     return re.fullmatch(r"[0-9]{8,}(\.tmp)?", name) is not None
 
 
-def write_segment(
-    folder: Path, n_entries: int, n_keys: int, d1: int, d2: int, chunks: Callable[[], Iterable[Rows]]
-) -> Manifest:
-    """Write a segment into `folder` (new), array by array, streaming over `chunks()` once for each.
+def columns_of(chunks: Callable[[], Iterable[Rows]]) -> Column:
+    """Each array of `chunks()`, which is asked once for each."""
+    return lambda name: _column(name, chunks())
+
+
+def write_columns(folder: Path, n_entries: int, n_keys: int, d1: int, d2: int, column: Column) -> Manifest:
+    """Write a segment into `folder` (new), array by array: `column(name)` yields the rows of each, in blocks.
 
     The folder is written beside its final name and renamed, so a folder with that name is whole.
 
     Returns:
         file name -> {"bytes", "sha256"}.
     """
-    return write_columns(folder, n_entries, n_keys, d1, d2, lambda name: _column(name, chunks()))
-
-
-def write_columns(
-    folder: Path, n_entries: int, n_keys: int, d1: int, d2: int, column: Callable[[str], Iterable[np.ndarray]]
-) -> Manifest:
-    """`write_segment` where each array comes from a source of its own: `column(name)` yields its rows."""
     counts = {"key": n_keys, "entry": n_entries}
     widths = {"d1": (d1,), "d2": (d2,), None: ()}
 
@@ -238,6 +235,11 @@ class Segment:
     def key_entries(self) -> np.ndarray:
         """int64 [n], the entry of every key."""
         return self.entries[self.key_rows]
+
+    def stored(self, name: str) -> np.ndarray:
+        """One of `ARRAYS` as it is on disk, unchecked; not a copy."""
+        array: np.ndarray = getattr(self, f"_{name}")
+        return array
 
     def residuals(self, rows: np.ndarray) -> np.ndarray:
         """float32 [len(rows), d2], gathered."""

@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from neuraldb_faiss.errors import CorruptError, StoreError
+from neuraldb_faiss.errors import CorruptError, NeuralDBError, StoreError
 from neuraldb_faiss.store import atomic, files, schema
 from neuraldb_faiss.store.catalog import Catalog
 from neuraldb_faiss.store.lock import LOCK, RECORD, writer_lock
@@ -185,7 +185,12 @@ class Store:
             _refuse_links(self.root)
             try:
                 transaction = Transaction(self.root, self.catalog, command)
-                yield transaction
+                try:
+                    yield transaction
+                except NeuralDBError:
+                    with suppress(StoreError, OSError):  # what was written so far takes room
+                        transaction.sweep()
+                    raise
                 with suppress(StoreError):  # what is done stays done
                     transaction.sweep()
             except OSError as error:

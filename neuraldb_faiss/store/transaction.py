@@ -7,18 +7,27 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from neuraldb_faiss.errors import FactError, StoreError
+from neuraldb_faiss.errors import CorruptError, FactError, StoreError
 from neuraldb_faiss.store import files
 from neuraldb_faiss.store.catalog import VISIBLE, Catalog
 from neuraldb_faiss.store.digests import renew_digests
+from neuraldb_faiss.store.intact import ErrorOf, column, error_for, open_segment
 from neuraldb_faiss.store.joining import join_small
 from neuraldb_faiss.store.records import Generation, StoredFact
-from neuraldb_faiss.store.segments import Rows, Segment, SegmentRecord, is_segment_name, write_segment
+from neuraldb_faiss.store.segments import (
+    Column,
+    Rows,
+    SegmentRecord,
+    columns_of,
+    is_segment_name,
+    write_columns,
+)
 
 Chunks = Callable[[], Iterable[Rows]]
 
@@ -33,6 +42,10 @@ def now() -> str:
 def moment() -> str:
     """`now`, to the microsecond: no two generations of one number are made at the same."""
     return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _staged_error(record: SegmentRecord, what: str) -> CorruptError:
+    return CorruptError(f"{what}; it was not published yet: run the same command again, which begins anew")
 
 
 class Transaction:
@@ -134,21 +147,26 @@ class Transaction:
 
         `prefixes` are those of its keys; the database's own by default.
         """
+        return self.write_columns(entries, keys, columns_of(chunks), offset, prefixes)
+
+    def write_columns(
+        self, entries: int, keys: int, column: Column, offset: int = 1, prefixes: tuple[str, ...] = ()
+    ) -> SegmentRecord:
+        """As `new_segment`, where `column(name)` yields the rows of each array."""
         number = self.catalog.counter("segments") + offset
         record = SegmentRecord(number, None, entries, keys, prefixes or self.prefixes, {})
         folder = self.root / "segments" / record.name
-        return replace(record, files=write_segment(folder, entries, keys, self.d1, self.d2, chunks))
+        return replace(record, files=write_columns(folder, entries, keys, self.d1, self.d2, column))
 
-    def write_as_one(self, parts: Sequence[SegmentRecord], offset: int) -> SegmentRecord:
-        """`new_segment` with all rows of these segments, which have the same prefixes."""
-        opened = [Segment(self.root, part, self.d1, self.d2) for part in parts]
-
-        def chunks() -> Iterable[Rows]:
-            for segment in opened:
-                yield from segment.chunks()
-
+    def write_as_one(
+        self, parts: Sequence[SegmentRecord], offset: int, error_of: ErrorOf | None = None
+    ) -> SegmentRecord:
+        """`new_segment` with all rows of these segments, which have the same prefixes and are as they were written."""
+        error_of = error_of or error_for(self.catalog, self.base)
+        opened = [open_segment(self.root, part, self.d1, self.d2, error_of) for part in parts]
+        kept = [(segment, np.ones(segment.record.entries, bool)) for segment in opened]
         sizes = sum(part.entries for part in parts), sum(part.keys for part in parts)
-        return self.new_segment(*sizes, chunks, offset, parts[0].prefixes)
+        return self.write_columns(*sizes, partial(column, kept=kept, error_of=error_of), offset, parts[0].prefixes)
 
     # ---- what else the commit will do
 
@@ -177,10 +195,15 @@ class Transaction:
     # ---- commit
 
     def commit(self) -> Generation:
-        """Publish, as one new generation. Raises FactError where two facts would have one id."""
+        """Publish, as one new generation.
+
+        Raises:
+            FactError: two facts would have one id.
+            CorruptError: a staged piece was damaged meanwhile. All are dropped, so the same command begins anew.
+        """
         g, catalog = self.generation, self.catalog
         pieces = catalog.segments(None) if self._publish else []
-        staged = self._join(pieces) if self._replace else pieces
+        staged = self._join_staged(pieces) if self._replace else pieces
         new = [replace(segment, made=g) for segment in (*staged, *self._segments)]
         small = None
         # Nothing before a first build or a compaction is kept; and inside a larger transaction the files of `new` may
@@ -224,6 +247,13 @@ class Transaction:
                 self.sweep()
         return catalog.generation_record(g)
 
+    def _join_staged(self, pieces: list[SegmentRecord]) -> list[SegmentRecord]:
+        try:
+            return self._join(pieces)
+        except CorruptError:
+            self.drop()
+            raise
+
     def _join(self, pieces: list[SegmentRecord]) -> list[SegmentRecord]:
         """Join staged pieces into segments of up to SEGMENT_ENTRIES, keeping entry ids and order."""
         groups: list[list[SegmentRecord]] = []
@@ -240,7 +270,7 @@ class Transaction:
             if len(group) == 1 and group[0].segment > newest:  # later segments must have higher numbers
                 joined.append(group[0])
                 continue
-            joined.append(self.write_as_one(group, offset))
+            joined.append(self.write_as_one(group, offset, _staged_error))
             offset += 1
         return joined
 
