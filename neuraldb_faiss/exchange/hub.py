@@ -167,7 +167,7 @@ def _is_whole(folder: Path, commit: str) -> bool:
         StoreError: it holds something else, which a download would overwrite.
     """
     try:
-        mark = parse((folder / _MARK).read_text())
+        mark = parse((folder / _MARK).read_text(encoding="utf-8"))
         if mark["commit"] == commit:
             return bool(mark["whole"])
         held = f"commit {str(mark['commit'])[:7]} of a database, this is {commit[:7]}"

@@ -101,7 +101,7 @@ def _user() -> str:
 
 def _holder(record: Path) -> str:
     try:
-        who = parse_object(record.read_text())
+        who = parse_object(record.read_text(encoding="utf-8"))
         told = {name: str(who[name])[:200] for name in ("pid", "user", "host", "command", "since")}
         return "process {pid} of {user} on {host} (`{command}` since {since})".format_map(told)
     except (OSError, ValueError, KeyError):

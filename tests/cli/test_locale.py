@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import json
@@ -73,3 +74,18 @@ def test_a_process_in_locale_c(database: Path) -> None:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert done.stdout.decode().startswith("ü  I know that Zürich 東京 is in → 伦敦 🍕")
+
+
+def test_files_are_opened_as_utf8() -> None:
+    """Whatever opens a text file, or reads another program's text, says its encoding."""
+    root = Path(__file__).parents[2]
+    for path in (one for folder in ("neuraldb_faiss", "scripts", "examples") for one in (root / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            given = {one.arg: one.value for one in node.keywords}
+            is_text = name in ("read_text", "write_text") or "text" in given and name in ("run", "Popen")
+            if name == "open" and isinstance(node.func, ast.Name) and len(node.args) < 3:
+                is_text = not any("b" in str(getattr(one, "value", "b")) for one in node.args[1:2])
+            assert not is_text or "encoding" in given, f"{path}, line {node.lineno}"

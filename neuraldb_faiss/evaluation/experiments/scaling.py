@@ -50,7 +50,7 @@ def run(lab: Lab) -> Result:
                 files.ensure_folder(kept.parent)
                 row = _measure(lab, source, size)
                 atomic.write_file(kept, json.dumps(row).encode())
-            rows.append(json.loads(kept.read_text()))
+            rows.append(json.loads(kept.read_text(encoding="utf-8")))
     return Result(rows, _table(rows), _plots(rows))
 
 
