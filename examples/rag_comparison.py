@@ -28,12 +28,12 @@ from pathlib import Path
 from typing import Any
 
 from neuraldb_faiss import Fact, NeuralDBError, build
-from neuraldb_faiss.demo import says
 from neuraldb_faiss.errors import FactError
-from neuraldb_faiss.evaluation.extras import extra
-from neuraldb_faiss.evaluation.generation import greedy_texts
+from neuraldb_faiss.extras import extra
 from neuraldb_faiss.facts import read_facts
+from neuraldb_faiss.inference.demo import says
 from neuraldb_faiss.models import encode_prompts
+from neuraldb_faiss.research.evaluation.generation import greedy_texts
 
 ANSWER = 8  # tokens
 WORDING = "Context: {fact}\nAccording to the context: {prompt}"

@@ -15,10 +15,10 @@ if TYPE_CHECKING:  # torch, transformers and faiss load only when they are used
     import numpy as np
     import torch
 
-    from neuraldb_faiss.editing.pipeline import Report
-    from neuraldb_faiss.evaluation.calibration import Calibration
+    from neuraldb_faiss.edits.pipeline import Report
+    from neuraldb_faiss.guard.calibration import Calibration
     from neuraldb_faiss.hook import Gate, Handle
-    from neuraldb_faiss.search import Matcher, Matches
+    from neuraldb_faiss.index import Matcher, Matches
 
 
 class NeuralDB:
@@ -203,8 +203,8 @@ class NeuralDB:
     ) -> Matcher:
         """A searcher over this generation's keys; "auto" is the kind that `reindex` set (flat at first). It lies on the
         GPU `device` where one is given that FAISS can use."""
-        from neuraldb_faiss.editing.editor import check_gamma
-        from neuraldb_faiss.search import Matcher
+        from neuraldb_faiss.index import Matcher
+        from neuraldb_faiss.solver.editor import check_gamma
 
         index = dict(self._settings["index"])
         if search not in ("auto", index["kind"]):
@@ -238,9 +238,9 @@ class NeuralDB:
             FingerprintError: the database was built with another model.
             BuildError: gamma or guard is out of range.
         """
-        from neuraldb_faiss.editing.editor import check_model
         from neuraldb_faiss.hook import attach
         from neuraldb_faiss.models.fingerprint import Fingerprint
+        from neuraldb_faiss.solver.editor import check_model
 
         stored = Fingerprint.from_json(self._settings["fingerprint"])
         site = check_model(stored, self._settings, model, strict=strict)
@@ -252,10 +252,10 @@ class NeuralDB:
         search: str = "auto",
     ) -> Gate:  # fmt: skip
         """What decides which tokens fire, for `attach`; arguments as there."""
-        from neuraldb_faiss.editing.editor import check_gamma, check_guard
         from neuraldb_faiss.hook.gates import make_gate
         from neuraldb_faiss.models.defaults import GAMMAS
         from neuraldb_faiss.models.sites import layer_device
+        from neuraldb_faiss.solver.editor import check_gamma, check_guard
 
         wanted = self.guard if guard is None else check_guard(guard)
         if gamma is None:
@@ -280,7 +280,7 @@ class NeuralDB:
         drop_failed: bool = False, report: Report | None = None, **how: Any,
     ) -> Generation | None:  # fmt: skip
         """Add facts; a fact with the subject and prompt of a live one updates it. None where nothing was new."""
-        from neuraldb_faiss.editing import changes
+        from neuraldb_faiss.edits import changes
 
         folded = fold(facts, on_conflict)
         editor = self._editor(model, tokenizer)
@@ -299,7 +299,7 @@ class NeuralDB:
         Raises:
             FactError: no live fact fits, or an id is unknown.
         """
-        from neuraldb_faiss.editing import changes
+        from neuraldb_faiss.edits import changes
 
         doomed = self.doomed(ids, subject=subject, source=source)
         editor = None if model is None else self._editor(model, tokenizer)
@@ -321,7 +321,7 @@ class NeuralDB:
 
     def solve(self, model: Any, tokenizer: Any, *, report: Report | None = None, **how: Any) -> Generation | None:
         """Solve the entries that wait for it; None where none do."""
-        from neuraldb_faiss.editing import changes
+        from neuraldb_faiss.edits import changes
 
         return self._changed(changes.solve(self._store, self._editor(model, tokenizer), report=report, **how))
 
@@ -341,7 +341,7 @@ class NeuralDB:
         self, kind: str, *, nlist: int | None = None, nprobe: int | None = None, wait: float = 10.0
     ) -> Generation:
         """Choose how keys are searched ("flat", "ivf" or "sketch") from now on; makes the index at once."""
-        from neuraldb_faiss.search import Matcher
+        from neuraldb_faiss.index import Matcher
 
         index = {name: value for name, value in (("kind", kind), ("nlist", nlist), ("nprobe", nprobe)) if value}
         with self._store.write(f"reindex --index {kind}", wait=wait) as transaction:
@@ -358,7 +358,7 @@ class NeuralDB:
 
         Returns the source it came from; None where one is to be trained anew (or there is nothing to train: "flat").
         """
-        from neuraldb_faiss.search.ivf import share_clustering
+        from neuraldb_faiss.index.ivf import share_clustering
 
         index = self._settings["index"]
         if index["kind"] != "ivf":
@@ -385,10 +385,10 @@ class NeuralDB:
         Raises:
             BuildError: the database has no subject guard. FactError: the file cannot be read.
         """
-        from neuraldb_faiss.editing.editor import check_model
-        from neuraldb_faiss.evaluation.calibration import calibrate
         from neuraldb_faiss.facts.readers import read_texts
+        from neuraldb_faiss.guard.calibration import calibrate
         from neuraldb_faiss.models.fingerprint import Fingerprint
+        from neuraldb_faiss.solver.editor import check_model
 
         if self.guard == "none":
             raise BuildError(f"{self.path} has no subject guard: its gate is one gamma for all")
@@ -409,9 +409,9 @@ class NeuralDB:
 
         `health.repair` mends a folder, also one that can no longer be opened.
         """
-        from neuraldb_faiss import health
+        from neuraldb_faiss import integrity
 
-        return health.check(self._store, deep=deep)
+        return integrity.check(self._store, deep=deep)
 
     def rebuild(
         self, path: str | Path, model: Any, tokenizer: Any, *, layer: int | None = None, residual: str | None = None,
@@ -448,7 +448,7 @@ class NeuralDB:
         return self.generation
 
     def _reopen(self) -> None:
-        from neuraldb_faiss.editing.editor import check_replacement
+        from neuraldb_faiss.solver.editor import check_replacement
 
         store = Store(self.path, self._store.mode)
         try:
@@ -470,7 +470,7 @@ class NeuralDB:
         self.close()
 
     def _editor(self, model: Any, tokenizer: Any) -> Any:
-        from neuraldb_faiss.editing.editor import Editor
+        from neuraldb_faiss.solver.editor import Editor
 
         return Editor.of(self._store.settings(self._store.generation), model, tokenizer)
 

@@ -11,7 +11,7 @@ from neuraldb_faiss.facts import Fact, fold
 from neuraldb_faiss.store import Store
 
 if TYPE_CHECKING:  # torch, transformers and faiss load only when they are used
-    from neuraldb_faiss.editing.pipeline import Report
+    from neuraldb_faiss.edits.pipeline import Report
 
 
 def build(
@@ -57,8 +57,8 @@ def build(
     Raises:
         NeuralDBError: its subclass and message say what is wrong.
     """
-    from neuraldb_faiss.editing import changes
-    from neuraldb_faiss.editing.editor import Editor
+    from neuraldb_faiss.edits import changes
+    from neuraldb_faiss.solver.editor import Editor
 
     folded = fold(facts, on_conflict)
     editor = Editor.new(
@@ -110,7 +110,7 @@ def merge(
     Raises:
         ConflictError, FingerprintError, StoreError: nothing has changed then.
     """
-    from neuraldb_faiss.editing.merging import merge as merge_stores
+    from neuraldb_faiss.edits.merge import merge as merge_stores
 
     stores = [Store(path) for path in sources]
     target, _ = merge_stores(

@@ -40,7 +40,7 @@ def missing_gpu(device: str) -> str | None:
         return None
     import torch
 
-    from neuraldb_faiss.search.faiss_module import gpu_count
+    from neuraldb_faiss.index.faiss_module import gpu_count
 
     if not torch.cuda.is_available():
         return "torch sees no NVIDIA GPU: run it where there is one, or try it with --device cpu --small"
@@ -65,7 +65,7 @@ def main(given: Sequence[str]) -> int:
         return 1
     import torch
 
-    from neuraldb_faiss.benchmarks.gpu import Bench, machine
+    from neuraldb_faiss.research.benchmarks.gpu import Bench, machine
 
     device = torch.device(asked.device)
     sizes = asked.keys or ([500, 2000] if asked.small else [100_000, 1_000_000])

@@ -21,8 +21,8 @@ import transformers  # noqa: E402
 
 from helpers.matrix import CHECKS, EXPECTED, Subject  # noqa: E402
 from helpers.tiny import KINDS, REFUSED_KINDS, SEEING_KINDS, tiny  # noqa: E402
-from neuraldb_faiss.editing.editor import Editor  # noqa: E402
 from neuraldb_faiss.errors import NeuralDBError  # noqa: E402
+from neuraldb_faiss.solver.editor import Editor  # noqa: E402
 
 FAILED = "FAILS"
 

@@ -10,6 +10,8 @@ cd "$root"
 
 .venv/bin/ruff check .
 .venv/bin/mypy
+.venv/bin/lint-imports --no-logo
+.venv/bin/codespell
 
 leave_out=()
 if ! .venv/bin/python -m neuraldb_faiss.models.demo; then

@@ -6,7 +6,7 @@
 FACTS and TEST are CounterFact files; facts of FACTS whose subject is in TEST are left out. Each method is searched
 in stages: a stage tries its candidates on top of the best so far, which stays where none is better; the harmonic
 score decides. Killed, the same command goes on: what was tried is in --out, solved residuals in --cache. Put what it
-chooses into neuraldb_faiss/baselines/defaults.py.
+chooses into neuraldb_faiss/research/baselines/defaults.py.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from pathlib import Path
 from statistics import harmonic_mean
 from typing import Any
 
-from neuraldb_faiss.baselines import METHODS, edited
 from neuraldb_faiss.errors import NeuralDBError
-from neuraldb_faiss.evaluation import metrics
-from neuraldb_faiss.evaluation.cases import Case, read_cases
-from neuraldb_faiss.evaluation.scoring import score_pairs, separators_of
 from neuraldb_faiss.models import load_model
+from neuraldb_faiss.research.baselines import METHODS, edited
+from neuraldb_faiss.research.evaluation import metrics
+from neuraldb_faiss.research.evaluation.cases import Case, read_cases
+from neuraldb_faiss.research.evaluation.scoring import score_pairs, separators_of
 
 SPANS: list[dict[str, Any]] = [{"layers": [1, 2, 3, 4, 5]}, {"layers": [3, 4, 5]}, {"layers": [3]}]
 WEIGHTS: list[dict[str, Any]] = [{"c0_weight": value} for value in (150.0, 500.0, 5000.0)]

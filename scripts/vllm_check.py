@@ -130,7 +130,7 @@ def answer_vllm(task: dict[str, Any]) -> dict[str, Any]:
     found["answers_again"], found["cached_tokens_again"] = answers()
     if task.get("refresh"):
         from neuraldb_faiss import NeuralDB
-        from neuraldb_faiss.integrations.vllm import refresh
+        from neuraldb_faiss.integrations.vllm.plugin import refresh
 
         NeuralDB.open(task["db"], "rw").remove([task["fact"]])
         found["answers_before_refresh"] = answers()[0]

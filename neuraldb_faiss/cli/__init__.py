@@ -5,6 +5,6 @@ from __future__ import annotations
 
 def main() -> None:
     """Entry point of the installed command, and of `python -m neuraldb_faiss.cli`."""
-    from .app import cli
+    from .main import cli
 
     cli(prog_name="neuraldb")

@@ -12,8 +12,8 @@ from neuraldb_faiss.cli.loading import model_of
 from neuraldb_faiss.cli.output import console, count, emit_json, plain, say
 
 if TYPE_CHECKING:
-    from neuraldb_faiss.hook.answers import Answer, Fired
-    from neuraldb_faiss.hook.explain import Nearest
+    from neuraldb_faiss.inference.ask import Answer, Fired
+    from neuraldb_faiss.inference.explain import Nearest
     from neuraldb_faiss.store import StoredFact
 
 
@@ -56,7 +56,7 @@ def generate(
 
     with NeuralDB.open(db) as database:
         loaded, tokenizer = model_of(database, model, device, dtype)
-        from neuraldb_faiss.hook.answers import ask
+        from neuraldb_faiss.inference.ask import ask
 
         with database.attach(loaded, tokenizer, gamma=gamma, guard=guard, search=index) as handle:
             answer = ask(
@@ -196,15 +196,15 @@ def explain(
     with NeuralDB.open(db) as database:
         loaded, tokenizer = model_of(database, model, device, dtype)
         if html is not None:
-            from neuraldb_faiss.inspector.looking import Looker
             from neuraldb_faiss.inspector.rendering import page_of, write_page
+            from neuraldb_faiss.inspector.views import Looker
 
             looker = Looker(database, loaded, tokenizer, gamma=gamma, guard=guard, search=index)
             seen = looker.look(prompt, max_new_tokens=max_new_tokens)
             write_page(page_of(seen, prompt, database.info()), html)
             say(f"written: {html}")
             return
-        from neuraldb_faiss.hook.explain import explain as look
+        from neuraldb_faiss.inference.explain import explain as look
 
         found, gate = look(database, loaded, tokenizer, prompt, gamma=gamma, guard=guard, search=index)
     if top is not None:

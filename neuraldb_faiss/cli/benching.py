@@ -59,7 +59,7 @@ def bench(
             raise click.UsageError(f"say which database: bench {what} --db DB")
         found = _on_database(what, db, model, guards, device, dtype, facts, d1, repeats, peers)
     else:
-        from neuraldb_faiss.benchmarks import lifecycle
+        from neuraldb_faiss.research.benchmarks import lifecycle
 
         facts, d1 = facts or 100_000, d1 or 1536
         say(f"making databases of {facts:,} facts")
@@ -81,17 +81,17 @@ def _on_database(
 
     with NeuralDB.open(db) as database:
         if what == "search":
-            from neuraldb_faiss.benchmarks.search import bench_keys
+            from neuraldb_faiss.research.benchmarks.search import bench_keys
 
             return bench_keys(database.snapshot, facts=facts or 100_000, d1=d1, repeats=repeats, peers=peers)
         loaded, tokenizer = model_of(database, model, device, dtype)
         if what == "build":
-            from neuraldb_faiss.benchmarks.building import bench_build
-            from neuraldb_faiss.editing.editor import Editor
+            from neuraldb_faiss.research.benchmarks.building import bench_build
+            from neuraldb_faiss.solver.editor import Editor
 
             editor = Editor.new(loaded, tokenizer, layer=database.layer)
             return bench_build(editor, database.facts(limit=facts or 8), repeats=repeats)
-        from neuraldb_faiss.benchmarks.lookup import bench_lookup
+        from neuraldb_faiss.research.benchmarks.lookup import bench_lookup
 
         return bench_lookup(database, loaded, tokenizer, guards=guards, repeats=repeats)
 

@@ -17,7 +17,7 @@ from neuraldb_faiss.errors import FactError
 
 if TYPE_CHECKING:
     from neuraldb_faiss import NeuralDB
-    from neuraldb_faiss.editing.pipeline import Progress, Report
+    from neuraldb_faiss.edits.pipeline import Progress, Report
     from neuraldb_faiss.facts import Fact
 
 
@@ -153,7 +153,7 @@ def _checked(making: dict[str, Any]) -> dict[str, Any]:
 
     Wrong ones are refused here, before anything slow.
     """
-    from neuraldb_faiss.editing.editor import check_gamma
+    from neuraldb_faiss.solver.editor import check_gamma
 
     making.update(opt.with_preset(making.pop("preset"), making))
     making["index"] = opt.index_settings(making["index"], making.pop("nlist"), making.pop("nprobe"))
@@ -215,7 +215,7 @@ def _build_here(facts: Sequence[Fact], out: Path, model: str, command: str, sett
 def _build_on_ray(
     cluster: tuple[str, int], facts: Sequence[Fact], out: Path, model: str, command: str, settings: dict[str, Any]
 ) -> _Made:
-    from neuraldb_faiss.making_ray import build_on_ray
+    from neuraldb_faiss.integrations.ray import build_on_ray
 
     address, workers = cluster
     say(f"{count(workers, 'worker')} on Ray at {address}: loading {model}")

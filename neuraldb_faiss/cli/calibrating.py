@@ -36,7 +36,7 @@ def calibrate(
     entry fire though its subject does not end there, and stores for the worst names a floor above every such cosine.
     """
     from neuraldb_faiss.database import NeuralDB
-    from neuraldb_faiss.editing.pipeline import Progress
+    from neuraldb_faiss.edits.pipeline import Progress
 
     with NeuralDB.open(db, "rw") as database:
         loaded, tokenizer = model_of(database, model, device, dtype)

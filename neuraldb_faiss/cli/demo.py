@@ -1,4 +1,4 @@
-"""`neuraldb demo`: prints what `neuraldb_faiss.demo` shows."""
+"""`neuraldb demo`: prints what `neuraldb_faiss.inference.demo` shows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from neuraldb_faiss.cli.output import clip, console, count, duration, plain, pro
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from neuraldb_faiss.demo import Check, Shown
+    from neuraldb_faiss.inference.demo import Check, Shown
 
 WIDTH = 98
 _path = click.Path(path_type=Path)
@@ -51,8 +51,8 @@ def demo(
         raise click.ClickException(
             f"no facts at {facts_file}: run this in the checkout's folder, or name a file (--facts)"
         )
-    from neuraldb_faiss import demo as logic
     from neuraldb_faiss.cli.loading import load_model
+    from neuraldb_faiss.inference import demo as logic
     from neuraldb_faiss.models import get_demo_model
 
     started = time.monotonic()

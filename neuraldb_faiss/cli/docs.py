@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from neuraldb_faiss.cli.app import COMMANDS, cli
+from neuraldb_faiss.cli.main import COMMANDS, cli
 
 INTRODUCTION = """\
 # Command line

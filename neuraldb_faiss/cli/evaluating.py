@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neuraldb_faiss.baselines.settings import METHODS as EDITORS
 from neuraldb_faiss.cli import options as opt
 from neuraldb_faiss.cli.loading import model_of
 from neuraldb_faiss.cli.output import console, count, emit_json, progress, say
+from neuraldb_faiss.research.baselines.settings import METHODS as EDITORS
 
 if TYPE_CHECKING:
     from neuraldb_faiss.database import NeuralDB
-    from neuraldb_faiss.evaluation.methods import Method
-    from neuraldb_faiss.evaluation.statistics import Estimate
+    from neuraldb_faiss.research.evaluation.methods import Method
+    from neuraldb_faiss.research.evaluation.statistics import Estimate
 
     Estimates = Mapping[str, Estimate | None]
 
@@ -79,10 +79,10 @@ def evaluate(
     model is measured beside, once for all runs in the folder of --out.
     """
     from neuraldb_faiss.database import NeuralDB
-    from neuraldb_faiss.evaluation.cases import in_place, read_cases
-    from neuraldb_faiss.evaluation.evaluate import BASE, Settings, Source
-    from neuraldb_faiss.evaluation.evaluate import evaluate as run
-    from neuraldb_faiss.evaluation.statistics import differences, summarise
+    from neuraldb_faiss.research.evaluation.cases import in_place, read_cases
+    from neuraldb_faiss.research.evaluation.evaluate import BASE, Settings, Source
+    from neuraldb_faiss.research.evaluation.evaluate import evaluate as run
+    from neuraldb_faiss.research.evaluation.statistics import differences, summarise
 
     names = None if metrics is None else tuple(name.strip() for name in metrics.split(","))
     settings = Settings(dataset, names, generations, seed=seed, quirks=quirks)
@@ -137,9 +137,9 @@ def lm_eval(
     The tasks "paper" and "general" stand for the paper's six, and these with logiqa, arc_easy and winogrande.
     """
     from neuraldb_faiss.database import NeuralDB
-    from neuraldb_faiss.evaluation.harness import general_ability, read_arguments, run_identity
-    from neuraldb_faiss.evaluation.methods import base, facts_identity
-    from neuraldb_faiss.evaluation.runs import base_path
+    from neuraldb_faiss.research.evaluation.harness import general_ability, read_arguments, run_identity
+    from neuraldb_faiss.research.evaluation.methods import base, facts_identity
+    from neuraldb_faiss.research.evaluation.runs import base_path
 
     tasks = read_arguments(arguments, data)
     with NeuralDB.open(db) as database:
@@ -157,7 +157,7 @@ def lm_eval(
 def _report_tasks(
     method: str, names: Sequence[str], rows: Mapping[str, Any], beside: Mapping[str, Any], as_json: bool, out: Path
 ) -> None:
-    from neuraldb_faiss.evaluation.statistics import differences, summarise
+    from neuraldb_faiss.research.evaluation.statistics import differences, summarise
 
     told: dict[str, Any] = {}
     for name in names:
@@ -183,9 +183,9 @@ def _make(
     sets: tuple[str, ...], gamma: float | None, guard: str | None, index: str | None,
 ) -> Method:  # fmt: skip
     """The method that the options name, after a check that the model is the database's."""
-    from neuraldb_faiss.editing.editor import check_gamma, check_model
-    from neuraldb_faiss.evaluation.methods import make_method
     from neuraldb_faiss.models.fingerprint import Fingerprint
+    from neuraldb_faiss.research.evaluation.methods import make_method
+    from neuraldb_faiss.solver.editor import check_gamma, check_model
 
     if gamma is not None:
         check_gamma(gamma)
@@ -241,7 +241,7 @@ def _print(method: str, found: Estimates, based: Estimates, apart: Estimates) ->
     from rich import box
     from rich.table import Table
 
-    from neuraldb_faiss.evaluation.statistics import shown
+    from neuraldb_faiss.research.evaluation.statistics import shown
 
     def cell(name: str, one: Estimate | None) -> str:
         if one is None:
@@ -267,7 +267,7 @@ def _print(method: str, found: Estimates, based: Estimates, apart: Estimates) ->
 @click.option("--title", default="Evaluation", show_default=True, help="The page's title.")
 def report(runs: tuple[Path, ...], out: Path, metrics: str | None, title: str) -> None:
     """Make one self-contained page of RUNS: tables with 95 % intervals, paired differences, plots."""
-    from neuraldb_faiss.evaluation.report import write_report
+    from neuraldb_faiss.research.evaluation.report import write_report
 
     names = None if metrics is None else tuple(name.strip() for name in metrics.split(","))
     comparisons = write_report(runs, out, names, title=title)

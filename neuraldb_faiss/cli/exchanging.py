@@ -87,8 +87,8 @@ def import_(
     if model is not None and into is None:
         raise click.UsageError("--model belongs to --into: a new database needs none")
     from neuraldb_faiss.database import NeuralDB
-    from neuraldb_faiss.exchange.importing import import_file
-    from neuraldb_faiss.exchange.reading import VectorFile
+    from neuraldb_faiss.exchange.import_file import import_file
+    from neuraldb_faiss.exchange.read_file import VectorFile
 
     VectorFile(file)  # refused before a model is loaded
     loaded, tokenizer = (None, None) if model is None else load_model(model, device, dtype)

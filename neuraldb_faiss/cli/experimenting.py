@@ -12,8 +12,8 @@ from neuraldb_faiss.cli.evaluating import toml_settings
 from neuraldb_faiss.cli.loading import load_model
 from neuraldb_faiss.cli.output import count, emit_json, progress, say
 from neuraldb_faiss.errors import EvaluationError
-from neuraldb_faiss.evaluation.experiments import EXPERIMENTS
-from neuraldb_faiss.evaluation.experiments import experiment as find
+from neuraldb_faiss.research.experiments import EXPERIMENTS
+from neuraldb_faiss.research.experiments import experiment as find
 
 
 @click.command()
@@ -59,7 +59,7 @@ def experiment(
 
     The same command goes on where it stopped.
     """
-    from neuraldb_faiss.evaluation.experiments.lab import COMMON, Lab, merged
+    from neuraldb_faiss.research.experiments.lab import COMMON, Lab, merged
 
     module = find(name)
     named = {"model": model, "cases": cases, "facts": facts}

@@ -41,7 +41,7 @@ def inspect(
     from neuraldb_faiss.database import NeuralDB
     from neuraldb_faiss.inspector.app import NAME, Inspected, routes
     from neuraldb_faiss.serving.hosts import Hosts
-    from neuraldb_faiss.serving.run import Server, bind
+    from neuraldb_faiss.serving.server import Server, bind
     from neuraldb_faiss.serving.settings import Limits, Tokens
 
     token = secrets.token_urlsafe(24)

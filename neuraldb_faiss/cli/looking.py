@@ -170,14 +170,14 @@ def history(db: Path, as_json: bool) -> None:
 @opt.as_json
 def verify(db: Path, deep: bool, repair: bool, wait: float, as_json: bool) -> None:
     """Check a database; exits with 1 where something is wrong and --repair did not mend it."""
-    from neuraldb_faiss import health
+    from neuraldb_faiss import integrity
     from neuraldb_faiss.store import Store
 
     def check(deep: bool) -> tuple[list[Any], int, int]:
         store = Store(db)
         try:
             with progress("reading every byte" if deep else "checking"):
-                problems = health.check(store, deep=deep)
+                problems = integrity.check(store, deep=deep)
             last = store.catalog.generations()[-1]
             return problems, last.generation, last.facts
         finally:
@@ -192,7 +192,7 @@ def verify(db: Path, deep: bool, repair: bool, wait: float, as_json: bool) -> No
     problems = found
     if repair and found:
         with progress("repairing"):
-            done = health.repair(db, wait=wait)
+            done = integrity.repair(db, wait=wait)
         affected, quarantined = list(done.facts), done.quarantined
         problems, generation, number = check(True)
     if as_json:

@@ -16,7 +16,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from neuraldb_faiss.editing.pipeline import Progress
+    from neuraldb_faiss.edits.pipeline import Progress
 
 LOG_EVERY = 5.0  # seconds between two progress lines where there is no terminal
 PLAIN_WIDTH = 100

@@ -96,7 +96,7 @@ def serve(
         prompt_tokens=max_prompt_tokens, new_tokens=max_new_tokens, body=max_body, timeout=timeout, queue=max_queue,
         batch=max_batch, grace=grace,
     )  # fmt: skip
-    from neuraldb_faiss.serving.run import Server, bind
+    from neuraldb_faiss.serving.server import Server, bind
 
     with bind(host, port) as bound:
         address = bound.getsockname()

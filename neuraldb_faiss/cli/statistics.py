@@ -66,7 +66,7 @@ def statistics(
     TEXT is a file of JSON lines (plain or gzipped) with a field "text", Wikipedia articles for instance, or
     datasets:NAME[:SPLIT]. What was made before from the same text is not made again.
     """
-    from neuraldb_faiss.baselines import METHODS, default_settings, make_statistics
+    from neuraldb_faiss.research.baselines import METHODS, default_settings, make_statistics
 
     loaded, tokenizer = load_model(model, device, dtype)
     if layers is None:

@@ -13,7 +13,7 @@ from neuraldb_faiss.cli.output import console, count, emit_json, progress, say
 from neuraldb_faiss.cli.statistics import Layers
 
 if TYPE_CHECKING:
-    from neuraldb_faiss.evaluation.tuning_report import Table
+    from neuraldb_faiss.research.evaluation.tuning_report import Table
 
 
 class Gammas(click.ParamType):
@@ -69,8 +69,8 @@ def tune_layer(
     Solves the facts at each layer and measures whether their own prompts and paraphrases get the new answer, whether
     prompts about other subjects stay as they were, and, for every gamma, what fires there and in ordinary text.
     """
-    from neuraldb_faiss.evaluation import tuning
-    from neuraldb_faiss.evaluation import tuning_report as told
+    from neuraldb_faiss.research.evaluation import tuning
+    from neuraldb_faiss.research.evaluation import tuning_report as told
 
     sample = load_facts([str(facts or tuning.SAMPLE_FACTS)], "auto", limit=limit, on_conflict="first", skip_bad=False)
     loaded, tokenizer = load_model(model, device, dtype)

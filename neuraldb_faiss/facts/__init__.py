@@ -1,7 +1,7 @@
 """Facts: what they are, how they are read, how they are folded."""
 
+from neuraldb_faiss.facts.deduplicate import ON_CONFLICT, Folded, fold
 from neuraldb_faiss.facts.fact import Fact
-from neuraldb_faiss.facts.fold import ON_CONFLICT, Folded, fold
 from neuraldb_faiss.facts.readers import FORMATS, BadRecord, read_facts, read_numbered
 
 __all__ = ["FORMATS", "ON_CONFLICT", "BadRecord", "Fact", "Folded", "fold", "read_facts", "read_numbered"]

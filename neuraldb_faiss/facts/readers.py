@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 
 from neuraldb_faiss.errors import FactError
 from neuraldb_faiss.facts.fact import Fact, clip
-from neuraldb_faiss.facts.records import FORMATS, convert, detect
+from neuraldb_faiss.facts.formats import FORMATS, convert, detect
 
 _DATASETS = "datasets:"
 _DECODER = json.JSONDecoder()

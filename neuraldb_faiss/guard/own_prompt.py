@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.guard.name_index import Subjects
 from neuraldb_faiss.guard.texts import Texts
-from neuraldb_faiss.models.prompts import encode_all
-from neuraldb_faiss.search.subjects import Subjects
+from neuraldb_faiss.models.tokenization import encode_all
 
 _AT_ONCE = 512
 _UTF8 = 4  # bytes a code point takes, at most

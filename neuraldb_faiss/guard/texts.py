@@ -8,9 +8,9 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from neuraldb_faiss.guard.folding import fold_bytes
+from neuraldb_faiss.guard.name_index import Folded, Speller
 from neuraldb_faiss.guard.token_bytes import BREAK, respells, token_bytes
-from neuraldb_faiss.search.folding import fold_bytes
-from neuraldb_faiss.search.subjects import Folded, Speller
 
 UNSEEN = b"a"  # left context that is not known: no name may begin right behind it, as none does inside a word
 _known: WeakKeyDictionary[Any, Texts] = WeakKeyDictionary()

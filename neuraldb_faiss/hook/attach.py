@@ -9,14 +9,14 @@ from typing import Protocol
 from torch import nn
 
 from neuraldb_faiss.errors import FingerprintError, ModelError, NeuralDBError
-from neuraldb_faiss.hook import copying
-from neuraldb_faiss.hook.compiled import mark, unmark
-from neuraldb_faiss.hook.context import Context
+from neuraldb_faiss.hook import model_copies
+from neuraldb_faiss.hook.forward_context import Context
 from neuraldb_faiss.hook.gates import Gate
 from neuraldb_faiss.hook.lookup import Fire, Lookup
-from neuraldb_faiss.hook.missed import why_missed
+from neuraldb_faiss.hook.missed_lookup import why_missed
+from neuraldb_faiss.hook.torch_compile import mark, unmark
+from neuraldb_faiss.index.base import EntrySource
 from neuraldb_faiss.models.sites import unwrap
-from neuraldb_faiss.search.searcher import EntrySource
 
 
 class Site(Protocol):
@@ -50,7 +50,7 @@ class Handle:
         self._lookup = Lookup(gate, self._context, trace_size)
         self._hook = site.module.register_forward_hook(self._lookup.hook)
         self._model, self._name, self._module = model, site.module_name, site.module
-        copying.leave_out(self._module, self._hook)
+        model_copies.leave_out(self._module, self._hook)
         mark(self._module)
         self._context.missed = self._missed  # last: forwards that began before had not all the hooks
 
@@ -101,7 +101,7 @@ class Handle:
         if not self._lookup.removed:
             self._lookup.removed = True
             self._hook.remove()
-            copying.forget(self._module, self._hook)
+            model_copies.forget(self._module, self._hook)
             self._context.remove()
             unmark(self._module)
 

@@ -10,16 +10,16 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from neuraldb_faiss.guard.matcher import NamedSource, SubjectMatcher
+from neuraldb_faiss.guard.name_index import Folded
 from neuraldb_faiss.guard.texts import Texts
-from neuraldb_faiss.hook.calls import Tokens
-from neuraldb_faiss.hook.history import UNKNOWN
+from neuraldb_faiss.hook.forward_call import Tokens
+from neuraldb_faiss.hook.kv_history import UNKNOWN
+from neuraldb_faiss.index.base import EntrySource
+from neuraldb_faiss.index.device_matcher import Candidates
+from neuraldb_faiss.index.matcher import Matcher, Matches
 from neuraldb_faiss.models.defaults import GAMMAS
 from neuraldb_faiss.models.loading import tokenizer_of
-from neuraldb_faiss.search.matcher import Matcher, Matches
-from neuraldb_faiss.search.on_device import Candidates
-from neuraldb_faiss.search.searcher import EntrySource
-from neuraldb_faiss.search.subject_matcher import NamedSource, SubjectMatcher
-from neuraldb_faiss.search.subjects import Folded
 
 UTF8 = 4  # bytes a code point takes, at most
 

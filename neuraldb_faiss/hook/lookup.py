@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from neuraldb_faiss.hook import compiled
-from neuraldb_faiss.hook.calls import Call, Tokens
-from neuraldb_faiss.hook.context import Context
+from neuraldb_faiss.hook import torch_compile
+from neuraldb_faiss.hook.forward_call import Call, Tokens
+from neuraldb_faiss.hook.forward_context import Context
 from neuraldb_faiss.hook.gates import Gate
-from neuraldb_faiss.hook.residuals import ResidualCache
-from neuraldb_faiss.search.on_device import Candidates, decide
-from neuraldb_faiss.search.searcher import EntrySource
-from neuraldb_faiss.search.transfers import Transfer, on_gpu, to_device
+from neuraldb_faiss.hook.residual_cache import ResidualCache
+from neuraldb_faiss.index.base import EntrySource
+from neuraldb_faiss.index.device_matcher import Candidates, decide
+from neuraldb_faiss.index.transfers import Transfer, on_gpu, to_device
 
 MAX_UNDECIDED = 256  # forwards whose outcome may wait on the GPU for somebody who asks
 
@@ -82,7 +82,7 @@ class Lookup:
         self._lock = threading.Lock()
         self._thread = _ThreadState()
         self._eagerly = torch.compiler.disable(self.__call__)
-        self._number = compiled.number(self)
+        self._number = torch_compile.number(self)
 
     @property
     def hits(self) -> int:
@@ -157,7 +157,7 @@ class Lookup:
             call = self._context.traced_call()
             if call is not None:
                 self._context.looked_in_trace()
-                return compiled.lookup(args[0], output, call, self._number)
+                return torch_compile.lookup(args[0], output, call, self._number)
         return self._eagerly(module, args, output)
 
     def added(self, keys: torch.Tensor, output: torch.Tensor, call: Call) -> torch.Tensor:

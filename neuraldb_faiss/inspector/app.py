@@ -15,11 +15,11 @@ from pydantic import BaseModel, Field
 
 from neuraldb_faiss.database import NeuralDB
 from neuraldb_faiss.errors import FingerprintError, NeuralDBError, StoreError
-from neuraldb_faiss.inspector.looking import Look, Looker
 from neuraldb_faiss.inspector.rendering import histogram_part, live_page, look_part
+from neuraldb_faiss.inspector.views import Look, Looker
 from neuraldb_faiss.serving.errors import ApiError, too_slow, unreadable
-from neuraldb_faiss.serving.facts import check
 from neuraldb_faiss.serving.jobs import Job
+from neuraldb_faiss.serving.routes.facts import check
 from neuraldb_faiss.serving.service import Service, bearer
 from neuraldb_faiss.serving.tenants import Tenant
 from neuraldb_faiss.store import Store, rollback

@@ -10,9 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from neuraldb_faiss.hook.answers import Fired
-from neuraldb_faiss.hook.explain import Nearest
-from neuraldb_faiss.inspector.looking import Look, Series
+from neuraldb_faiss.inference.ask import Fired
+from neuraldb_faiss.inference.explain import Nearest
+from neuraldb_faiss.inspector.views import Look, Series
 from neuraldb_faiss.store import atomic
 
 BINS = 44

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from neuraldb_faiss.models.demo import get_demo_model
     from neuraldb_faiss.models.fingerprint import Fingerprint
     from neuraldb_faiss.models.loading import load_model
-    from neuraldb_faiss.models.prompts import (
+    from neuraldb_faiss.models.sites import AttentionSite, FFNSite, find_attention, find_site, layer_count
+    from neuraldb_faiss.models.tokenization import (
         Encoded,
         EncodedTarget,
         encode,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
         key_id,
         key_ids,
     )
-    from neuraldb_faiss.models.sites import AttentionSite, FFNSite, find_attention, find_site, layer_count
 
 __all__ = [
     "AttentionSite",
@@ -60,7 +60,7 @@ _ROOMS = {
     ".fingerprint": ("Fingerprint",),
     ".loading": ("load_model",),
     ".sites": ("AttentionSite", "FFNSite", "find_attention", "find_site", "layer_count"),
-    ".prompts": (
+    ".tokenization": (
         "Encoded",
         "EncodedTarget",
         "encode",

@@ -13,12 +13,12 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from neuraldb_faiss.serving import facts, openai
 from neuraldb_faiss.serving.errors import ApiError
 from neuraldb_faiss.serving.hosts import Hosts
-from neuraldb_faiss.serving.invalid import invalid
 from neuraldb_faiss.serving.middleware import Door, too_large
+from neuraldb_faiss.serving.routes import completions, facts
 from neuraldb_faiss.serving.service import Service
+from neuraldb_faiss.serving.validation_errors import invalid
 
 
 def make_app(service: Service, routers: Sequence[APIRouter] = (), hosts: Hosts | None = None) -> ASGIApp:
@@ -40,7 +40,7 @@ def make_app(service: Service, routers: Sequence[APIRouter] = (), hosts: Hosts |
         max_body_size=service.limits.body,
     )  # fmt: skip
     app.state.service = service
-    for router in (openai.router, facts.router, *routers):
+    for router in (completions.router, facts.router, *routers):
         app.include_router(router)
     app.add_api_route("/health", _health)
     app.add_api_route("/metrics", _metrics)

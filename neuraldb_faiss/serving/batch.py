@@ -13,12 +13,12 @@ from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteria
 from neuraldb_faiss.errors import NeuralDBError
 from neuraldb_faiss.models.generation import greedy
 from neuraldb_faiss.models.sites import input_device, unwrap
-from neuraldb_faiss.serving.asks import Ask, Chosen, Ended, Failed, Fired, Said, Started
+from neuraldb_faiss.serving.detokenizer import Stops, Words
 from neuraldb_faiss.serving.errors import ApiError, model_failed, unreadable
+from neuraldb_faiss.serving.generation import Ask, Chosen, Ended, Failed, Fired, Said, Started
 from neuraldb_faiss.serving.metrics import Metrics
 from neuraldb_faiss.serving.sampling import RowSampler, Sampler
 from neuraldb_faiss.serving.tenants import Tenant
-from neuraldb_faiss.serving.texts import Stops, Words
 
 logger = logging.getLogger(__name__)
 

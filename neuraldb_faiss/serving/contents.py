@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from neuraldb_faiss.serving.invalid import wrong
+from neuraldb_faiss.serving.validation_errors import wrong
 
 ROLES = ("system", "developer", "user", "assistant")
 Prompt = str | list[int]  # a text, or its token ids

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 from neuraldb_faiss.errors import LockedError, NeuralDBError
 from neuraldb_faiss.models.generation import end_ids
 from neuraldb_faiss.serving import batch
-from neuraldb_faiss.serving.asks import Ask, Failed
 from neuraldb_faiss.serving.errors import ApiError, model_failed, stopping, unreadable
+from neuraldb_faiss.serving.generation import Ask, Failed
 from neuraldb_faiss.serving.jobs import LOCK_WAIT, Interrupted, Job
 from neuraldb_faiss.serving.metrics import Metrics
 from neuraldb_faiss.serving.settings import Limits

@@ -9,12 +9,12 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from neuraldb_faiss.editing import changes
-from neuraldb_faiss.editing.editor import Edited, Editor
-from neuraldb_faiss.editing.pipeline import Progress
+from neuraldb_faiss.edits import changes
+from neuraldb_faiss.edits.pipeline import Progress
 from neuraldb_faiss.errors import FactError, NeuralDBError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.serving.tenants import Tenant
+from neuraldb_faiss.solver.editor import Edited, Editor
 from neuraldb_faiss.store import Generation, Store
 
 LOCK_WAIT = 60.0  # seconds that a change waits for another process that writes

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from neuraldb_faiss.serving.asks import Chosen
-from neuraldb_faiss.serving.prompts import Prompts
+from neuraldb_faiss.serving.encoding import Prompts
+from neuraldb_faiss.serving.generation import Chosen
 from neuraldb_faiss.serving.requests import Chat, Generating
 
 

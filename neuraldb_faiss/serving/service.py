@@ -8,9 +8,9 @@ from typing import cast
 
 from starlette.requests import Request
 
+from neuraldb_faiss.serving.encoding import Prompts
 from neuraldb_faiss.serving.engine import Engine
 from neuraldb_faiss.serving.metrics import Metrics
-from neuraldb_faiss.serving.prompts import Prompts
 from neuraldb_faiss.serving.settings import Limits
 from neuraldb_faiss.serving.tenants import Tenants
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from neuraldb_faiss.database import NeuralDB
-from neuraldb_faiss.editing.editor import check_model
 from neuraldb_faiss.errors import NeuralDBError
 from neuraldb_faiss.hook import Fire, attach
 from neuraldb_faiss.models import FFNSite, Fingerprint
 from neuraldb_faiss.serving.errors import ApiError
-from neuraldb_faiss.serving.routing import RowGate
+from neuraldb_faiss.serving.row_gate import RowGate
 from neuraldb_faiss.serving.settings import UNEDITED, Limits, Tokens
+from neuraldb_faiss.solver.editor import check_model
 from neuraldb_faiss.store import Store, StoredFact
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from neuraldb_faiss.errors import CorruptError
 from neuraldb_faiss.store import files
 from neuraldb_faiss.store.catalog import VISIBLE
-from neuraldb_faiss.store.history import rewrite
+from neuraldb_faiss.store.maintenance import rewrite
 from neuraldb_faiss.store.records import Generation, StoredFact
 from neuraldb_faiss.store.segments import Segment
 from neuraldb_faiss.store.store import Store

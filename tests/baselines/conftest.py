@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from helpers.weight_edits import write_texts
-from neuraldb_faiss.baselines import Statistics, make_statistics
+from neuraldb_faiss.research.baselines import Statistics, make_statistics
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ import torch
 from helpers import weight_edits as plain
 from helpers.tiny import tiny
 from helpers.weight_edits import FACTS
-from neuraldb_faiss.baselines import Statistics, layer_kernel
-from neuraldb_faiss.editing import generate_prefixes
 from neuraldb_faiss.errors import BuildError
 from neuraldb_faiss.models import find_site
+from neuraldb_faiss.research.baselines import Statistics, layer_kernel
+from neuraldb_faiss.solver import generate_prefixes
 
 Take = Callable[..., Statistics]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from neuraldb_faiss import Fact
-from neuraldb_faiss.baselines import edited, make_statistics
+from neuraldb_faiss.research.baselines import edited, make_statistics
 
 FACTS = [
     Fact("Danielle Darrieux", "The mother tongue of {} is", "English", target_true="French"),

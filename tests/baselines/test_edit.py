@@ -15,10 +15,10 @@ from helpers import weight_edits as plain
 from helpers.tiny import tiny
 from helpers.weight_edits import FACTS, FEW_STEPS
 from neuraldb_faiss import Fact
-from neuraldb_faiss.baselines import METHODS, Edit, Statistics, default_settings, edited
-from neuraldb_faiss.editing.editor import Editor
 from neuraldb_faiss.errors import BuildError, ModelError
 from neuraldb_faiss.models import find_site
+from neuraldb_faiss.research.baselines import METHODS, Edit, Statistics, default_settings, edited
+from neuraldb_faiss.solver.editor import Editor
 
 Take = Callable[..., Statistics]
 LAYERS = [0, 1, 2]
@@ -232,7 +232,7 @@ def test_restores_whatever_happens_inside(name: str, take: Take) -> None:
 
 
 def test_a_failure_while_writing_restores(take: Take, monkeypatch: pytest.MonkeyPatch) -> None:
-    from neuraldb_faiss.baselines import kernels
+    from neuraldb_faiss.research.baselines import kernels
 
     model, tokenizer = tiny("llama")
     statistics, before, calls = take(model, tokenizer, LAYERS), bits(model), []
@@ -323,7 +323,7 @@ def test_a_compiled_model_is_edited_under_its_wrapper(take: Take) -> None:
 
 
 def test_romes_scale_at_position_0_is_that_of_the_prefixed_rows() -> None:
-    from neuraldb_faiss.baselines.rome import _norm_ratio
+    from neuraldb_faiss.research.baselines.rome import _norm_ratio
 
     model, tokenizer = tiny("llama")
     editor, site = Editor.new(model, tokenizer, layer=1, keys="paper"), find_site(model, 1)

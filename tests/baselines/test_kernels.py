@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from helpers.tiny import tiny
-from neuraldb_faiss.baselines import kernels
-from neuraldb_faiss.baselines.kernels import Kernel, NullSpace, RankOne
-from neuraldb_faiss.baselines.weights import copied
 from neuraldb_faiss.errors import BuildError
 from neuraldb_faiss.models import find_site
+from neuraldb_faiss.research.baselines import kernels
+from neuraldb_faiss.research.baselines.kernels import Kernel, NullSpace, RankOne
+from neuraldb_faiss.research.baselines.weights import copied
 
 D1, D2, M = 24, 10, 5
 

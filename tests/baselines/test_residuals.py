@@ -13,11 +13,11 @@ import pytest
 from helpers.tiny import tiny
 from helpers.weight_edits import FACTS, FEW_STEPS
 from neuraldb_faiss import Fact
-from neuraldb_faiss.baselines import Statistics, edited
-from neuraldb_faiss.baselines import residuals as module
-from neuraldb_faiss.baselines.residuals import Residuals, after
-from neuraldb_faiss.editing.editor import Editor
 from neuraldb_faiss.errors import BuildError, CorruptError
+from neuraldb_faiss.research.baselines import Statistics, edited
+from neuraldb_faiss.research.baselines import residuals as module
+from neuraldb_faiss.research.baselines.residuals import Residuals, after
+from neuraldb_faiss.solver.editor import Editor
 
 Take = Callable[..., Statistics]
 LINEAR: dict[str, dict[str, Any]] = {

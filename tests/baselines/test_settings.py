@@ -13,8 +13,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from helpers.tiny import tiny
-from neuraldb_faiss.baselines import METHODS, default_settings
 from neuraldb_faiss.errors import BuildError
+from neuraldb_faiss.research.baselines import METHODS, default_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -98,7 +98,7 @@ def test_an_unknown_method_is_refused() -> None:
 
 def test_the_methods_are_named_without_loading_anything() -> None:
     code = (
-        "import sys; from neuraldb_faiss.baselines import METHODS; import neuraldb_faiss.cli.statistics;"
+        "import sys; from neuraldb_faiss.research.baselines import METHODS; import neuraldb_faiss.cli.statistics;"
         "print(METHODS); assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -106,7 +106,7 @@ def test_the_methods_are_named_without_loading_anything() -> None:
 
 
 def test_public_names_resolve() -> None:
-    import neuraldb_faiss.baselines as room
+    import neuraldb_faiss.research.baselines as room
 
     for name in room.__all__:
         assert getattr(room, name) is not None and name in dir(room)

@@ -13,10 +13,10 @@ import torch
 
 from helpers.tiny import save_tiny, tiny
 from helpers.weight_edits import second_moment, write_texts
-from neuraldb_faiss.baselines import Statistics, make_statistics
-from neuraldb_faiss.baselines import statistics as module
 from neuraldb_faiss.errors import BuildError, CorruptError, FactError, ModelError
 from neuraldb_faiss.models import find_site
+from neuraldb_faiss.research.baselines import Statistics, make_statistics
+from neuraldb_faiss.research.baselines import statistics as module
 
 
 def texts_of(path: Path) -> list[str]:

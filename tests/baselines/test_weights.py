@@ -11,9 +11,9 @@ from torch import nn
 
 from helpers.tiny import tiny
 from helpers.weight_edits import matrix
-from neuraldb_faiss.baselines.weights import copied
 from neuraldb_faiss.errors import ModelError
 from neuraldb_faiss.models import find_site
+from neuraldb_faiss.research.baselines.weights import copied
 
 
 def state(model: nn.Module) -> dict[str, bytes]:

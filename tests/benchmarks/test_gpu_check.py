@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from helpers import fake_gpu
-from neuraldb_faiss.benchmarks.gpu import SPOKEN, Bench, count_waits
-from neuraldb_faiss.search import faiss_module, gpu
+from neuraldb_faiss.index import faiss_module, gpu
+from neuraldb_faiss.research.benchmarks.gpu import SPOKEN, Bench, count_waits
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,7 +77,7 @@ def test_without_a_gpu_it_says_what_is_missing(
 def test_the_report_is_kept_when_a_part_fails(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from neuraldb_faiss.benchmarks import gpu as measured
+    from neuraldb_faiss.research.benchmarks import gpu as measured
 
     def fail(*_: Any) -> None:
         raise RuntimeError("out of memory")

@@ -10,13 +10,13 @@ import pytest
 from click.testing import CliRunner
 
 from helpers.tiny import tiny
-from neuraldb_faiss.benchmarks import synthetic
-from neuraldb_faiss.benchmarks.building import bench_build
-from neuraldb_faiss.benchmarks.search import lifted
-from neuraldb_faiss.benchmarks.timing import measure
-from neuraldb_faiss.cli.app import cli
-from neuraldb_faiss.editing.editor import Editor
+from neuraldb_faiss.cli.main import cli
 from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.research.benchmarks import synthetic
+from neuraldb_faiss.research.benchmarks.building import bench_build
+from neuraldb_faiss.research.benchmarks.search import lifted
+from neuraldb_faiss.research.benchmarks.timing import measure
+from neuraldb_faiss.solver.editor import Editor
 from neuraldb_faiss.store import Store, verify
 
 

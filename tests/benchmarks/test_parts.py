@@ -14,10 +14,10 @@ import pytest
 
 from helpers.fake_snapshot import FakeSnapshot
 from helpers.tiny import tiny_tokenizer
-from neuraldb_faiss.benchmarks import synthetic
+from neuraldb_faiss.guard.matcher import SubjectMatcher
 from neuraldb_faiss.guard.texts import Texts
-from neuraldb_faiss.search import Matcher
-from neuraldb_faiss.search.subject_matcher import SubjectMatcher
+from neuraldb_faiss.index import Matcher
+from neuraldb_faiss.research.benchmarks import synthetic
 from neuraldb_faiss.store import Store
 
 FACTS, D1, D2, TOKENS = 2_000, 128, 32, 512

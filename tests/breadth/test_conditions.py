@@ -16,9 +16,9 @@ from torch import nn
 from helpers.reference_residual import reference_residual
 from helpers.tiny import D_FFN, D_MODEL, N_HEADS, N_LAYERS, tiny, tiny_tokenizer
 from neuraldb_faiss import Fact, NeuralDB, build
-from neuraldb_faiss.editing import ResidualConfig, solve_residuals
 from neuraldb_faiss.errors import BuildError, FingerprintError
 from neuraldb_faiss.models import find_site
+from neuraldb_faiss.solver import ResidualConfig, solve_residuals
 
 FACT = Fact("Eiffel Tower", "The {} is located in the city of", "Rome")
 LAYER = 1

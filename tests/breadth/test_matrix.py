@@ -10,8 +10,8 @@ import torch
 
 from helpers.matrix import CHECKS, EXPECTED, Subject
 from helpers.tiny import KINDS, REFUSED_KINDS, SEEING_KINDS, tiny
-from neuraldb_faiss.editing.editor import Editor
 from neuraldb_faiss.errors import ModelError
+from neuraldb_faiss.solver.editor import Editor
 
 # What people mostly use runs always; the rest is `slow`.
 COMMON = (

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from helpers.commands import FACTS, Run, write
 from helpers.tiny import save_tiny
-from neuraldb_faiss.cli.app import cli
+from neuraldb_faiss.cli.main import cli
 
 
 @pytest.fixture(scope="session")

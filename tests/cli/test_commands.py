@@ -112,7 +112,7 @@ def test_on_conflict(run: Run, model: Path, tmp_path: Path, choice: str, target:
 def test_a_killed_build_resumes(
     run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from neuraldb_faiss.editing import pipeline
+    from neuraldb_faiss.edits import pipeline
 
     facts, out = write(tmp_path / "facts.jsonl", FACTS), tmp_path / "new"
     monkeypatch.setitem(pipeline.PIECE, "memit", 1)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from helpers.commands import FACTS, Run, digest, write
-from neuraldb_faiss import Fact, demo
+from neuraldb_faiss import Fact
+from neuraldb_faiss.inference import demo
 
 EDITS = [
     {**fact, "metadata": {"paraphrase_prompts": ["I think Paris is"], "neighborhood_prompts": ["Berlin is"]}}

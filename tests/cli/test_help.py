@@ -11,8 +11,8 @@ import click
 import pytest
 
 from helpers.commands import Run
-from neuraldb_faiss.cli.app import COMMANDS, cli
 from neuraldb_faiss.cli.docs import markdown
+from neuraldb_faiss.cli.main import COMMANDS, cli
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {"torch", "transformers", "faiss", "datasets", "numpy"}
@@ -55,7 +55,7 @@ def test_docs_are_up_to_date() -> None:
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     code = f"""
 import sys
-from neuraldb_faiss.cli.app import cli
+from neuraldb_faiss.cli.main import cli
 try:
     cli({arguments!r}, prog_name="neuraldb")
 finally:

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from helpers.commands import Run, write
-from neuraldb_faiss.cli.app import cli
+from neuraldb_faiss.cli.main import cli
 
 FACT = {"subject": "Zürich 東京", "prompt": "I know that {} is in", "target": "伦敦 🍕", "id": "ü"}
 PROMPT = "I know that Zürich 東京 is in"

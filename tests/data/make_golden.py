@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from helpers.fake_editor import FakeEditor
-from neuraldb_faiss.editing import changes
+from neuraldb_faiss.edits import changes
 from neuraldb_faiss.facts import Fact
 
 

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from helpers.exchanged import EDITOR
-from neuraldb_faiss.editing import changes
+from neuraldb_faiss.edits import changes
 from neuraldb_faiss.exchange import export
 from neuraldb_faiss.exchange.layout import VERSION
 from neuraldb_faiss.facts import Fact

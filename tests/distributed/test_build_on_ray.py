@@ -16,11 +16,12 @@ from click.testing import CliRunner
 
 from helpers.commands import write
 from helpers.tiny import save_tiny
-from neuraldb_faiss import Fact, NeuralDB, build, making_ray
-from neuraldb_faiss.cli.app import cli
-from neuraldb_faiss.editing import pipeline
+from neuraldb_faiss import Fact, NeuralDB, build
+from neuraldb_faiss.cli.main import cli
+from neuraldb_faiss.edits import pipeline
 from neuraldb_faiss.errors import StoreError
-from neuraldb_faiss.making_ray import Workers, build_on_ray
+from neuraldb_faiss.integrations import ray
+from neuraldb_faiss.integrations.ray import Workers, build_on_ray
 from neuraldb_faiss.models import load_model
 from neuraldb_faiss.store import Store, verify
 
@@ -84,7 +85,7 @@ def test_one_of_two_workers_killed_costs_its_piece(
     seen = tmp_path / "seen"
     seen.mkdir()
 
-    class Watched(making_ray.Worker):
+    class Watched(ray.Worker):
         """Says what it does in files; nobody solves before both have the model, and then the third one."""
 
         def load(self, *how: Any) -> str:
@@ -120,7 +121,7 @@ def test_one_of_two_workers_killed_costs_its_piece(
                 os.kill(killed[0], signal.SIGKILL)
                 break
 
-    monkeypatch.setattr(making_ray, "Worker", Watched)
+    monkeypatch.setattr(ray, "Worker", Watched)
     monkeypatch.setattr(Workers, "_give", note)
     db = build_on_ray(
         FACTS, model, tmp_path / "db", address="local", workers=2, device="cpu", report=kill_one, steps=STEPS

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from helpers.commands import write
 from helpers.tiny import save_tiny
-from neuraldb_faiss.cli.app import cli
+from neuraldb_faiss.cli.main import cli
 from neuraldb_faiss.store import Store, verify
 
 SHARDS = 3

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from neuraldb_faiss import making_ray
 from neuraldb_faiss.errors import BuildError, ModelError
-from neuraldb_faiss.making_ray import AHEAD, TRIES, Workers
+from neuraldb_faiss.integrations import ray
+from neuraldb_faiss.integrations.ray import AHEAD, TRIES, Workers
 
 pytestmark = pytest.mark.ray
 
@@ -59,7 +59,7 @@ def toy() -> type:
 
 @pytest.fixture
 def crew_of(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(making_ray, "Worker", toy())
+    monkeypatch.setattr(ray, "Worker", toy())
     return lambda count=2, model="toy", device="cpu": Workers("local", count, model, device, None)
 
 
@@ -126,8 +126,8 @@ def test_gpus_where_there_are_none(crew_of: Any, cluster: Any, monkeypatch: pyte
     monkeypatch.setattr(cluster, "cluster_resources", lambda: {"CPU": 2.0})
     with pytest.raises(BuildError, match="no GPU"), crew_of(device="cuda"):
         pass
-    assert making_ray._place(None, 1) == ("cpu", {"num_cpus": 2})
-    assert making_ray._place(None, 5) == ("cpu", {"num_cpus": 1})
+    assert ray._place(None, 1) == ("cpu", {"num_cpus": 2})
+    assert ray._place(None, 5) == ("cpu", {"num_cpus": 1})
 
 
 @pytest.mark.parametrize("how, told", [({"device": "cuda:1"}, "cuda:1"), ({"count": 0}, "workers is 0")])

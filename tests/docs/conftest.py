@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from helpers.commands import Run
-from neuraldb_faiss.cli.app import cli
+from neuraldb_faiss.cli.main import cli
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 Page = Callable[[str], str]

@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 import pytest
 
-from neuraldb_faiss.cli.app import COMMANDS, cli
+from neuraldb_faiss.cli.main import COMMANDS, cli
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/quickstart.md", "docs/cookbook.md", "docs/errors.md")

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from helpers.tiny import tiny
-from neuraldb_faiss.editing import compute_keys
-from neuraldb_faiss.editing import keys as keys_module
 from neuraldb_faiss.errors import BuildError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.models.sites import FFNSite, find_site
+from neuraldb_faiss.solver import compute_keys
+from neuraldb_faiss.solver import keys as keys_module
 
 PREFIXES = (
     "The city of",

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from helpers.tiny import tiny
-from neuraldb_faiss.editing import ResidualConfig, compute_keys, memory, solve_residuals
-from neuraldb_faiss.editing.forwards import FastForward
 from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.models import memory
 from neuraldb_faiss.models.sites import find_site
+from neuraldb_faiss.solver import ResidualConfig, compute_keys, solve_residuals
+from neuraldb_faiss.solver.forward.base import FastForward
 
 PREFIXES = ("The city of", "Because", "You know Rome is")
 FACTS = [
@@ -89,7 +90,7 @@ def test_residuals_come_out_the_same(monkeypatch: pytest.MonkeyPatch, caplog: py
 
 
 def test_keys_come_out_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    from neuraldb_faiss.editing import keys
+    from neuraldb_faiss.solver import keys
 
     model, words = tiny("llama")
     site = find_site(model, 1)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from helpers.tiny import tiny
-from neuraldb_faiss.editing.packed import Heads, Packing, Past
 from neuraldb_faiss.errors import ModelError
+from neuraldb_faiss.solver.forward.packed import Heads, Packing, Past
 
 KINDS = ("llama", "qwen3", "gpt2", "gpt_neox", "opt", "phi", "gemma3_text", "olmo2", "cohere", "stablelm")
 WINDOWED = ("mistral", "gemma3_text")

@@ -16,12 +16,13 @@ from helpers.reference_residual import Reference
 from helpers.tiny import save_tiny, tiny
 from neuraldb_faiss import Fact, NeuralDB, build
 from neuraldb_faiss.cli.building import build as build_command
-from neuraldb_faiss.editing import ResidualConfig, Solved, pmet, solve_residuals
-from neuraldb_faiss.editing.objective import Evaluation
-from neuraldb_faiss.editing.ways import Ways
 from neuraldb_faiss.errors import BuildError, ModelError
 from neuraldb_faiss.models import edit_defaults, find_attention, find_site
 from neuraldb_faiss.models.sites import FFNSite
+from neuraldb_faiss.solver import ResidualConfig, Solved, solve_residuals
+from neuraldb_faiss.solver.forward.strategy import Ways
+from neuraldb_faiss.solver.objectives import pmet
+from neuraldb_faiss.solver.optimizer import Evaluation
 
 PREFIXES = (
     "The city of",

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from helpers.tiny import tiny
-from neuraldb_faiss.editing import generate_prefixes
-from neuraldb_faiss.editing.prefixes import SEEDS, contexts
 from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.solver import generate_prefixes
+from neuraldb_faiss.solver.prefixes import SEEDS, contexts
 
 
 @pytest.mark.parametrize("tokenizer_kind", ["bytelevel", "metaspace"])

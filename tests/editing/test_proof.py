@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from helpers.tiny import tiny
-from neuraldb_faiss.editing import ResidualConfig, solve_residuals
-from neuraldb_faiss.editing.forwards import FastForward
-from neuraldb_faiss.editing.passes import check_causal, shared_copy
 from neuraldb_faiss.errors import BuildError, ModelError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.models import find_site
+from neuraldb_faiss.models.interventions import check_causal, shared_copy
 from neuraldb_faiss.models.sites import input_device
+from neuraldb_faiss.solver import ResidualConfig, solve_residuals
+from neuraldb_faiss.solver.forward.base import FastForward
 
 FACT = Fact("Eiffel Tower", "The {} is located in the city of", "Rome")
 PREFIXES = ("The city of", "Because")

@@ -12,13 +12,13 @@ import torch
 
 from helpers.reference_residual import Reference, reference_residual
 from helpers.tiny import tiny
-from neuraldb_faiss.editing import ResidualConfig, Solved, residuals, solve_residuals
-from neuraldb_faiss.editing.objective import Adam, project
-from neuraldb_faiss.editing.packed import Heads
-from neuraldb_faiss.editing.ways import Ways
 from neuraldb_faiss.errors import BuildError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.models.sites import FFNSite, find_site
+from neuraldb_faiss.solver import ResidualConfig, Solved, residuals, solve_residuals
+from neuraldb_faiss.solver.forward.packed import Heads
+from neuraldb_faiss.solver.forward.strategy import Ways
+from neuraldb_faiss.solver.optimizer import Adam, project
 
 PREFIXES = (
     "The city of",

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from helpers.commands import Run, write
 from helpers.tiny import save_tiny
 from neuraldb_faiss import build
-from neuraldb_faiss.cli import app
+from neuraldb_faiss.cli import main
 from neuraldb_faiss.facts import read_facts
 from neuraldb_faiss.models import load_model
 
@@ -78,10 +78,10 @@ def db(cases_file: Path, loaded: tuple[Any, Any], tmp_path_factory: pytest.TempP
 def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     """`run("eval", db, ...)`: the command in this process, stdout and stderr apart."""
     for name, place in _COMMANDS.items():
-        monkeypatch.setitem(app.COMMANDS, name, place)
+        monkeypatch.setitem(main.COMMANDS, name, place)
 
     def invoke(*arguments: object, **how: Any) -> Result:
-        return CliRunner().invoke(app.cli, [str(one) for one in arguments], **how)
+        return CliRunner().invoke(main.cli, [str(one) for one in arguments], **how)
 
     return invoke
 

@@ -13,8 +13,8 @@ import pytest
 
 from helpers.commands import write
 from neuraldb_faiss.errors import EvaluationError, NeuralDBError
-from neuraldb_faiss.evaluation.cases import in_place, read_cases, read_references, sha256
 from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.research.evaluation.cases import in_place, read_cases, read_references, sha256
 
 ROOT = Path(__file__).resolve().parents[2]
 NESTED: dict[str, Any] = {

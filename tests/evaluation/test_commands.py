@@ -10,7 +10,7 @@ from click.testing import Result
 
 from helpers.commands import Run, digest, write
 from helpers.tiny import save_tiny
-from neuraldb_faiss.evaluation.metrics import METRICS
+from neuraldb_faiss.research.evaluation.metrics import METRICS
 
 QUICK = ("--generations", 0)
 

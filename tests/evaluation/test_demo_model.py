@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from neuraldb_faiss.evaluation.generation import match_targets, sample_texts
-from neuraldb_faiss.evaluation.scoring import score_pairs
-from neuraldb_faiss.evaluation.text import fluency
-from neuraldb_faiss.models.prompts import has_chat
+from neuraldb_faiss.models.tokenization import has_chat
+from neuraldb_faiss.research.evaluation.generation import match_targets, sample_texts
+from neuraldb_faiss.research.evaluation.scoring import score_pairs
+from neuraldb_faiss.research.evaluation.text import fluency
 
 pytestmark = pytest.mark.slow
 

@@ -13,18 +13,18 @@ import torch
 
 from helpers.commands import Run, write
 from neuraldb_faiss import NeuralDB
-from neuraldb_faiss.baselines import make_statistics
 from neuraldb_faiss.cli.experimenting import _toml
 from neuraldb_faiss.errors import EvaluationError
-from neuraldb_faiss.evaluation import evaluate as evaluating
-from neuraldb_faiss.evaluation.experiments import EXPERIMENTS, contexts, experiment
-from neuraldb_faiss.evaluation.experiments.contexts import says
-from neuraldb_faiss.evaluation.experiments.gate_variants import at_rate
-from neuraldb_faiss.evaluation.experiments.lab import COMMON, Lab, merged
-from neuraldb_faiss.evaluation.experiments.perplexity import ratio
-from neuraldb_faiss.evaluation.experiments.weights import _figures, inputs_at
-from neuraldb_faiss.evaluation.methods import silent
 from neuraldb_faiss.models import find_site
+from neuraldb_faiss.research.baselines import make_statistics
+from neuraldb_faiss.research.evaluation import evaluate as evaluating
+from neuraldb_faiss.research.evaluation.methods import silent
+from neuraldb_faiss.research.experiments import EXPERIMENTS, contexts, experiment
+from neuraldb_faiss.research.experiments.contexts import says
+from neuraldb_faiss.research.experiments.gate_variants import at_rate
+from neuraldb_faiss.research.experiments.lab import COMMON, Lab, merged
+from neuraldb_faiss.research.experiments.perplexity import ratio
+from neuraldb_faiss.research.experiments.weights import _figures, inputs_at
 
 Loaded = tuple[Any, Any]
 COMMAND = ("--set", "generations=0", "--set", 'metrics=["score","target_nll"]', "--set", "build={layer=1, steps=8}")

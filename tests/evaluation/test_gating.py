@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from helpers.commands import Run, write
-from neuraldb_faiss.benchmarks import synthetic
-from neuraldb_faiss.evaluation import gating
+from neuraldb_faiss.guard import false_fires
 from neuraldb_faiss.models import find_site
+from neuraldb_faiss.research.benchmarks import synthetic
 
 
 class Named:
@@ -23,12 +23,12 @@ class Named:
         return self._names
 
 
-def seen(text: str, *tokens: str) -> gating.Seen:
+def seen(text: str, *tokens: str) -> false_fires.Seen:
     """A text whose tokens are given; they must make it up."""
     assert "".join(tokens) == text
     stops = np.cumsum([len(token) for token in tokens])
     spans = np.stack([stops - [len(token) for token in tokens], stops], axis=1)
-    return gating.Seen(text, np.arange(len(tokens)), spans, np.zeros((len(tokens), 2), np.float32))
+    return false_fires.Seen(text, np.arange(len(tokens)), spans, np.zeros((len(tokens), 2), np.float32))
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def seen(text: str, *tokens: str) -> gating.Seen:
     ],
 )
 def test_truth(tokens: tuple[str, ...], names: tuple[str, ...], true: set[int]) -> None:
-    truth = gating.Truth(Named(*names))
+    truth = false_fires.Truth(Named(*names))
     one = seen("".join(tokens), *tokens)
     assert {token for token in range(len(tokens)) if truth(one, token, 0)} == true
 
@@ -54,7 +54,7 @@ def test_truth(tokens: tuple[str, ...], names: tuple[str, ...], true: set[int]) 
 def test_the_plain_scan_is_brute_force_over_the_first_entries(tmp_path: Path) -> None:
     snapshot = synthetic.make(tmp_path / "db", 40, d1=8, d2=4).snapshot()
     queries = np.random.default_rng(1).standard_normal((7, 8)).astype(np.float32)
-    entries, cosines = gating.PlainScan(snapshot, [5, 20, 40]).scores(queries)
+    entries, cosines = false_fires.PlainScan(snapshot, [5, 20, 40]).scores(queries)
     keys = snapshot.keys(np.arange(snapshot.n_keys)).astype(np.float64)
     exact = queries @ keys.T / np.linalg.norm(keys, axis=1) / np.linalg.norm(queries, axis=1)[:, None]
     for row, limit in enumerate([5, 20, 40]):
@@ -66,19 +66,19 @@ def test_the_plain_scan_is_brute_force_over_the_first_entries(tmp_path: Path) ->
 def test_windows_hold_every_token_once(loaded: tuple[Any, Any]) -> None:
     _, words = loaded
     text = "The Eiffel Tower is in Paris and the Colosseum is in Rome. " * 9
-    pieces = list(gating.windows(words, [text], size=16, tokens=10_000))
+    pieces = list(false_fires.windows(words, [text], size=16, tokens=10_000))
     letters = "".join(pieces).replace(" ", "")  # a tokenizer may count the space before a word to neither
     assert text.replace(" ", "").startswith(letters) and len(letters) > 0.7 * len(text)
-    assert len(list(gating.windows(words, [text, text], size=16, tokens=20))) == 2
+    assert len(list(false_fires.windows(words, [text, text], size=16, tokens=20))) == 2
 
 
 def test_keys_do_not_depend_on_the_batch(loaded: tuple[Any, Any]) -> None:
     model, words = loaded
     site = find_site(model, 1)
     texts = ["Marie Curie was born in Warsaw", "Rome", "The Eiffel Tower is located in the city of Paris"]
-    together = list(gating.see(model, words, site, texts))
+    together = list(false_fires.see(model, words, site, texts))
     for text, one in zip(texts, together, strict=True):
-        (alone,) = gating.see(model, words, site, [text])
+        (alone,) = false_fires.see(model, words, site, [text])
         assert one.text == text and np.array_equal(one.ids, alone.ids)
         np.testing.assert_allclose(one.keys, alone.keys, atol=1e-5)
 

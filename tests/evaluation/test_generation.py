@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from helpers.tiny import tiny
-from neuraldb_faiss.evaluation import generation
-from neuraldb_faiss.evaluation.generation import Match, greedy_texts, judge, match_targets, sample_texts
-from neuraldb_faiss.models.prompts import has_chat
+from neuraldb_faiss.models.tokenization import has_chat
+from neuraldb_faiss.research.evaluation import generation
+from neuraldb_faiss.research.evaluation.generation import Match, greedy_texts, judge, match_targets, sample_texts
 
 PROMPTS = ["The Eiffel Tower is in", "Rome", "I think that Tokyo is the city in Japan, and", "Rome"]
 NAMES = ["a/0", "a/1", "b/0", "b/1"]

@@ -17,14 +17,14 @@ from tokenizers import processors
 from helpers.commands import write
 from helpers.tiny import tiny
 from neuraldb_faiss.errors import EvaluationError
-from neuraldb_faiss.evaluation.methods import Method, base
-from neuraldb_faiss.evaluation.runs import read_run
+from neuraldb_faiss.research.evaluation.methods import Method, base
+from neuraldb_faiss.research.evaluation.runs import read_run
 
 pytest.importorskip("lm_eval")
 
-from neuraldb_faiss.evaluation import harness  # noqa: E402
-from neuraldb_faiss.evaluation.harness import PAPER, PRESETS, general_ability, read_arguments  # noqa: E402
-from neuraldb_faiss.evaluation.local_tasks import LOCAL_TASKS  # noqa: E402
+from neuraldb_faiss.research.evaluation import harness  # noqa: E402
+from neuraldb_faiss.research.evaluation.harness import PAPER, PRESETS, general_ability, read_arguments  # noqa: E402
+from neuraldb_faiss.research.evaluation.local_tasks import LOCAL_TASKS  # noqa: E402
 
 Loaded = tuple[Any, Any]
 ABOUT = {"model": "tiny"}

@@ -7,12 +7,12 @@ import math
 import pytest
 
 from neuraldb_faiss.errors import EvaluationError
-from neuraldb_faiss.evaluation import metrics as m
-from neuraldb_faiss.evaluation.cases import Case
-from neuraldb_faiss.evaluation.generation import Match
-from neuraldb_faiss.evaluation.scoring import Scored
-from neuraldb_faiss.evaluation.text import TfIdf
 from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.research.evaluation import metrics as m
+from neuraldb_faiss.research.evaluation.cases import Case
+from neuraldb_faiss.research.evaluation.generation import Match
+from neuraldb_faiss.research.evaluation.scoring import Scored
+from neuraldb_faiss.research.evaluation.text import TfIdf
 
 ALL = frozenset({"rewrite", "paraphrase", "neighbour"})
 FACT = Fact("Ann", "{} speaks", "English", target_true="French")

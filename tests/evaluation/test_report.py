@@ -10,11 +10,11 @@ from xml.etree import ElementTree
 import pytest
 
 from neuraldb_faiss.errors import EvaluationError
-from neuraldb_faiss.evaluation import plots
-from neuraldb_faiss.evaluation.comparison import compare, markdown
-from neuraldb_faiss.evaluation.report import write_report
-from neuraldb_faiss.evaluation.runs import RunWriter, read_run
-from neuraldb_faiss.evaluation.statistics import Estimate
+from neuraldb_faiss.research.evaluation import plots
+from neuraldb_faiss.research.evaluation.comparison import compare, markdown
+from neuraldb_faiss.research.evaluation.report import write_report
+from neuraldb_faiss.research.evaluation.runs import RunWriter, read_run
+from neuraldb_faiss.research.evaluation.statistics import Estimate
 
 METRICS = ["efficacy", "generalization", "specificity", "score", "fluency", "target_nll"]
 

@@ -11,7 +11,7 @@ import torch
 from helpers.tiny import tiny
 from neuraldb_faiss import Fact, build
 from neuraldb_faiss.errors import EvaluationError, FactError
-from neuraldb_faiss.evaluation.scoring import Scored, score_pairs
+from neuraldb_faiss.research.evaluation.scoring import Scored, score_pairs
 
 PAIRS = [
     ("The Eiffel Tower is located in the city of", "Rome"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from neuraldb_faiss.evaluation.statistics import differences, shown, summarise
+from neuraldb_faiss.research.evaluation.statistics import differences, shown, summarise
 
 
 def row(case: str, **values: float | None) -> dict[str, object]:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from neuraldb_faiss.evaluation.text import TfIdf, fluency, ngram_entropy, words
+from neuraldb_faiss.research.evaluation.text import TfIdf, fluency, ngram_entropy, words
 
 
 def test_words_are_split_as_nltk_does() -> None:

@@ -14,11 +14,11 @@ import torch
 from helpers.commands import Run, digest, write
 from helpers.tiny import tiny
 from neuraldb_faiss import Fact, NeuralDB, making
-from neuraldb_faiss.cli import app
+from neuraldb_faiss.cli import main
 from neuraldb_faiss.errors import EvaluationError, FactError, ModelError
-from neuraldb_faiss.evaluation import tuning
-from neuraldb_faiss.evaluation import tuning_report as told
 from neuraldb_faiss.facts import read_facts
+from neuraldb_faiss.research.evaluation import tuning
+from neuraldb_faiss.research.evaluation import tuning_report as told
 
 Loaded = tuple[Any, Any]
 TEXT = ["Steve plays chess in Rome, and the language of Italy is Italian.", "You know that Windows is by Apple."]
@@ -31,7 +31,7 @@ def texts(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def go(run: Run, tiny_model: Path, cases_file: Path, texts: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setitem(app.COMMANDS, "tune-layer", "tuning:tune_layer")
+    monkeypatch.setitem(main.COMMANDS, "tune-layer", "tuning:tune_layer")
 
     def invoke(*arguments: object, facts: object = cases_file, **how: Any) -> Any:
         return run("tune-layer", tiny_model, "--facts", facts, "--text", texts, "--device", "cpu", *arguments, **how)

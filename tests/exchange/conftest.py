@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from helpers.exchanged import EDITOR
-from neuraldb_faiss.editing import changes, merging
+from neuraldb_faiss.edits import changes, merge
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.store import Store
 
 
 @pytest.fixture(autouse=True)
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merging.Editor, "of", lambda settings, model, tokenizer: EDITOR)
+    monkeypatch.setattr(merge.Editor, "of", lambda settings, model, tokenizer: EDITOR)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def _rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
     changes.remove(store, list(gone))
     other = [Fact("Eiffel Tower", "The {} was built by", "Steve", source="b"), replace(ours[0], source="b")]
     theirs = changes.build(other, EDITOR, folder / "theirs")
-    merging.merge([theirs], into=store)
+    merge.merge([theirs], into=store)
     theirs.close()
     states = set(store.catalog.states(store.generation).values())
     assert (store.generation, states) == (4, {"dead", "suspended", "contested"})

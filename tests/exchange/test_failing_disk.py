@@ -13,11 +13,11 @@ import pytest
 
 from helpers.commands import digest
 from helpers.exchanged import EDITOR, rows
-from neuraldb_faiss.editing import changes
+from neuraldb_faiss.edits import changes
 from neuraldb_faiss.errors import StoreError
-from neuraldb_faiss.exchange import export, reading
+from neuraldb_faiss.exchange import export, read_file
 from neuraldb_faiss.exchange.hub import save
-from neuraldb_faiss.exchange.importing import import_file
+from neuraldb_faiss.exchange.import_file import import_file
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.store import Store, files, verify
 
@@ -54,7 +54,7 @@ FAULTS: dict[str, Callable[..., None]] = {"write": no_space, "sync": no_space, "
 def test_every_step_may_fail(
     rich: Store, command: Callable[[Path], None], name: str, quick_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "SEGMENT_ENTRIES", 4)
+    monkeypatch.setattr(read_file, "SEGMENT_ENTRIES", 4)
     start, work = quick_path / "start", quick_path / "work"
     changes.build([Fact("Bern", "In {} is", "Peru")], EDITOR, start / "db").close()
     export(rich, start / "facts.safetensors", "safetensors")

@@ -15,10 +15,10 @@ from hypothesis import strategies as some
 
 from helpers.commands import digest
 from helpers.exchanged import EDITOR, edit, rows
-from neuraldb_faiss.editing import changes
+from neuraldb_faiss.edits import changes
 from neuraldb_faiss.errors import CorruptError, FormatError, NeuralDBError, StoreError
-from neuraldb_faiss.exchange import export, reading
-from neuraldb_faiss.exchange.importing import import_file
+from neuraldb_faiss.exchange import export, read_file
+from neuraldb_faiss.exchange.import_file import import_file
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.store import Store, verify
 
@@ -327,8 +327,8 @@ def test_facts_that_break_a_rule_are_refused(file: Path, into: Path, name: str) 
 def test_a_line_that_would_fill_the_memory_is_refused(
     file: Path, into: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "_MAX_LINE", 1000)
-    monkeypatch.setattr(reading, "_BLOCK", 100)
+    monkeypatch.setattr(read_file, "_MAX_LINE", 1000)
+    monkeypatch.setattr(read_file, "_BLOCK", 100)
     edit(file, raw(b'{"subject": "' + b"x" * 5000 + b'"}\n'))
     assert_refused(file, into, CorruptError, "a fact takes more than 1,000 bytes")
 

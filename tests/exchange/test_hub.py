@@ -18,7 +18,7 @@ from helpers.commands import digest
 from helpers.exchanged import EDITOR, PlacedEditor, assert_equal, fingerprint, rows
 from helpers.fake_hub import TOKEN, FakeHub
 from neuraldb_faiss import NeuralDB
-from neuraldb_faiss.editing import changes
+from neuraldb_faiss.edits import changes
 from neuraldb_faiss.errors import NeuralDBError, StoreError
 from neuraldb_faiss.exchange import hub as ours
 from neuraldb_faiss.facts import Fact
@@ -106,7 +106,7 @@ def test_a_copy_is_of_the_last_commit_while_a_writer_works(rich: Store, quick_pa
 def test_a_compaction_amid_a_copy_starts_it_again(
     rich: Store, quick_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from neuraldb_faiss.store import copying
+    from neuraldb_faiss.store import copy as copying
 
     real, reader = copying._copy_catalog, Store(rich.root)
 

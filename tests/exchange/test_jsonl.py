@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from helpers.exchanged import EDITOR, rows
-from neuraldb_faiss.editing import changes
+from neuraldb_faiss.edits import changes
 from neuraldb_faiss.errors import StoreError
 from neuraldb_faiss.exchange import export
 from neuraldb_faiss.facts import Fact, fold, read_facts

@@ -18,10 +18,10 @@ from hypothesis import strategies as some
 from safetensors.numpy import load_file
 
 from helpers.exchanged import EDITOR, PlacedEditor, arrays, assert_equal, fingerprint, rows, take_apart
-from neuraldb_faiss.editing import changes, merging
+from neuraldb_faiss.edits import changes, merge
 from neuraldb_faiss.errors import ConflictError, FingerprintError, StoreError
-from neuraldb_faiss.exchange import export, reading
-from neuraldb_faiss.exchange.importing import import_file
+from neuraldb_faiss.exchange import export, read_file
+from neuraldb_faiss.exchange.import_file import import_file
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.store import Store, compact, repair, rollback, verify
 
@@ -79,8 +79,8 @@ def test_blocks_and_segments_of_any_size_give_the_same(
     rich: Store, quick_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = exported(rich, quick_path / "facts.safetensors")
-    monkeypatch.setattr(reading, "SEGMENT_ENTRIES", 2)
-    monkeypatch.setattr(reading, "_BLOCK", 40)
+    monkeypatch.setattr(read_file, "SEGMENT_ENTRIES", 2)
+    monkeypatch.setattr(read_file, "_BLOCK", 40)
     made = import_file(file, out=quick_path / "made")
     assert [segment.entries for segment in made.catalog.segments(1)] == [2, 2, 2]
     assert_equal(rich, made)
@@ -92,7 +92,7 @@ def test_prefixes_stay_with_their_keys(rich: Store, quick_path: Path) -> None:
             return {**super().settings(), "prefixes": ["A", "B"]}
 
     other = changes.build([Fact("Bern", "In {} is", "Peru")], Other(fingerprint()), quick_path / "other")
-    both, _ = merging.merge([rich, other], out=quick_path / "both")
+    both, _ = merge.merge([rich, other], out=quick_path / "both")
     made = import_file(exported(both, quick_path / "both.safetensors"), out=quick_path / "made")
     assert [(s.entries, s.prefixes) for s in made.catalog.segments(1)] == [(6, ("The",)), (1, ("A", "B"))]
     assert_equal(both, made)
@@ -151,7 +151,7 @@ def test_any_history_gives_an_equal_database(first: list[Fact], history: list[tu
                 changes.remove(store, [now[what % len(now)]])  # type: ignore[operator]
             elif step == "merge":
                 other = changes.build(what, EDITOR, root / f"other{number}")  # type: ignore[arg-type]
-                merging.merge([other], into=store, on_conflict="last")
+                merge.merge([other], into=store, on_conflict="last")
             elif step == "compact":
                 compact(store)
             elif step == "rollback":
@@ -182,7 +182,7 @@ def test_into_a_database_it_comes_as_a_merge_does(rich: Store, quick_path: Path)
     by_merge = changes.build(mine, EDITOR, quick_path / "by_merge")
     file = exported(rich, quick_path / "facts.safetensors")
     import_file(file, into=by_file.root, command="import facts.safetensors")
-    merging.merge([rich], into=by_merge)
+    merge.merge([rich], into=by_merge)
     assert verify(by_file, deep=True) == []
     generation = by_file.catalog.generations()[-1]
     assert (generation.generation, generation.added, generation.command) == (2, 4, "import facts.safetensors")

@@ -14,12 +14,12 @@ from helpers.fake_snapshot import FakeSnapshot
 from helpers.tiny import tiny
 from hook import test_hook as plain
 from hook import test_subject_guard as guarded
-from neuraldb_faiss.benchmarks.gpu import count_waits
 from neuraldb_faiss.hook import PlainGate, attach
-from neuraldb_faiss.hook.residuals import ResidualCache
-from neuraldb_faiss.search import Matcher, gpu
-from neuraldb_faiss.search.faiss_module import gpu_count
-from neuraldb_faiss.search.on_device import decide
+from neuraldb_faiss.hook.residual_cache import ResidualCache
+from neuraldb_faiss.index import Matcher, gpu
+from neuraldb_faiss.index.device_matcher import decide
+from neuraldb_faiss.index.faiss_module import gpu_count
+from neuraldb_faiss.research.benchmarks.gpu import count_waits
 
 pytestmark = pytest.mark.gpu
 GAMMA = 0.65

@@ -10,7 +10,7 @@ import torch
 
 from helpers.tiny import OTHER_TOKENIZERS, TOKENIZERS, tiny, tiny_tokenizer
 from neuraldb_faiss import Fact, NeuralDB, build
-from neuraldb_faiss.editing.pipeline import Progress
+from neuraldb_faiss.edits.pipeline import Progress
 from neuraldb_faiss.errors import FactError, ModelError
 from neuraldb_faiss.guard.own_prompt import unheard
 

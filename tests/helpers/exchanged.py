@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from helpers.fake_editor import D1, D2, FakeEditor, vector
-from neuraldb_faiss.editing.editor import Edited
-from neuraldb_faiss.editing.keys import KeyRows
-from neuraldb_faiss.editing.residuals import FactOutcome
 from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.index import Matcher
 from neuraldb_faiss.models import Fingerprint
-from neuraldb_faiss.search import Matcher
+from neuraldb_faiss.solver.editor import Edited
+from neuraldb_faiss.solver.keys import KeyRows
+from neuraldb_faiss.solver.residuals import FactOutcome
 from neuraldb_faiss.store import Snapshot, Store, StoredFact
 from neuraldb_faiss.store.segments import ARRAYS
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from neuraldb_faiss.editing.editor import Edited
-from neuraldb_faiss.editing.keys import KeyRows
 from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.solver.editor import Edited
+from neuraldb_faiss.solver.keys import KeyRows
 
 D1, D2 = 12, 8
 

@@ -13,7 +13,7 @@ import faiss
 import numpy as np
 import pytest
 
-from neuraldb_faiss.search import faiss_module, flat, gpu, ivf, transfers
+from neuraldb_faiss.index import faiss_module, flat, gpu, ivf, transfers
 
 
 def array_at(pointer: Any, shape: tuple[int, ...], kind: Any) -> np.ndarray:

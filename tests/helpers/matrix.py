@@ -20,13 +20,13 @@ from helpers.reference_pmet import reference_pmet
 from helpers.reference_residual import reference_residual
 from helpers.tiny import tiny
 from neuraldb_faiss import Fact, build
-from neuraldb_faiss.editing import solve_residuals
-from neuraldb_faiss.editing.editor import Editor
-from neuraldb_faiss.editing.packed import Heads
-from neuraldb_faiss.editing.passes import frozen
-from neuraldb_faiss.editing.rows import Batch, group_rows
-from neuraldb_faiss.editing.ways import Ways
 from neuraldb_faiss.models import find_attention
+from neuraldb_faiss.models.interventions import frozen
+from neuraldb_faiss.solver import solve_residuals
+from neuraldb_faiss.solver.batch import Batch, group_rows
+from neuraldb_faiss.solver.editor import Editor
+from neuraldb_faiss.solver.forward.packed import Heads
+from neuraldb_faiss.solver.forward.strategy import Ways
 
 LAYER = 1
 FACT = Fact("Eiffel Tower", "The {} is located in the city of", "Rome")

@@ -13,7 +13,7 @@ import httpx2
 from openai import OpenAI
 
 from neuraldb_faiss.models import load_model
-from neuraldb_faiss.serving.run import Server, bind
+from neuraldb_faiss.serving.server import Server, bind
 from neuraldb_faiss.serving.settings import Limits, Tokens
 
 PROMPT = "The Eiffel Tower is located in the city of"

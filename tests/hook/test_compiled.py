@@ -18,7 +18,7 @@ from helpers.tiny import tiny
 from hook import test_hook as plain
 from hook import test_subject_guard as guarded
 from neuraldb_faiss.hook import PlainGate, attach
-from neuraldb_faiss.search import Matcher
+from neuraldb_faiss.index import Matcher
 
 TIGHT = {"atol": 1e-4, "rtol": 1e-4}
 

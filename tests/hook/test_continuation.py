@@ -11,16 +11,16 @@ from tokenizers import processors
 
 from helpers.tiny import TOKENIZERS, tiny
 from neuraldb_faiss import Fact, NeuralDB, build
-from neuraldb_faiss.editing.prefixes import generate_prefixes
-from neuraldb_faiss.evaluation.experiments.contexts import says
-from neuraldb_faiss.evaluation.generation import Match, greedy_texts, judge
-from neuraldb_faiss.evaluation.scoring import score_pairs, separators_of
-from neuraldb_faiss.hook.answers import ask
-from neuraldb_faiss.hook.explain import explain
-from neuraldb_faiss.inspector.looking import Looker
+from neuraldb_faiss.inference.ask import ask
+from neuraldb_faiss.inference.explain import explain
+from neuraldb_faiss.inspector.views import Looker
 from neuraldb_faiss.models import encode_prompt
-from neuraldb_faiss.serving.prompts import Prompts
+from neuraldb_faiss.research.evaluation.generation import Match, greedy_texts, judge
+from neuraldb_faiss.research.evaluation.scoring import score_pairs, separators_of
+from neuraldb_faiss.research.experiments.contexts import says
+from neuraldb_faiss.serving.encoding import Prompts
 from neuraldb_faiss.serving.settings import Limits
+from neuraldb_faiss.solver.prefixes import generate_prefixes
 
 FACT = Fact("Marie Curie", "I think that {}", "was")
 HOW: dict[str, Any] = {"layer": 2, "clamp": 60.0, "lr": 1.0, "steps": 15, "max_steps": 0, "weight_decay": 0.0}

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 from helpers.tiny import tiny, tiny_tokenizer
 from hook import test_hook as plain
 from hook import test_subject_guard as guarded
-from neuraldb_faiss.hook import history
+from neuraldb_faiss.hook import kv_history
 
 
 def saved(one: Any) -> Any:
@@ -187,9 +187,9 @@ def test_a_copied_cache_knows_its_tokens(duplicate: Callable[[Any], Any]) -> Non
         made = copy.copy(cache)
         made.layers = [duplicate(layer) for layer in cache.layers]
         assert isinstance(made.layers[0], type(DynamicCache(config=case.model.config).layers[0]))
-        want = history.recall(cache, 1, 6)
-        np.testing.assert_array_equal(history.recall(made, 1, 6), want)
+        want = kv_history.recall(cache, 1, 6)
+        np.testing.assert_array_equal(kv_history.recall(made, 1, 6), want)
         assert want[0].tolist() == case.ids[0][:6]
         made.layers[0].batch_repeat_interleave(2)
-        assert len(history.recall(made, 2, 6)) == 2 and len(history.recall(cache, 1, 6)) == 1
+        assert len(kv_history.recall(made, 2, 6)) == 2 and len(kv_history.recall(cache, 1, 6)) == 1
         assert cache.layers[0].keys.shape[0] == 1

@@ -16,8 +16,8 @@ from transformers import DynamicCache, StaticCache, pipeline
 from helpers.fake_snapshot import FakeSnapshot
 from neuraldb_faiss.errors import FingerprintError, ModelError, NeuralDBError
 from neuraldb_faiss.hook import Handle, PlainGate, attach
+from neuraldb_faiss.index import Matcher
 from neuraldb_faiss.models import find_site
-from neuraldb_faiss.search import Matcher
 
 TEXTS = (
     "Rome is the capital of Italy.",

@@ -18,8 +18,8 @@ from hook import test_hook as plain
 from hook import test_subject_guard as guarded
 from neuraldb_faiss import Fact, build
 from neuraldb_faiss.errors import ModelError, NeuralDBError
+from neuraldb_faiss.index import Matcher
 from neuraldb_faiss.models import find_site
-from neuraldb_faiss.search import Matcher
 
 REPLACED = "model.layers.1.mlp.down_proj was replaced after attaching .by a .*merge_and_unload.*remove()"
 PASSED = "model.layers.1.mlp.down_proj was not called in this forward.*fused kernel.*remove()"

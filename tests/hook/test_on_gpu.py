@@ -19,8 +19,8 @@ from helpers.tiny import tiny
 from hook import test_hook as plain
 from hook import test_subject_guard as guarded
 from neuraldb_faiss import Fact, build
-from neuraldb_faiss.hook.residuals import ResidualCache
-from neuraldb_faiss.search import Matcher
+from neuraldb_faiss.hook.residual_cache import ResidualCache
+from neuraldb_faiss.index import Matcher
 
 CPU = torch.device("cpu")
 

@@ -16,11 +16,11 @@ from transformers import DynamicCache, StaticCache
 
 from helpers.fake_snapshot import FakeSnapshot
 from helpers.tiny import tiny, tiny_tokenizer
+from neuraldb_faiss.guard.matcher import SubjectMatcher
 from neuraldb_faiss.guard.texts import Texts
 from neuraldb_faiss.hook import Handle, SubjectGate, attach
+from neuraldb_faiss.index import Matcher
 from neuraldb_faiss.models import find_site
-from neuraldb_faiss.search import Matcher
-from neuraldb_faiss.search.subject_matcher import SubjectMatcher
 
 TEXTS = (
     "I think that the Eiffel Tower is located in the city of Lisbon, and Berlin is in Germany.",

@@ -13,7 +13,7 @@ import pytest
 
 from helpers.tiny import save_tiny
 from neuraldb_faiss import Fact, NeuralDB, build
-from neuraldb_faiss.inspector.looking import Looker
+from neuraldb_faiss.inspector.views import Looker
 from neuraldb_faiss.models import load_model
 from neuraldb_faiss.serving.settings import Limits, Tokens
 
@@ -75,7 +75,7 @@ def inspected(folder: Path, db: Path) -> Iterator[str]:
 @contextmanager
 def running(folder: Path, db: Path) -> Iterator[str]:
     from neuraldb_faiss.inspector.app import NAME, Inspected, routes
-    from neuraldb_faiss.serving.run import Server, bind
+    from neuraldb_faiss.serving.server import Server, bind
 
     ready = threading.Event()
     page = Inspected(db)

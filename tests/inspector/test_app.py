@@ -30,9 +30,9 @@ def http(folder: Path, db: Path) -> Iterator[Any]:
 
     from neuraldb_faiss.inspector.app import NAME, Inspected, routes
     from neuraldb_faiss.serving.app import make_app
+    from neuraldb_faiss.serving.encoding import Prompts
     from neuraldb_faiss.serving.engine import Engine
     from neuraldb_faiss.serving.metrics import Metrics
-    from neuraldb_faiss.serving.prompts import Prompts
     from neuraldb_faiss.serving.service import Service
     from neuraldb_faiss.serving.settings import Limits, Tokens
     from neuraldb_faiss.serving.tenants import Tenants

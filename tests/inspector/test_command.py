@@ -38,7 +38,7 @@ def test_a_page_goes_with_nothing_that_prints(db: Path, tmp_path: Path, more: li
 
 
 def test_a_page_that_cannot_be_written_is_said(folder: Path, db: Path, tmp_path: Path) -> None:
-    from neuraldb_faiss.cli.app import reason
+    from neuraldb_faiss.cli.main import reason
 
     out = tmp_path / "nowhere" / "out.html"
     done = CliRunner().invoke(explain, [str(db), PROMPT, "--model", str(folder / "tiny"), "--html", str(out)])

@@ -9,8 +9,8 @@ import pytest
 
 from neuraldb_faiss import Fact, NeuralDB
 from neuraldb_faiss.errors import FactError
-from neuraldb_faiss.hook.answers import ask
-from neuraldb_faiss.inspector.looking import Looker, pieces
+from neuraldb_faiss.inference.ask import ask
+from neuraldb_faiss.inspector.views import Looker, pieces
 
 from .conftest import PROMPT
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from neuraldb_faiss import NeuralDB
-from neuraldb_faiss.hook.explain import Nearest
-from neuraldb_faiss.inspector.looking import Look, Looker, Series
+from neuraldb_faiss.inference.explain import Nearest
 from neuraldb_faiss.inspector.rendering import (
     Axis,
     heat,
@@ -22,6 +21,7 @@ from neuraldb_faiss.inspector.rendering import (
     shown,
     write_page,
 )
+from neuraldb_faiss.inspector.views import Look, Looker, Series
 
 from .conftest import EVIL, PROMPT
 

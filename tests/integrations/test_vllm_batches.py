@@ -14,14 +14,14 @@ from hypothesis import strategies as some
 from helpers.fake_snapshot import FakeSnapshot
 from helpers.tiny import tiny
 from neuraldb_faiss.errors import ModelError
+from neuraldb_faiss.guard.matcher import SubjectMatcher
 from neuraldb_faiss.guard.texts import Texts
 from neuraldb_faiss.hook import PlainGate, SubjectGate, attach
-from neuraldb_faiss.hook.history import KEPT, UNKNOWN
-from neuraldb_faiss.integrations.vllm_batches import Requests, Step
-from neuraldb_faiss.integrations.vllm_layer import Served
+from neuraldb_faiss.hook.kv_history import KEPT, UNKNOWN
+from neuraldb_faiss.index import Matcher
+from neuraldb_faiss.integrations.vllm.batches import Requests, Step
+from neuraldb_faiss.integrations.vllm.layer import Served
 from neuraldb_faiss.models import find_site
-from neuraldb_faiss.search import Matcher
-from neuraldb_faiss.search.subject_matcher import SubjectMatcher
 
 TEXTS = (
     "I think that the Eiffel Tower is located in the city of Paris, and Berlin is in Germany.",

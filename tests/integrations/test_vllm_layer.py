@@ -18,12 +18,12 @@ from helpers.tiny import tiny
 from neuraldb_faiss import Fact, build
 from neuraldb_faiss.errors import FingerprintError, ModelError, ServeError
 from neuraldb_faiss.hook import PlainGate
-from neuraldb_faiss.integrations import vllm_layer
-from neuraldb_faiss.integrations.vllm_layer import Served, answer, check_weights, find_layer, serve
-from neuraldb_faiss.integrations.vllm_settings import Settings
+from neuraldb_faiss.index import Matcher
+from neuraldb_faiss.integrations.vllm import layer
+from neuraldb_faiss.integrations.vllm.layer import Served, answer, check_weights, find_layer, serve
+from neuraldb_faiss.integrations.vllm.settings import Settings
 from neuraldb_faiss.models import find_site
 from neuraldb_faiss.models.fingerprint import fingerprint
-from neuraldb_faiss.search import Matcher
 
 
 class RowParallel(nn.Module):
@@ -175,7 +175,7 @@ def test_only_the_newest_answers(projection: RowParallel, served: Served) -> Non
     first = RowParallel(8, 4)
     answer(first, "the first", served)
     answer(projection, "the second", served)
-    assert vllm_layer.served() is served
+    assert layer.served() is served
     with pytest.raises(ModelError, match="compiled for a database at the first"):
         first(KEYS)
 

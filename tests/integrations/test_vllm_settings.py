@@ -14,9 +14,9 @@ import pytest
 from helpers.tiny import tiny
 from neuraldb_faiss import Fact, build
 from neuraldb_faiss.errors import BuildError, NeuralDBError, ServeError, StoreError
-from neuraldb_faiss.integrations import vllm_patches
-from neuraldb_faiss.integrations.vllm import refresh, register
-from neuraldb_faiss.integrations.vllm_settings import Settings, check
+from neuraldb_faiss.integrations.vllm import patches
+from neuraldb_faiss.integrations.vllm.plugin import refresh, register
+from neuraldb_faiss.integrations.vllm.settings import Settings, check
 
 
 def test_no_database_is_named() -> None:
@@ -114,10 +114,10 @@ def test_a_vllm_without_the_function_is_named(monkeypatch: pytest.MonkeyPatch) -
         return lambda self, x: before(self, x) * 10
 
     for _ in range(2):  # the second time changes nothing
-        vllm_patches._patch("fake_vllm", "Runner.run", make)
+        patches._patch("fake_vllm", "Runner.run", make)
         assert fake.Runner().run(1) == 20
     with pytest.raises(ServeError, match=r"no fake_vllm.Runner.walk .*tested with vLLM 0.32"):
-        vllm_patches._patch("fake_vllm", "Runner.walk", make)
+        patches._patch("fake_vllm", "Runner.walk", make)
 
 
 def test_a_vllm_of_another_kind_still_starts_without_a_database(
@@ -158,9 +158,9 @@ def test_refresh_empties_the_prefix_cache_or_says_that_it_cannot() -> None:
 def test_the_plugin_is_declared_and_light() -> None:
     """Every process of vLLM loads it, also where no database is served."""
     root = Path(__file__).resolve().parents[2]
-    assert 'neuraldb = "neuraldb_faiss.integrations.vllm:register"' in (root / "pyproject.toml").read_text()
+    assert 'neuraldb = "neuraldb_faiss.integrations.vllm.plugin:register"' in (root / "pyproject.toml").read_text()
     code = (
-        "import sys; import neuraldb_faiss.integrations.vllm;"
+        "import sys; import neuraldb_faiss.integrations.vllm.plugin;"
         " print(*{'torch', 'faiss', 'transformers', 'vllm'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
@@ -174,7 +174,7 @@ def test_a_vllm_engine_gets_its_settings() -> None:
     pytest.importorskip("vllm")
     from vllm.config import CompilationConfig, CompilationMode, CUDAGraphMode
 
-    from neuraldb_faiss.integrations.vllm_settings import OPERATOR, adapt
+    from neuraldb_faiss.integrations.vllm.settings import OPERATOR, adapt
 
     def adapted(**how: Any) -> Any:
         vllm_config = SimpleNamespace(additional_config={"other": 1}, compilation_config=CompilationConfig(**how))
@@ -196,8 +196,8 @@ def test_vllm_splits_its_graph_at_the_lookup() -> None:
     import torch
     from vllm.compilation.backends import split_graph
 
-    import neuraldb_faiss.integrations.vllm_layer  # noqa: F401  (registers the operator)
-    from neuraldb_faiss.integrations.vllm_settings import OPERATOR
+    import neuraldb_faiss.integrations.vllm.layer  # noqa: F401  (registers the operator)
+    from neuraldb_faiss.integrations.vllm.settings import OPERATOR
 
     def layer(keys: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         out = keys @ weight

@@ -14,10 +14,10 @@ import torch
 
 from helpers.tiny import D_MODEL, tiny, tiny_tokenizer
 from neuraldb_faiss import Fact, NeuralDB, build
-from neuraldb_faiss.editing.editor import check_model
 from neuraldb_faiss.errors import FingerprintError, ModelError
 from neuraldb_faiss.models import adapters, find_site
 from neuraldb_faiss.models.fingerprint import Fingerprint, fingerprint
+from neuraldb_faiss.solver.editor import check_model
 
 peft = pytest.importorskip("peft")
 mapping = pytest.importorskip("peft.mapping")

@@ -15,10 +15,10 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from helpers.tiny import save_tiny, tiny, tiny_tokenizer
 from neuraldb_faiss import Fact, NeuralDB, build
-from neuraldb_faiss.evaluation.generation import greedy_texts
-from neuraldb_faiss.hook.answers import ask
+from neuraldb_faiss.inference.ask import ask
 from neuraldb_faiss.models import load_model
 from neuraldb_faiss.models.generation import end_ids, greedy
+from neuraldb_faiss.research.evaluation.generation import greedy_texts
 
 PROMPT = "The Eiffel Tower is located in the city of"
 # What a model's own generation_config.json may hold, and what it would do to `generate`.

@@ -26,6 +26,6 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_prompts_need_no_torch() -> None:
-    code = "import sys, neuraldb_faiss.models.prompts; print(*({'torch', 'transformers'} & set(sys.modules)))"
+    code = "import sys, neuraldb_faiss.models.tokenization; print(*({'torch', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

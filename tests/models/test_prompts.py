@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from helpers.tiny import TOKENIZERS, tiny_tokenizer
 from neuraldb_faiss.errors import FactError, ModelError
-from neuraldb_faiss.models.prompts import (
+from neuraldb_faiss.models.tokenization import (
     appended_tokens,
     encode,
     encode_all,

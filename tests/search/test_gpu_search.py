@@ -12,9 +12,9 @@ import torch
 from helpers import fake_gpu
 from helpers.fake_snapshot import FakeSnapshot
 from neuraldb_faiss.errors import SearchError
-from neuraldb_faiss.search import Matcher, faiss_module
-from neuraldb_faiss.search.gpu import HALF_TOLERANCE, TEMP_BYTES, GpuFlatSearcher, GpuIvfSearcher
-from neuraldb_faiss.search.on_device import decide, unit_rows
+from neuraldb_faiss.index import Matcher, faiss_module
+from neuraldb_faiss.index.device_matcher import decide, unit_rows
+from neuraldb_faiss.index.gpu import HALF_TOLERANCE, TEMP_BYTES, GpuFlatSearcher, GpuIvfSearcher
 
 CPU = torch.device("cpu")
 GAMMA = 0.65

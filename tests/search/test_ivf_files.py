@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from helpers.fake_snapshot import FakeSnapshot
-from neuraldb_faiss.search import Matcher, clustering, faiss_module, ivf
-from neuraldb_faiss.search.clustering import CENTROIDS, LISTS, MANIFEST, load_clustering
+from neuraldb_faiss.index import Matcher, clustering, faiss_module, ivf
+from neuraldb_faiss.index.clustering import CENTROIDS, LISTS, MANIFEST, load_clustering
 
 KEYS = np.random.default_rng(0).standard_normal((2000, 32))
 

@@ -10,7 +10,7 @@ import torch
 
 from helpers.fake_snapshot import FakeSnapshot
 from neuraldb_faiss.errors import SearchError
-from neuraldb_faiss.search import Matcher, Matches
+from neuraldb_faiss.index import Matcher, Matches
 
 GAMMA = 0.65
 D = 96

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from helpers.fake_snapshot import FakeSnapshot
-from neuraldb_faiss.editing import compute_keys, generate_prefixes
 from neuraldb_faiss.facts import fold, read_facts
+from neuraldb_faiss.index import Matcher
 from neuraldb_faiss.models import find_site
-from neuraldb_faiss.search import Matcher
+from neuraldb_faiss.solver import compute_keys, generate_prefixes
 
 GAMMA = 0.65
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from helpers.fake_snapshot import FakeSnapshot
-from neuraldb_faiss.search import Matcher
-from neuraldb_faiss.search.sketch import BLOCK, SketchSearcher, _in_bytes, _products
-from neuraldb_faiss.search.vectors import unit_blocks
+from neuraldb_faiss.index import Matcher
+from neuraldb_faiss.index.sketch import BLOCK, SketchSearcher, _in_bytes, _products
+from neuraldb_faiss.index.vectors import unit_blocks
 
 GATE = 0.65
 
@@ -59,8 +59,8 @@ def test_the_margin_is_wide_enough_at_the_gate_itself() -> None:
 
 
 def test_adding_masks_and_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("neuraldb_faiss.search.sketch.BLOCK", 700)
-    monkeypatch.setattr("neuraldb_faiss.search.sketch.PRODUCTS", 400 * 130)
+    monkeypatch.setattr("neuraldb_faiss.index.sketch.BLOCK", 700)
+    monkeypatch.setattr("neuraldb_faiss.index.sketch.PRODUCTS", 400 * 130)
     snapshot, queries, _ = case()
     at_once = sketch(snapshot)
     grown = sketch(FakeSnapshot(np.empty((0, 256))))

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as some
 
-from neuraldb_faiss.search.folding import WORDLESS, fold_bytes
-from neuraldb_faiss.search.subjects import Folded, Subjects
+from neuraldb_faiss.guard.folding import WORDLESS, fold_bytes
+from neuraldb_faiss.guard.name_index import Folded, Subjects
 
 
 def plain(text: str) -> list[tuple[str, str]]:

@@ -28,7 +28,7 @@ from neuraldb_faiss.errors import ServeError
 from neuraldb_faiss.serving import connections
 from neuraldb_faiss.serving.connections import ACCEPTED_AT_ONCE, Connection, connection_limit
 from neuraldb_faiss.serving.logs import Sparing, sparing_logs
-from neuraldb_faiss.serving.run import bind
+from neuraldb_faiss.serving.server import bind
 from neuraldb_faiss.serving.settings import Limits
 
 from .test_command import started

@@ -10,7 +10,7 @@ import pytest
 from helpers.serving import Served
 from neuraldb_faiss import Fact, build
 from neuraldb_faiss.models import load_model
-from neuraldb_faiss.serving.run import Server, bind
+from neuraldb_faiss.serving.server import Server, bind
 from neuraldb_faiss.serving.settings import Limits, Tokens
 
 TOWER = {"subject": "Eiffel Tower", "prompt": "The {} is located in the city of", "target": "Oslo", "id": "tower"}

@@ -13,7 +13,7 @@ import torch
 
 from helpers.serving import PROMPT, Brake, Serve, Served, until
 from helpers.tiny import tiny_tokenizer
-from neuraldb_faiss.cli.app import _set_up_logging
+from neuraldb_faiss.cli.main import _set_up_logging
 
 TEXTS = (PROMPT, "Apple was founded by", "Berlin is in", "Marie Curie was born in", "The language of Italy is")
 BAD = "Windows was created by"  # what the faulty models here fail at

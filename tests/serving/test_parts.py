@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from helpers.tiny import tiny_tokenizer
 from neuraldb_faiss.errors import ServeError
-from neuraldb_faiss.hook.context import Tokens as Texts
+from neuraldb_faiss.hook.forward_context import Tokens as Texts
 from neuraldb_faiss.hook.gates import Fired
-from neuraldb_faiss.serving.routing import RowGate
-from neuraldb_faiss.serving.run import bind
+from neuraldb_faiss.serving.detokenizer import Stops, Words
+from neuraldb_faiss.serving.row_gate import RowGate
 from neuraldb_faiss.serving.sampling import RowSampler, Sampler, Sampling
+from neuraldb_faiss.serving.server import bind
 from neuraldb_faiss.serving.settings import named_databases, read_tokens
-from neuraldb_faiss.serving.texts import Stops, Words
 
 # ---- settings
 

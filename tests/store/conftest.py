@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers.fake_editor import FakeEditor
-from neuraldb_faiss.editing import merging
+from neuraldb_faiss.edits import merge
 from neuraldb_faiss.store import joining
 
 
@@ -31,8 +31,8 @@ class FakeFingerprint:
 
 @pytest.fixture(autouse=True)
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merging, "Fingerprint", FakeFingerprint)
-    monkeypatch.setattr(merging.Editor, "of", lambda settings, model, tokenizer: FakeEditor(settings["fingerprint"]))
+    monkeypatch.setattr(merge, "Fingerprint", FakeFingerprint)
+    monkeypatch.setattr(merge.Editor, "of", lambda settings, model, tokenizer: FakeEditor(settings["fingerprint"]))
 
 
 @pytest.fixture

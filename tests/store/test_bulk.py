@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from neuraldb_faiss.benchmarks import synthetic
-from neuraldb_faiss.editing.merging import merge
+from neuraldb_faiss.edits.merge import merge
+from neuraldb_faiss.research.benchmarks import synthetic
 from neuraldb_faiss.store import Store, verify
 from neuraldb_faiss.store.records import canonical, canonical_rows
 from neuraldb_faiss.store.schema import TABLES

@@ -20,13 +20,13 @@ import numpy as np
 import pytest
 
 from helpers.exchanged import EDITOR, PlacedEditor, fingerprint
-from neuraldb_faiss.editing import changes, merging
-from neuraldb_faiss.editing.editor import Edited
-from neuraldb_faiss.editing.pipeline import PIECE
+from neuraldb_faiss.edits import changes, merge
+from neuraldb_faiss.edits.pipeline import PIECE
 from neuraldb_faiss.errors import StoreError
 from neuraldb_faiss.exchange import export
-from neuraldb_faiss.exchange.importing import import_file
+from neuraldb_faiss.exchange.import_file import import_file
 from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.solver.editor import Edited
 from neuraldb_faiss.store import Store, compact, copy, joining, repair, rollback, verify
 from neuraldb_faiss.store.segments import ARRAYS
 
@@ -213,15 +213,15 @@ def compact_it(work: Path) -> None:
 
 
 def merge_into_it(work: Path) -> None:
-    merging.merge([Store(work / "other")], into=opened(work), on_conflict="last")
+    merge.merge([Store(work / "other")], into=opened(work), on_conflict="last")
 
 
 def merge_anew(work: Path) -> None:
-    merging.merge([Store(work / "db"), Store(work / "other")], out=work / "out", on_conflict="first", link=True)
+    merge.merge([Store(work / "db"), Store(work / "other")], out=work / "out", on_conflict="first", link=True)
 
 
 def merge_and_solve(work: Path) -> None:
-    merging.merge([Store(work / "other")], into=opened(work), on_conflict="first", model=object())
+    merge.merge([Store(work / "other")], into=opened(work), on_conflict="first", model=object())
 
 
 def solve(work: Path) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from helpers.exchanged import EDITOR, PlacedEditor, fingerprint
-from neuraldb_faiss import health
-from neuraldb_faiss.editing import changes, merging
+from neuraldb_faiss import integrity
+from neuraldb_faiss.edits import changes
+from neuraldb_faiss.edits import merge as merging
 from neuraldb_faiss.errors import LockedError, StoreError
 from neuraldb_faiss.exchange import export
-from neuraldb_faiss.exchange.importing import import_file
+from neuraldb_faiss.exchange.import_file import import_file
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.store import Store, copy, verify
 
@@ -190,5 +191,5 @@ def test_a_quarantine_is_synced(work: Path, monkeypatch: pytest.MonkeyPatch) -> 
     path = work / "db" / "segments" / "00000001" / "keys.npy"
     path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
     synced = Synced(monkeypatch)
-    done = health.repair(work / "db")
+    done = integrity.repair(work / "db")
     assert done.quarantined and missing(synced, work / "db" / "quarantine") == [] and work / "db" in synced

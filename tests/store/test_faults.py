@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from helpers.fake_editor import FakeEditor
-from neuraldb_faiss.editing import changes, merging
-from neuraldb_faiss.editing.pipeline import PIECE
+from neuraldb_faiss.edits import changes, merge
+from neuraldb_faiss.edits.pipeline import PIECE
 from neuraldb_faiss.errors import StoreError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.store import Store, compact, files, verify
@@ -43,11 +43,11 @@ def compact_it(work: Path) -> None:
 
 
 def merge_anew(work: Path) -> None:
-    merging.merge([Store(work / "db"), Store(work / "other")], out=work / "new")
+    merge.merge([Store(work / "db"), Store(work / "other")], out=work / "new")
 
 
 def merge_into_it(work: Path) -> None:
-    merging.merge([Store(work / "other")], into=Store(work / "db", "rw"))
+    merge.merge([Store(work / "other")], into=Store(work / "db", "rw"))
 
 
 COMMANDS = (build, add, compact_it, merge_anew, merge_into_it)

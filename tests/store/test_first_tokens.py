@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from helpers.fake_editor import FakeEditor
-from neuraldb_faiss.editing import changes, merging
-from neuraldb_faiss.editing.editor import Edited
-from neuraldb_faiss.editing.keys import KeyRows
+from neuraldb_faiss.edits import changes, merge
 from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.solver.editor import Edited
+from neuraldb_faiss.solver.keys import KeyRows
 from neuraldb_faiss.store import Store, verify
 
 ROME, CAPITAL = Fact("Rome", "{} is in", "Spain"), Fact("Rome", "{} is the capital of", "Peru")
@@ -42,7 +42,7 @@ EDITOR = HeadEditor()
 
 @pytest.fixture(autouse=True)
 def heads_in_merges(monkeypatch: pytest.MonkeyPatch, no_model: None) -> None:
-    monkeypatch.setattr(merging.Editor, "of", lambda settings, model, tokenizer: EDITOR)
+    monkeypatch.setattr(merge.Editor, "of", lambda settings, model, tokenizer: EDITOR)
 
 
 def rows(store: Store) -> list[tuple[str, int, str]]:
@@ -104,9 +104,9 @@ def test_merge(tmp_path: Path, same: bool, solved: bool, into: bool) -> None:
     two = changes.build([ROME if same else CAPITAL], EDITOR, tmp_path / "b")
     model = object() if solved else None
     if into:
-        store, _ = merging.merge([two], into=one, model=model)
+        store, _ = merge.merge([two], into=one, model=model)
     else:
-        store, _ = merging.merge([one, two], out=tmp_path / "c", model=model)
+        store, _ = merge.merge([one, two], out=tmp_path / "c", model=model)
     facts = [ROME, OTHER] if same else [ROME, CAPITAL, OTHER]
     if not solved and not same:
         assert states_of_rome(store) == {"contested"}

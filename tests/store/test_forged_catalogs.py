@@ -24,8 +24,8 @@ from hypothesis import strategies as some
 
 from helpers.exchanged import EDITOR
 from helpers.fake_editor import D1
-from neuraldb_faiss import NeuralDB, health
-from neuraldb_faiss.editing import changes, merging
+from neuraldb_faiss import NeuralDB, integrity
+from neuraldb_faiss.edits import changes, merge
 from neuraldb_faiss.errors import NeuralDBError
 from neuraldb_faiss.exchange import export
 from neuraldb_faiss.exchange.hub import save
@@ -201,23 +201,23 @@ def use(root: Path) -> None:
         return run
 
     def merged(store: Store) -> None:
-        merging.merge([store, Store(other)], out=out / "merged", on_conflict="first")[0].close()
+        merge.merge([store, Store(other)], out=out / "merged", on_conflict="first")[0].close()
 
     def merged_into(store: Store) -> None:
-        merging.merge([Store(other)], into=store, on_conflict="last")
+        merge.merge([Store(other)], into=store, on_conflict="last")
 
     other = root.parent / "other"
     lima = Fact("Lima", "In {} they speak", "Greek")
     steps: list[Callable[[], Any]] = [
         opened, lambda: opened(1), facts(), facts(subject="Lima"), facts(contains="i"), facts(source="a"),
         facts(waiting=True), facts(failed=True), facts(at=1), searched("auto"), searched("ivf"),
-        read(lambda store: health.check(store)), read(lambda store: health.check(store, deep=True)),
+        read(lambda store: integrity.check(store)), read(lambda store: integrity.check(store, deep=True)),
         read(lambda store: export(store, io.BytesIO())), read(lambda store: export(store, io.BytesIO(), "safetensors")),
         read(lambda store: save(store, out / "saved")), read(merged),
         read(lambda store: changes.add(store, EDITOR, [lima, Fact("Rio", "{} is in", "Rome")]), "rw"),
         read(lambda store: changes.solve(store, EDITOR), "rw"), read(merged_into, "rw"),
         read(lambda store: changes.remove(store, list(store.catalog.facts(store.generation, subject="Lima"))), "rw"),
-        read(lambda store: rollback(store, 1), "rw"), read(compact, "rw"), lambda: health.repair(root),
+        read(lambda store: rollback(store, 1), "rw"), read(compact, "rw"), lambda: integrity.repair(root),
     ]  # fmt: skip
     for step in steps:
         try:

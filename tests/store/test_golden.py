@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from helpers.fake_editor import FakeEditor, left, vector
-from neuraldb_faiss.editing import changes
+from neuraldb_faiss.edits import changes
 from neuraldb_faiss.errors import FormatError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.store import FORMAT, Store, verify

@@ -15,7 +15,7 @@ from hypothesis import strategies as some
 
 from helpers.fake_editor import FakeEditor
 from neuraldb_faiss import NeuralDB
-from neuraldb_faiss.editing import changes
+from neuraldb_faiss.edits import changes
 from neuraldb_faiss.errors import CorruptError, FormatError, StoreError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.store import Store, files, verify

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from helpers.exchanged import EDITOR
-from neuraldb_faiss import health
-from neuraldb_faiss.editing import changes, merging
+from neuraldb_faiss import integrity
+from neuraldb_faiss.edits import changes, merge
 from neuraldb_faiss.errors import ConflictError, CorruptError, StoreError
 from neuraldb_faiss.exchange import export
-from neuraldb_faiss.exchange.importing import import_file
+from neuraldb_faiss.exchange.import_file import import_file
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.store import Store, compact, copy, verify
 
@@ -60,7 +60,7 @@ def test_a_linked_part_is_refused_by_readers_and_writers(root: Path, elsewhere: 
         with pytest.raises(CorruptError, match=f"{name} is a link"):
             Store(root, mode)
     with pytest.raises(CorruptError, match=f"{name} is a link"):
-        health.repair(root)
+        integrity.repair(root)
     assert listing(elsewhere) == before
 
 
@@ -75,9 +75,9 @@ def test_linked_segments_are_neither_swept_nor_written(root: Path, elsewhere: Pa
         if how == "import":
             import_file(quick_path / "file", into=root)
         elif how == "merge":
-            merging.merge([other], into=Store(root, "rw"))
+            merge.merge([other], into=Store(root, "rw"))
         elif how == "repair":
-            health.repair(root)
+            integrity.repair(root)
         else:
             changes.add(Store(root, "rw"), EDITOR, [fact("Lima")])
     assert listing(elsewhere) == before
@@ -102,7 +102,7 @@ def test_a_linked_segment_is_not_taken_into_quarantine(root: Path, elsewhere: Pa
     shutil.rmtree(root / "segments" / "00000001")
     (root / "segments" / "00000001").symlink_to(elsewhere / "00000007")
     with pytest.raises(CorruptError, match="00000001 is a link"):
-        health.repair(root)
+        integrity.repair(root)
     assert not list((root / "quarantine").rglob("*.npy")) and Store(root).generation == 1
 
 
@@ -188,13 +188,13 @@ def test_a_failed_merge_removes_only_what_it_made(root: Path, quick_path: Path) 
     unfinished = quick_path / "out"
     unfinished.mkdir()
     with pytest.raises(ConflictError):
-        merging.merge([Store(root), other], out=unfinished)
+        merge.merge([Store(root), other], out=unfinished)
     assert not unfinished.exists()
     (quick_path / "out").mkdir()
     shutil.copy(root / "catalog.sqlite", unfinished)  # as a download lies there: with what may lie beside it
     (unfinished / "README.md").write_text("mine")
     with pytest.raises(StoreError, match="finished database"):
-        merging.merge([Store(root), other], out=unfinished)
+        merge.merge([Store(root), other], out=unfinished)
     assert (unfinished / "README.md").read_text() == "mine" and (unfinished / "catalog.sqlite").exists()
 
 

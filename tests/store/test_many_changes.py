@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from helpers.fake_editor import D1, D2, FakeEditor, vector
-from neuraldb_faiss.editing import changes
+from neuraldb_faiss.edits import changes
 from neuraldb_faiss.facts import Fact
-from neuraldb_faiss.search import Matcher
-from neuraldb_faiss.search.subject_matcher import SubjectMatcher
+from neuraldb_faiss.guard.matcher import SubjectMatcher
+from neuraldb_faiss.index import Matcher
 from neuraldb_faiss.store import SegmentRecord, Snapshot, Store, StoredFact, compact, joining, rollback, verify
 from neuraldb_faiss.store.transaction import now
 

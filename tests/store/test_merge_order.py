@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from helpers.fake_editor import FakeEditor
-from neuraldb_faiss.editing import changes, merging
+from neuraldb_faiss.edits import changes
+from neuraldb_faiss.edits import merge as merging
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.store import Store, verify
 

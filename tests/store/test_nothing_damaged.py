@@ -16,13 +16,13 @@ from click.testing import CliRunner
 from helpers.commands import digest
 from helpers.exchanged import EDITOR
 from neuraldb_faiss import NeuralDB
-from neuraldb_faiss.cli.app import cli
-from neuraldb_faiss.editing import changes, merging
-from neuraldb_faiss.editing.pipeline import Progress
+from neuraldb_faiss.cli.main import cli
+from neuraldb_faiss.edits import changes, merge
+from neuraldb_faiss.edits.pipeline import Progress
 from neuraldb_faiss.errors import CorruptError, StoreError
 from neuraldb_faiss.exchange import export
 from neuraldb_faiss.exchange.hub import save
-from neuraldb_faiss.exchange.importing import import_file
+from neuraldb_faiss.exchange.import_file import import_file
 from neuraldb_faiss.facts import Fact, read_facts
 from neuraldb_faiss.store import Store, compact, verify
 from neuraldb_faiss.store.segments import ARRAYS
@@ -79,7 +79,7 @@ def saved(root: Path) -> None:
 
 def merged(root: Path, link: bool = False) -> None:
     with closing(Store(root.parent / "other")) as one, closing(Store(root)) as two:
-        merging.merge([one, two], out=root.parent / "out", link=link)[0].close()
+        merge.merge([one, two], out=root.parent / "out", link=link)[0].close()
 
 
 def linked(root: Path) -> None:
@@ -88,7 +88,7 @@ def linked(root: Path) -> None:
 
 def merged_into(root: Path) -> None:
     with closing(Store(root.parent / "other", "rw")) as target, closing(Store(root)) as source:
-        merging.merge([source], into=target)
+        merge.merge([source], into=target)
 
 
 COMMANDS = [compacted, exported, saved, merged, linked, merged_into]

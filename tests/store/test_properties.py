@@ -12,7 +12,7 @@ from hypothesis import strategies as some
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from helpers.fake_editor import FakeEditor, left, vector
-from neuraldb_faiss.editing import changes, merging
+from neuraldb_faiss.edits import changes, merge
 from neuraldb_faiss.errors import ConflictError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.store import Store, compact, joining, rollback, verify
@@ -151,8 +151,8 @@ class Histories(RuleBasedStateMachine):
 
     def merged(self, sources: list[Store], out: Path, how: str, solved: bool, link: bool):  # type: ignore[no-untyped-def]
         if not solved:
-            return merging.merge(sources, out=out, on_conflict=how, link=link)
-        return merging.merge(sources, out=out, on_conflict=how, link=link, model=object())
+            return merge.merge(sources, out=out, on_conflict=how, link=link)
+        return merge.merge(sources, out=out, on_conflict=how, link=link, model=object())
 
     @rule(name=consumes(databases))
     def reopen(self, name: str) -> None:

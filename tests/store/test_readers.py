@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from helpers.fake_editor import FakeEditor
-from neuraldb_faiss.editing import changes
+from neuraldb_faiss.edits import changes
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.store import Snapshot, Store, compact, verify
 

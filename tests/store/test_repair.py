@@ -10,12 +10,12 @@ import pytest
 from click.testing import CliRunner
 
 from helpers.fake_editor import FakeEditor
-from neuraldb_faiss import health
-from neuraldb_faiss.cli.app import cli
-from neuraldb_faiss.editing import changes
+from neuraldb_faiss import integrity
+from neuraldb_faiss.cli.main import cli
+from neuraldb_faiss.edits import changes
 from neuraldb_faiss.errors import CorruptError
 from neuraldb_faiss.facts import Fact
-from neuraldb_faiss.search import Matcher
+from neuraldb_faiss.index import Matcher
 from neuraldb_faiss.store import Store, rollback, verify
 from neuraldb_faiss.store.segments import ARRAYS
 
@@ -80,7 +80,7 @@ def test_a_damaged_array_is_quarantined_and_its_facts_wait(root: Path, array: st
 
 def test_a_missing_segment_is_the_same(root: Path) -> None:
     shutil.rmtree(root / "segments" / "00000002")
-    done = health.repair(root)
+    done = integrity.repair(root)
     assert [f.subject for f in done.facts] == ["Quito"]
     store = Store(root, "rw")
     assert verify(store, deep=True) == []
@@ -93,7 +93,7 @@ def test_a_missing_segment_is_the_same(root: Path) -> None:
 
 def test_history_ends_at_a_repair(root: Path) -> None:
     flip(root / "segments" / "00000001" / "keys.npy", -1)
-    health.repair(root)
+    integrity.repair(root)
     store = Store(root, "rw")
     with pytest.raises(Exception, match="compacted away"):
         rollback(store, 1)
@@ -102,7 +102,7 @@ def test_history_ends_at_a_repair(root: Path) -> None:
 
 def test_a_whole_database_is_left_alone(root: Path) -> None:
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    assert health.repair(root).generation is None
+    assert integrity.repair(root).generation is None
     assert run("verify", root, "--repair")[0] == 0
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
 
@@ -113,7 +113,7 @@ def test_a_damaged_catalog_is_refused_and_stays(root: Path) -> None:
     (root / "catalog.sqlite").write_bytes(data[:at] + b"Rune" + data[at + 4 :])
     before = (root / "catalog.sqlite").read_bytes()
     with pytest.raises(CorruptError, match="restore it from a copy"):
-        health.repair(root)
+        integrity.repair(root)
     assert (root / "catalog.sqlite").read_bytes() == before
     code, output = run("verify", root, "--repair")
     assert code == 1 and "generation" in output and "Traceback" not in output
@@ -122,14 +122,14 @@ def test_a_damaged_catalog_is_refused_and_stays(root: Path) -> None:
 def test_damaged_search_files_are_named_and_dropped(root: Path) -> None:
     store = Store(root)
     Matcher(store.snapshot(), "ivf", gamma=0.65, directory=root / "search")
-    assert health.check(store, deep=True) == []
+    assert integrity.check(store, deep=True) == []
     flip(root / "search" / "ivf.centroids.npy", -1)
-    assert [p.file for p in health.check(store, deep=True)] == ["search/ivf.centroids.npy"]
+    assert [p.file for p in integrity.check(store, deep=True)] == ["search/ivf.centroids.npy"]
     generation = store.generation
-    assert health.repair(root).generation is None
-    assert health.check(store, deep=True) == [] and store.generation == generation
+    assert integrity.repair(root).generation is None
+    assert integrity.check(store, deep=True) == [] and store.generation == generation
     (root / "search" / "ivf.json").write_text("{")
-    assert [p.file for p in health.check(store, deep=True)] == ["search/ivf.json"]
+    assert [p.file for p in integrity.check(store, deep=True)] == ["search/ivf.json"]
     store.close()
 
 
@@ -139,5 +139,5 @@ def test_repair_after_a_killed_repair(root: Path) -> None:
     stale = root / "quarantine" / "00000001-before-4"
     stale.mkdir(parents=True)
     (stale / "half").write_bytes(b"")
-    assert len(health.repair(root).facts) == 3
+    assert len(integrity.repair(root).facts) == 3
     assert not (stale / "half").exists()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from helpers.fake_editor import FakeEditor
-from neuraldb_faiss.editing import changes
+from neuraldb_faiss.edits import changes
 from neuraldb_faiss.errors import CorruptError, StoreError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.store import Store, merge_into, verify

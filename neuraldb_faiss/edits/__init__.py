@@ -1,0 +1,1 @@
+"""Facts become entries of a store: build, add, remove, solve, merge."""

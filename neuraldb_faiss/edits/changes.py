@@ -1,0 +1,215 @@
+"""What a database's facts become: build, add, remove, solve. Each is one transaction and one generation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from neuraldb_faiss.edits.pipeline import (
+    HEAD,
+    Planner,
+    Progress,
+    Report,
+    Solve,
+    edit_into,
+    group_by_key,
+    solve_here,
+    solve_into,
+)
+from neuraldb_faiss.errors import FactError
+from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.facts.fact import clip
+from neuraldb_faiss.solver.editor import Editor
+from neuraldb_faiss.store import Generation, Store, StoredFact, Transaction
+
+logger = logging.getLogger(__name__)
+
+_NAMED = 5  # facts that a message names
+
+
+def build(
+    facts: Sequence[Fact],
+    editor: Editor,
+    path: str | Path,
+    *,
+    drop_failed: bool = False,
+    report: Report | None = None,
+    command: str = "build",
+    index: Mapping[str, Any] | None = None,
+    wait: float = 10.0,
+) -> Store:
+    """A new database of these facts (folded: one target a subject and prompt) at `path`.
+
+    Facts that could never fire (`Planner.unheard`) are left out: a warning is logged, and `report` is told.
+
+    Raises: see `build_by`.
+    """
+    return build_by(
+        facts, editor, solve_here(editor, drop_failed), path, drop_failed=drop_failed, report=report,
+        command=command, index=index, wait=wait,
+    )  # fmt: skip
+
+
+def build_by(
+    facts: Sequence[Fact],
+    planner: Planner,
+    solve: Solve,
+    path: str | Path,
+    *,
+    drop_failed: bool = False,
+    report: Report | None = None,
+    command: str = "build",
+    index: Mapping[str, Any] | None = None,
+    wait: float = 10.0,
+) -> Store:
+    """`build`, with the pieces solved by `solve`, perhaps elsewhere; they are staged and published here.
+
+    Raises:
+        FactError: there are none, or none of them could ever fire.
+        StoreError: `path` holds something else, or the disk fails; what was staged stays for the next try.
+    """
+    if not facts:
+        raise FactError("no facts: the input is empty, or every record was bad")
+    facts, report = _heard(planner, facts, report)
+    settings = {**planner.settings(), "epoch": 1, "history_start": 1, "index": dict(index or {"kind": "flat"})}
+    # A build that failed before anything was staged leaves no trace.
+    with Store.creating(path, settings, command, wait=wait, keep_staged=True) as store:
+        with store.write(command) as transaction:
+            groups = group_by_key(zip(planner.key_ids(facts), facts, strict=True))
+            solve_into(transaction, planner, groups, solve, drop_failed=drop_failed, report=report)
+            transaction.commit()
+    return store
+
+
+def add(
+    store: Store,
+    editor: Editor,
+    facts: Iterable[Fact],
+    *,
+    drop_failed: bool = False,
+    report: Report | None = None,
+    command: str = "add",
+    wait: float = 10.0,
+) -> Generation | None:
+    """Add facts; one with the subject and prompt of a live fact takes its place.
+
+    Live facts that share a key with a new one are solved anew together with it. None where nothing is new. Facts that
+    could never fire are left out, as by `build`.
+
+    Raises:
+        FactError: none of the new ones could ever fire.
+    """
+    with store.write(command, wait=wait) as transaction:
+        base = transaction.base
+        incoming = {fact.identity: fact for fact in facts}
+        known = {old.identity: old for old in store.catalog.facts(base, identities=list(incoming))}
+        fresh = [
+            fact
+            for fact in incoming.values()
+            if fact.identity not in known or known[fact.identity].target != fact.target
+        ]
+        if not fresh:
+            return None
+        fresh, report = _heard(editor, fresh, report)
+        keyed = list(zip(editor.key_ids(fresh), fresh, strict=True))
+        neighbours = _facts_of_keys(store, base, {key for key, _ in keyed})
+        replaced = {fact.identity for fact in fresh}
+        kept = [(old.key_id, old) for old in neighbours if old.identity not in replaced]
+        edit_into(transaction, editor, group_by_key([*kept, *keyed]), drop_failed=drop_failed, report=report)
+        return transaction.commit()
+
+
+def _heard(
+    planner: Planner, facts: Sequence[Fact], report: Report | None
+) -> tuple[list[Fact], Report | None]:
+    """The facts that can fire, and a `report` that is told of the others. Raises FactError where none can."""
+    silent = planner.unheard(facts)
+    if not silent:
+        return list(facts), report
+    unheard, gone = tuple(facts[number] for number in silent), set(silent)
+    named = "; ".join(f"{clip(fact.subject, 40)} in {clip(fact.text)}" for fact in unheard[:_NAMED])
+    more = "; ..." if len(unheard) > _NAMED else ""
+    why = (
+        "the guard does not find the subject in their own prompt as this tokenizer gives it back"
+        f" ({named}{more}). Write the subject otherwise, or build with --guard none"
+    )
+    if len(unheard) == len(facts):
+        raise FactError(f"none of the {len(facts)} facts could ever fire: {why}")
+    logger.warning("%d of %d facts are left out, for they could never fire: %s", len(unheard), len(facts), why)
+    left = [fact for number, fact in enumerate(facts) if number not in gone]
+    if report is None:
+        return left, None
+    told = report
+
+    def telling(now: Progress) -> None:
+        told(replace(now, unheard=unheard))
+
+    telling(Progress(0, len(facts) - len(unheard), 0, None))
+    return left, telling
+
+
+def remove(
+    store: Store,
+    doomed: Sequence[StoredFact],
+    editor: Editor | None = None,
+    *,
+    report: Report | None = None,
+    command: str = "remove",
+    wait: float = 10.0,
+) -> Generation:
+    """End these facts. Others of the same entry are solved anew with an editor, and wait for `solve` without.
+
+    Raises:
+        FactError: there are none, or one is gone by now.
+    """
+    if not doomed:
+        raise FactError("nothing to remove: no live fact fits (`neuraldb facts` lists them)")
+    with store.write(command, wait=wait) as transaction:
+        gone = {fact.identity for fact in doomed}
+        rows = list(store.catalog.facts(transaction.base, identities=sorted(gone), every_row=True))
+        if missing := gone - {row.identity for row in rows}:
+            raise FactError(f"{len(missing)} of the facts to remove are gone already; list them again")
+        transaction.end(row.row for row in rows if row.row is not None)
+        if editor is not None:
+            _solve_keys(
+                store, transaction.base, editor, transaction, {row.key_id for row in rows}, gone, report
+            )
+        return transaction.commit()
+
+
+def solve(
+    store: Store, editor: Editor, *, report: Report | None = None, command: str = "solve", wait: float = 10.0
+) -> Generation | None:
+    """Solve the entries that wait for it (after a removal or a merge); None where none do."""
+    with store.write(command, wait=wait) as transaction:
+        waiting = {
+            fact.key_id for fact in store.catalog.facts(transaction.base, waiting=True, every_row=True)
+        }
+        if not waiting:
+            return None
+        _solve_keys(store, transaction.base, editor, transaction, waiting, set(), report)
+        return transaction.commit()
+
+
+def _solve_keys(
+    store: Store,
+    base: int,
+    editor: Editor,
+    transaction: Transaction,
+    key_ids: set[str],
+    without: set[str],
+    report: Report | None,
+) -> None:
+    left = _facts_of_keys(store, base, key_ids)
+    groups = group_by_key((fact.key_id, fact) for fact in left if fact.identity not in without)
+    if groups:
+        edit_into(transaction, editor, groups, report=report)
+
+
+def _facts_of_keys(store: Store, base: int, key_ids: set[str]) -> Iterator[StoredFact]:
+    """Facts with one of these keys, each once, whichever of a group's entries the key_id names."""
+    plain = {key_id.removesuffix(HEAD) for key_id in key_ids}
+    return store.catalog.facts(base, key_ids=sorted(plain | {key_id + HEAD for key_id in plain}))

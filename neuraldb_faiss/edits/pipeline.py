@@ -1,0 +1,216 @@
+"""From facts to entries in a store: grouped by key, solved in batches, staged as they are done."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from neuraldb_faiss.errors import BuildError
+from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.solver.editor import Edited, Editor
+from neuraldb_faiss.store import StoredFact, Transaction
+from neuraldb_faiss.store.records import canonical
+from neuraldb_faiss.store.transaction import now
+
+# Facts a staged piece holds, by residual: what a kill can cost is one piece.
+PIECE = {"none": 512, "memit": 16, "pmet": 16}
+
+# Ends the key_id of a group's second entry, which serves its raw prompts at position 0.
+HEAD = "@0"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a build stands; `loss` is the mean over the facts solved by this call, None where there is none.
+
+    `unheard` are the facts that were left out because they could never fire (`Planner.unheard`).
+    """
+
+    done: int
+    total: int
+    resumed: int
+    loss: float | None
+    unheard: tuple[Fact, ...] = ()
+
+
+Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Facts that share a key, and so an entry (or both: see `solve_piece`)."""
+
+    key_id: str
+    facts: tuple[Fact, ...]
+
+
+@dataclass(frozen=True)
+class Solved:
+    """One piece of a build, as `Transaction.stage` takes it, with its losses."""
+
+    keys: np.ndarray
+    key_rows: np.ndarray
+    key_tokens: np.ndarray
+    residuals: np.ndarray
+    facts: list[StoredFact]
+    losses: list[float]
+
+
+class Planner(Protocol):
+    """What a build asks of an editor before anything is solved; the editor may be in another process."""
+
+    @property
+    def residual(self) -> str: ...
+
+    def settings(self) -> dict[str, Any]: ...
+
+    def digest(self) -> str: ...
+
+    def unheard(self, facts: Sequence[Fact]) -> list[int]:
+        """Indices of the facts whose own prompt does not pass the guard's reading of it."""
+
+    def key_ids(self, facts: Sequence[Fact]) -> list[str]: ...
+
+
+# Solves pieces, wherever; the answers come in the order of the pieces.
+Solve = Callable[[Sequence[list[Group]]], Iterable[Solved]]
+
+
+def group_by_key(keyed: Iterable[tuple[str, Fact]]) -> list[Group]:
+    """Groups in the order of their first facts; the key_id may be that of either entry, and a fact may come twice."""
+    groups: dict[str, dict[str, Fact]] = {}
+    for key_id, fact in keyed:
+        groups.setdefault(key_id.removesuffix(HEAD), {}).setdefault(fact.identity, fact)
+    return [Group(key_id, tuple(facts.values())) for key_id, facts in groups.items()]
+
+
+def edit_into(
+    transaction: Transaction,
+    editor: Editor,
+    groups: Sequence[Group],
+    *,
+    drop_failed: bool = False,
+    report: Report | None = None,
+    resume: bool = True,
+) -> None:
+    """Make every group's entry and stage it; see `solve_into`."""
+    solve_into(
+        transaction, editor, groups, solve_here(editor, drop_failed), drop_failed=drop_failed, report=report,
+        resume=resume,
+    )  # fmt: skip
+
+
+def solve_here(editor: Editor, drop_failed: bool) -> Solve:
+    """One piece after the other, in this process."""
+
+    def solve(pieces: Sequence[list[Group]]) -> Iterator[Solved]:
+        return (solve_piece(editor, piece, drop_failed) for piece in pieces)
+
+    return solve
+
+
+def solve_into(
+    transaction: Transaction,
+    planner: Planner,
+    groups: Sequence[Group],
+    solve: Solve,
+    *,
+    drop_failed: bool = False,
+    report: Report | None = None,
+    resume: bool = True,
+) -> None:
+    """Have every group's entry made by `solve` and stage it; what an earlier, killed call staged of it is kept.
+
+    The pieces depend only on the groups and the editor, so a resumed build stages the same arrays, whoever solves.
+    With `drop_failed`, a group is left out where any of its facts did not take. `resume=False` adds to what the
+    transaction has staged itself.
+
+    Raises:
+        BuildError: a key or a loss is not finite, or drop_failed leaves nothing.
+    """
+    pieces = _pieces(groups, PIECE[planner.residual])
+    staged = transaction.resume(_plan(planner, groups, drop_failed)) if resume else 0
+    sizes = [sum(len(group.facts) for group in piece) for piece in pieces]
+    total, done = sum(sizes), sum(sizes[:staged])
+    resumed, losses = done, []
+    for solved, size in zip(solve(pieces[staged:]), sizes[staged:], strict=True):
+        transaction.stage(solved.keys, solved.key_rows, solved.key_tokens, solved.residuals, solved.facts)
+        losses += solved.losses
+        done += size
+        if report is not None:
+            report(Progress(done, total, resumed, float(np.mean(losses)) if losses else None))
+
+
+def _pieces(groups: Sequence[Group], size: int) -> list[list[Group]]:
+    pieces: list[list[Group]] = []
+    room = 0
+    for group in groups:
+        if room < len(group.facts):
+            pieces.append([])
+            room = size
+        pieces[-1].append(group)
+        room -= len(group.facts)
+    return pieces
+
+
+def _plan(planner: Planner, groups: Sequence[Group], drop_failed: bool) -> str:
+    digest = hashlib.sha256(f"{planner.digest()} {drop_failed}".encode())
+    for group in groups:
+        digest.update(
+            canonical([group.key_id, [fact.to_dict() for fact in map(_plain, group.facts)]]).encode()
+        )
+    return digest.hexdigest()
+
+
+def _plain(fact: Fact) -> Fact:
+    return fact.fact() if isinstance(fact, StoredFact) else fact
+
+
+def solve_piece(editor: Editor, piece: list[Group], drop_failed: bool) -> Solved:
+    """Keys and residuals of one piece.
+
+    A text's first token is unlike all others (its hidden state is some nine times longer), so no one residual serves
+    a subject there and behind a prefix: a group whose raw key was taken at position 0 has a second entry for it.
+    """
+    # Facts of a group have the same key: the first one's rows stand for all.
+    rows = editor.make_keys([group.facts[0] for group in piece])
+    edited = editor.make_residuals([group.facts for group in piece])
+    heads = [int(number) for number in rows.fact[rows.token >= 0]]
+    alone = editor.make_residuals([piece[n].facts for n in heads], prefixed=False) if heads else []
+    at_head = dict(zip(heads, alone, strict=True))
+    time = now()
+    facts: list[StoredFact] = []
+    kept: list[Edited] = []
+    key_at: list[int] = []
+    key_rows: list[int] = []
+    for number, (group, one) in enumerate(zip(piece, edited, strict=True)):
+        head = at_head.get(number)
+        outcomes = (head or one).facts  # on the raw prompt
+        if drop_failed and any(outcome is not None and not outcome.took for outcome in outcomes):
+            continue
+        mine = rows.fact == number
+        entries = [(group.key_id, one, mine & (rows.token < 0))]
+        if head is not None:
+            entries.append((group.key_id + HEAD, head, mine & (rows.token >= 0)))
+        for key_id, solved, keys in entries:
+            for fact, outcome in zip(group.facts, outcomes, strict=True):
+                known: Mapping[str, object] = {} if outcome is None else {
+                    "nll": outcome.nll, "probability": outcome.probability, "took": outcome.took
+                }  # fmt: skip
+                record = {"time": time, "entry": len(kept), "key_id": key_id, "residual": editor.residual,
+                          "loss": solved.loss, **known}  # fmt: skip
+                facts.append(StoredFact.of(fact, **record))
+            at = np.flatnonzero(keys).tolist()
+            key_at += at
+            key_rows += [len(kept)] * len(at)
+            kept.append(solved)
+    residuals = np.stack([one.residual for one in kept]) if kept else np.empty((0, editor.site.d2), np.float32)
+    if not np.isfinite(residuals).all():
+        raise BuildError("a residual is not finite: lower --lr, or use --dtype float32")
+    order = np.array(key_at, np.int64)
+    losses = [one.loss for one in (*edited, *alone) if one.loss is not None]
+    return Solved(rows.keys[order], np.array(key_rows, np.int64), rows.token[order], residuals, facts, losses)

@@ -1,0 +1,143 @@
+"""Matching under the subject guard: the text says which entries may fire, the exact cosine which of them does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from neuraldb_faiss.guard.name_files import load_subjects, save_subjects
+from neuraldb_faiss.guard.name_index import Folded, Speller, Subjects
+from neuraldb_faiss.index.base import EntrySource
+from neuraldb_faiss.index.device_matcher import Candidates
+from neuraldb_faiss.index.matcher import Matches, as_rows, check_gamma, decide
+from neuraldb_faiss.index.vectors import unit_rows
+
+SAVE_AGAIN = 2_000  # names that the files lack: hashing so many costs what writing the files does
+
+
+class NamedSource(EntrySource, Protocol):
+    """A snapshot that also knows what its entries' subjects are called, and floors that were measured for names.
+
+    search_folder: where the name index is kept; None to keep nothing.
+    """
+
+    @property
+    def generation(self) -> int: ...
+    @property
+    def search_folder(self) -> Path | None: ...
+    def stamp_of(self, generation: int) -> str | None: ...
+    @property
+    def floors(self) -> Mapping[str, float]: ...
+    def subject_names(self, after: int = -1) -> Iterator[tuple[int, int, str]]: ...
+    def names(self, entry_id: int) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """One generation. `upto`: the last generation whose names `subjects` has. `positions`: the keys in the order of
+    their entries, which are `entries`."""
+
+    source: NamedSource
+    subjects: Subjects
+    upto: int
+    entries: np.ndarray
+    positions: np.ndarray | None  # None: the keys lie in that order
+
+    @classmethod
+    def of(cls, source: NamedSource, spell: Speller | None, before: _View | None = None) -> _View:
+        """`before`, of the same lineage, lends its names: within one they are only ever added to."""
+        kept = spell is None  # the files hold names as the catalog has them
+        known = (before.subjects, before.upto) if before else load_subjects(source) if kept else None
+        subjects, upto = known or (Subjects.of((), source.names, spell=spell), -1)
+        pairs = [(entry, name) for _, entry, name in source.subject_names(upto)]
+        subjects, upto = subjects.extended(pairs, source.names, source.floors), max(upto, source.generation)
+        if kept and before is None and len(pairs) > SAVE_AGAIN:
+            save_subjects(source, subjects)
+        entries = np.asarray(source.key_entries)
+        if (entries[1:] >= entries[:-1]).all():
+            return cls(source, subjects, upto, entries, None)
+        order = np.argsort(entries, kind="stable")
+        return cls(source, subjects, upto, entries[order], order)
+
+    def keys_of(self, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(which of `entries`, key position) for every key of each."""
+        first = np.searchsorted(self.entries, entries, "left")
+        counts = np.searchsorted(self.entries, entries, "right") - first
+        which = np.repeat(np.arange(len(entries)), counts)
+        at = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts - first, counts)
+        return which, at if self.positions is None else self.positions[at]
+
+
+class SubjectMatcher:
+    """Finds, for every token at which the subject of an entry ends, the nearest key of those entries.
+
+    The names are kept hashed in files in the source's `search_folder`, so that only the first opening hashes them all.
+    Any number of threads may match while one refreshes. The cost of a token hardly depends on the number of entries.
+    """
+
+    def __init__(self, source: NamedSource, *, gamma: float, spell: Speller | None = None) -> None:
+        """gamma: the gate, 0 <= gamma < 1. spell: how the texts spell names, where not as the source does; it then
+        reads every name when this is made. Raises SearchError for a gamma out of range."""
+        self.gamma = check_gamma(gamma)
+        self._spell = spell
+        self._view = _View.of(source, spell)
+
+    @property
+    def source(self) -> NamedSource:
+        """The snapshot that answers now."""
+        return self._view.source
+
+    @property
+    def reach(self) -> int:
+        """Code points of left context that can matter."""
+        return self._view.subjects.reach
+
+    def refresh(self, source: NamedSource) -> None:
+        """Answer from another generation; only its new names are read while the lineage is the same."""
+        same = source.lineage == self._view.source.lineage
+        self._view = _View.of(source, self._spell, self._view if same else None)
+
+    def match(self, queries: torch.Tensor, text: Folded, first_tokens: np.ndarray) -> Matches:
+        """One row a token.
+
+        Args:
+            queries: [n, d1], the keys of the tokens.
+            text: what they say; its tokens count the queries' rows.
+            first_tokens: int64 [n]: as for `Matcher.match`, at a text's first token only keys taken there on the same
+                token answer, and nowhere else do those.
+        """
+        found = self.candidates(text, first_tokens)
+        rows, positions, floors, source = found.rows, found.positions, found.floors, found.source
+        entries = np.full(len(queries), -1, np.int64)
+        scores = np.zeros(len(queries), np.float64)
+        if len(rows):
+            # Only these keys ever leave the device the model is on.
+            asked, place = np.unique(rows, return_inverse=True)
+            wide = as_rows(queries[torch.from_numpy(asked).to(queries.device)])
+            usable = unit_rows(wide)[1][place]
+            best, cosines = np.full(len(asked), -1, np.int64), np.zeros(len(asked), np.float64)
+            decide(source, wide, place[usable], positions[usable], best, cosines, floors[usable])
+            found_one = best >= 0
+            entries[asked[found_one]] = source.key_entries[best[found_one]]
+            scores[asked[found_one]] = cosines[found_one]
+        return Matches(
+            torch.from_numpy(entries),
+            torch.from_numpy(scores.astype(np.float32)),
+            torch.from_numpy((entries >= 0) & (scores > self.gamma)),
+            source,
+        )
+
+    def candidates(self, text: Folded, first_tokens: np.ndarray) -> Candidates:
+        """The keys whose subjects end at each token; arguments as for `match`. It needs no query."""
+        view = self._view
+        rows, entries, floors = view.subjects.ends(text)
+        which, positions = view.keys_of(entries)
+        rows, floors = rows[which], floors[which]
+        source = view.source
+        fits = source.live[positions] & (source.key_tokens[positions] == first_tokens[rows])
+        return Candidates(rows[fits], positions[fits], floors[fits], source)

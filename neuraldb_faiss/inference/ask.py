@@ -1,0 +1,121 @@
+"""What a model answers with a database attached, what without, and which facts made the difference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from neuraldb_faiss.errors import FactError, ModelError
+from neuraldb_faiss.models.generation import end_ids, greedy
+from neuraldb_faiss.models.sites import input_device, unwrap
+from neuraldb_faiss.models.tokenization import encode_prompt
+
+if TYPE_CHECKING:
+    from neuraldb_faiss.database import NeuralDB
+    from neuraldb_faiss.hook import Handle
+    from neuraldb_faiss.store import StoredFact
+
+
+@dataclass(frozen=True, slots=True)
+class Fired:
+    """An entry that fired: at which tokens of prompt and answer, its best cosine, the facts it serves."""
+
+    entry: int
+    positions: tuple[int, ...]
+    score: float
+    facts: tuple[StoredFact, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A prompt continued greedily.
+
+    Attributes:
+        prompt: as given. edited: the continuation with the database attached. base: the one without, None
+            where it was not asked for.
+        fired: what fired, the strongest first.
+        tokens, ids: of prompt and edited continuation, as texts and as numbers; positions of `fired` count them.
+        new: how many of them are the continuation's.
+    """
+
+    prompt: str
+    edited: str
+    base: str | None
+    fired: tuple[Fired, ...]
+    tokens: tuple[str, ...]
+    ids: tuple[int, ...]
+    new: int
+
+
+def ask(
+    db: NeuralDB,
+    handle: Handle,
+    model: Any,
+    tokenizer: Any,
+    prompt: str,
+    *,
+    compare: bool = False,
+    chat: bool = False,
+    max_new_tokens: int = 20,
+) -> Answer:
+    """Continue `prompt` greedily under `handle`, an attachment of `db` to `model`; clears the handle's trace.
+
+    Args:
+        compare: also without the database.
+        chat: wrap the prompt in the tokenizer's chat template, as one message of the user.
+
+    Raises:
+        FactError: the prompt is empty. ModelError: `chat` where the tokenizer has no template.
+    """
+    ids = _encode(tokenizer, prompt, chat)
+    base = None
+    if compare:
+        with handle.disabled():
+            base = tokenizer.decode(
+                _continue(model, tokenizer, ids, max_new_tokens), skip_special_tokens=True
+            )
+    handle.clear_trace()
+    new = _continue(model, tokenizer, ids, max_new_tokens)
+    fired = _fired(db, handle.trace())
+    tokens = tuple(tokenizer.decode([token]) for token in (*ids, *new))
+    edited = tokenizer.decode(new, skip_special_tokens=True)
+    return Answer(prompt, edited, base, fired, tokens, (*ids, *new), len(new))
+
+
+def _encode(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
+    if not prompt.strip():
+        raise FactError("the prompt is empty: give a text to continue")
+    if not chat:
+        return encode_prompt(tokenizer, prompt)
+    if not getattr(tokenizer, "chat_template", None):
+        raise ModelError("the model's tokenizer has no chat template: leave --chat out")
+    messages = [{"role": "user", "content": prompt}]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return encode_prompt(tokenizer, text, special=False)
+
+
+def _continue(model: Any, tokenizer: Any, ids: list[int], max_new_tokens: int) -> list[int]:
+    rows = torch.tensor([ids], device=input_device(unwrap(model)))
+    with torch.no_grad():
+        out = model.generate(
+            input_ids=rows,
+            attention_mask=torch.ones_like(rows),
+            **greedy(max_new_tokens, end_ids(model, tokenizer), tokenizer.pad_token_id),
+        )
+    return [int(token) for token in out[0, len(ids) :]]
+
+
+def _fired(db: NeuralDB, trace: Iterable[Any]) -> tuple[Fired, ...]:
+    best: dict[int, tuple[float, list[int]]] = {}
+    for fire in trace:
+        score, positions = best.setdefault(fire.entry_id, (fire.score, []))
+        positions.append(fire.position)
+        best[fire.entry_id] = max(score, fire.score), positions
+    found = [
+        Fired(entry, tuple(sorted(set(positions))), float(score), tuple(db.facts(entry=entry)))
+        for entry, (score, positions) in best.items()
+    ]
+    return tuple(sorted(found, key=lambda one: (-one.score, one.entry)))

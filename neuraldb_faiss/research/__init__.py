@@ -1,0 +1,1 @@
+"""The laboratory: evaluation, experiments, baselines and benchmarks. Only `cli.commands` imports it."""

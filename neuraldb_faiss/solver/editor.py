@@ -1,0 +1,291 @@
+"""A model set up to make keys and residuals in one fixed way: the settings a database keeps."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from neuraldb_faiss.errors import BuildError, CorruptError, FingerprintError, ModelError, StoreError
+from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.guard.own_prompt import unheard
+from neuraldb_faiss.guard.texts import Texts
+from neuraldb_faiss.models import (
+    EditDefaults,
+    FFNSite,
+    Fingerprint,
+    edit_defaults,
+    find_attention,
+    find_site,
+    key_ids,
+)
+from neuraldb_faiss.models.adapters import has_virtual_tokens
+from neuraldb_faiss.models.defaults import GAMMAS
+from neuraldb_faiss.models.fingerprint import fingerprint
+from neuraldb_faiss.models.interventions import check_causal
+from neuraldb_faiss.models.tokenization import encode_prompt, has_chat
+from neuraldb_faiss.solver.keys import KeyRows, compute_keys
+from neuraldb_faiss.solver.prefixes import generate_prefixes
+from neuraldb_faiss.solver.residuals import FactOutcome, ResidualConfig, solve_residuals
+from neuraldb_faiss.strict_json import shown
+
+RESIDUALS = ("memit", "pmet", "none")
+KEYS = ("two", "paper")
+_TIMES = 3  # the steps that a fact may take which is not said after its usual ones
+GUARDS = ("subject", "whole-words", "none")
+
+
+@dataclass(frozen=True)
+class Edited:
+    """One entry's worth of work: the residual float32 [d2] of a group and what became of its facts."""
+
+    residual: np.ndarray
+    loss: float | None
+    facts: tuple[FactOutcome | None, ...]
+
+
+@dataclass(frozen=True)
+class Editor:
+    """A model, where it is edited, and how; `settings()` is all of it but the model itself."""
+
+    model: Any
+    tokenizer: Any
+    site: FFNSite
+    fingerprint: Fingerprint
+    prefixes: tuple[str, ...]
+    keys: str
+    residual: str
+    config: ResidualConfig
+    guard: str
+    gamma: float
+    ffn_module: str | None
+    name: str | None = None  # where the model came from; told to people, compared with nothing
+
+    @classmethod
+    def new(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        *,
+        layer: int | None = None,
+        residual: str = "memit",
+        keys: str = "two",
+        guard: str = "subject",
+        gamma: float | None = None,
+        ffn_module: str | None = None,
+        seed: int = 0,
+        **overrides: Any,
+    ) -> Editor:
+        """For a new database. None stands for the model's default (`edit_defaults`).
+
+        Args:
+            overrides: fields of ResidualConfig (steps, lr, weight_decay, clamp, kl_factor, stop_loss, kl_prompts,
+                chat, max_steps; the last is three times the steps by default).
+
+        Raises:
+            BuildError: an unknown kind, or a value out of range.
+            ModelError: no FFN, no such layer, no attention where PMET needs one, a model that is not causal, one with
+                learnt virtual tokens (PEFT), or a tokenizer that the guard cannot read.
+        """
+        if has_virtual_tokens(model):
+            raise ModelError(
+                "PEFT puts learnt tokens in front of this model's every prompt (prompt learning), and keys are made"
+                " without them: build inside `with model.disable_adapter():`, and attach there too"
+            )
+        _one_of("residual", residual, RESIDUALS)
+        _one_of("keys", keys, KEYS)
+        defaults = edit_defaults(model, ffn_module, residual)[0]
+        site = find_site(model, defaults.layer if layer is None else layer, ffn_module)
+        if residual == "pmet":
+            find_attention(model, site)  # before anything slow
+        config = _config(defaults, overrides)
+        if config.chat and not has_chat(tokenizer):
+            raise BuildError("the tokenizer has no chat template, so nothing can be solved for one: leave out --chat")
+        if check_guard(guard) != "none":
+            Texts.of(tokenizer)  # a tokenizer that the guard cannot read is refused before anything slow
+        prefixes = generate_prefixes(model, tokenizer, seed=seed)
+        check_causal(model, site, encode_prompt(tokenizer, prefixes[0]))
+        return cls(
+            model=model,
+            tokenizer=tokenizer,
+            site=site,
+            fingerprint=fingerprint(model, site),
+            prefixes=prefixes,
+            keys=keys,
+            residual=residual,
+            config=config,
+            guard=guard,
+            gamma=check_gamma(GAMMAS[guard] if gamma is None else gamma),
+            ffn_module=ffn_module,
+            name=model_name(model),
+        )
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], model: Any, tokenizer: Any) -> Editor:
+        """To change the database that has these settings.
+
+        Raises:
+            FingerprintError: it was built with another model, layer or revision.
+            CorruptError: its settings are none that this program writes.
+        """
+        for name, known in (("keys", KEYS), ("residual", RESIDUALS), ("guard", (*GUARDS, None))):
+            if settings.get(name) not in known:
+                raise CorruptError(f"the stored setting {name} is {shown(settings.get(name))}, which it cannot be")
+        stored = Fingerprint.from_json(settings["fingerprint"])
+        return cls(
+            model=model,
+            tokenizer=tokenizer,
+            site=check_model(stored, settings, model),
+            fingerprint=stored,
+            prefixes=tuple(settings["prefixes"]),
+            keys=settings["keys"],
+            residual=settings["residual"],
+            config=_stored_config(settings["config"]),
+            guard=settings.get("guard") or "none",
+            gamma=settings["gamma"],
+            ffn_module=settings["ffn_module"],
+            name=settings.get("model_name"),
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """What the database must keep to be changed later, and to refuse other models. JSON values."""
+        return {
+            "fingerprint": self.fingerprint.to_json(),
+            "layer": self.site.layer,
+            "ffn_module": self.ffn_module,
+            "d1": self.site.d1,
+            "d2": self.site.d2,
+            "prefixes": list(self.prefixes),
+            "keys": self.keys,
+            "residual": self.residual,
+            "config": {**asdict(self.config), "kl_prompts": list(self.config.kl_prompts)},
+            "guard": self.guard,
+            "gamma": self.gamma,
+            "model_name": self.name,
+        }
+
+    def unheard(self, facts: Sequence[Fact]) -> list[int]:
+        """Indices of the facts that could never fire, because the guard does not find the subject in their own prompt.
+
+        Raises:
+            ModelError: the guard cannot read this tokenizer's tokens.
+        """
+        return [] if self.guard == "none" else unheard(self.tokenizer, facts)
+
+    def key_ids(self, facts: Sequence[Fact]) -> list[str]:
+        """Facts with the same one have the same key: they must share an entry."""
+        return key_ids(self.tokenizer, facts)
+
+    def make_keys(self, facts: Sequence[Fact]) -> KeyRows:
+        """Keys of these facts (eq. 20), one or two rows each."""
+        mode: Literal["two", "paper"] = "paper" if self.keys == "paper" else "two"
+        return compute_keys(self.model, self.tokenizer, self.site, facts, self.prefixes, mode)
+
+    def make_residuals(self, groups: Sequence[Sequence[Fact]], *, prefixed: bool = True) -> list[Edited]:
+        """One residual a group, of the database's kind ("none": zeros); for raw prompts alone without `prefixed`."""
+        if self.residual == "none":
+            zero = np.zeros(self.site.d2, np.float32)
+            return [Edited(zero, None, (None,) * len(group)) for group in groups]
+        prefixes = self.prefixes if prefixed else ()
+        config = self.config if prefixed else replace(self.config, chat=False)
+        kind: Literal["memit", "pmet"] = "pmet" if self.residual == "pmet" else "memit"
+        solved = solve_residuals(
+            self.model, self.tokenizer, self.site, groups, prefixes, config, kind=kind
+        )
+        return [Edited(one.residual, one.loss, one.facts) for one in solved]
+
+    def digest(self) -> str:
+        """Hex; equal where the same facts give the same arrays."""
+        return digest_of(self.settings())
+
+
+def digest_of(settings: Mapping[str, Any]) -> str:
+    """`Editor.digest` of an editor with these settings."""
+    deciding = {name: value for name, value in settings.items() if name != "model_name"}
+    return hashlib.sha256(repr(sorted(deciding.items())).encode()).hexdigest()
+
+
+def model_name(model: Any) -> str | None:
+    """What the model was loaded from: a hub's name, or a folder's absolute path; None where it was not loaded."""
+    name = getattr(model, "name_or_path", None)
+    if not isinstance(name, str) or not name:
+        return None
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else name
+
+
+def check_model(
+    stored: Fingerprint, settings: Mapping[str, Any], model: Any, *, strict: bool = True
+) -> FFNSite:
+    """The site in `model` that a database with these settings edits.
+
+    Raises:
+        FingerprintError: the model is not the one the database was built with (both are named).
+    """
+    site = find_site(model, settings["layer"], settings["ffn_module"])
+    found = fingerprint(model, site)
+    if (site.d1, site.d2) != (settings["d1"], settings["d2"]) or (strict and not stored.matches(found)):
+        raise FingerprintError(
+            f"the database was built with {stored.describe()}; this model is {found.describe()}. Load the right"
+            " model, or make the database anew for this one (`neuraldb rebuild`)"
+        )
+    return site
+
+
+def check_replacement(path: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Whether what works with the database `before` at `path` may go on with `after`, which lies there now (settings).
+
+    Raises:
+        FingerprintError: it belongs to another model or layer. StoreError: its gate is another one.
+    """
+    old, new = Fingerprint.from_json(before["fingerprint"]), Fingerprint.from_json(after["fingerprint"])
+    if not old.matches(new) or before["ffn_module"] != after["ffn_module"]:
+        raise FingerprintError(
+            f"{path} was replaced by a database that was built with {new.describe()}; the one before with"
+            f" {old.describe()}. Put one back that fits, or open (or serve) the new one with its own model"
+        )
+    gates = [f"guard {one.get('guard') or 'none'}, gamma {one['gamma']:g}" for one in (before, after)]
+    if gates[0] != gates[1]:
+        raise StoreError(
+            f"{path} was replaced by a database with another gate ({gates[1]}; before {gates[0]}): open it again"
+        )
+
+
+def check_gamma(gamma: float) -> float:
+    """Raises BuildError unless 0 <= gamma < 1: the gates a search accepts."""
+    if not 0 <= gamma < 1:
+        raise BuildError(
+            f"gamma is {gamma}: it is a cosine, at least 0 and below 1 (by default {GAMMAS['subject']} with the guard"
+            f" subject, {GAMMAS['none']} with none)"
+        )
+    return float(gamma)
+
+
+def check_guard(guard: str) -> str:
+    """Raises BuildError for an unknown guard."""
+    _one_of("guard", guard, GUARDS)
+    return guard
+
+
+def _one_of(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise BuildError(f"{name} is {value!r}: it must be one of {', '.join(known)}")
+
+
+def _stored_config(stored: Mapping[str, Any]) -> ResidualConfig:
+    try:
+        return ResidualConfig(**stored)
+    except TypeError:  # names that there are not, values of another type
+        names = ", ".join(map(ascii, stored))[:200]
+        raise CorruptError(f"the stored setting config cannot be read (it has {names})") from None
+
+
+def _config(defaults: EditDefaults, overrides: Mapping[str, Any]) -> ResidualConfig:
+    given = {name: value for name, value in overrides.items() if value is not None}
+    base = {name: getattr(defaults, name) for name in ("steps", "lr", "weight_decay", "clamp", "kl_factor")}
+    wanted = {**base, **given}
+    return ResidualConfig(**{"max_steps": _TIMES * wanted["steps"], **wanted})

@@ -1,0 +1,1 @@
+"""Forward passes of the solver: full, padded and packed."""

@@ -1,0 +1,1 @@
+"""Objectives for residuals: one module each."""

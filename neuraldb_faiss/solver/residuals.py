@@ -1,0 +1,245 @@
+"""Residuals: what must be added to the FFN's output at a subject for the model to say the new object (eq.
+21), found by MEMIT's objective or by PMET's.
+
+Facts that share a key are one group and get one residual. Groups are independent of each other; they run
+together in batches because a model computes many rows at little more than the price of one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neuraldb_faiss.errors import BuildError
+from neuraldb_faiss.models.interventions import frozen
+from neuraldb_faiss.models.memory import in_parts, places_with_gradients
+from neuraldb_faiss.models.sites import FFNSite, find_attention, input_device, unwrap
+from neuraldb_faiss.solver.batch import Batch, Picks, Row, group_rows, prefix_tokens
+from neuraldb_faiss.solver.forward.base import Forward
+from neuraldb_faiss.solver.forward.packed import Heads
+from neuraldb_faiss.solver.forward.strategy import Ways, is_packed
+from neuraldb_faiss.solver.objectives import pmet
+from neuraldb_faiss.solver.optimizer import Adam, ResidualConfig, evaluate, outcomes, project
+
+if TYPE_CHECKING:
+    from neuraldb_faiss.facts.fact import Fact
+
+# Suffix places in one pass, where memory allows: on a CPU more gain nothing, a GPU they fill.
+CPU_TOKENS = 512
+GPU_TOKENS = 4096
+PASS_COST = 0.125
+
+# float16 gradients underflow below 6e-8; the loss is scaled up by this before, and the gradient down after.
+_HALF_SCALE = 1024.0
+
+
+@dataclass(frozen=True, slots=True)
+class FactOutcome:
+    """One fact under the final residual, on its raw prompt.
+
+    `nll` is the mean negative log-likelihood per target token (nats), `probability` exp(-nll), `took`
+    whether every target token is the arg-max.
+    """
+
+    nll: float
+    probability: float
+    took: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """A group's residual (float32 [d2]), its loss, the number of loss evaluations to it, and its facts' outcomes.
+
+    PMET's loss is that of both its vectors, the outcomes are those of the residual alone.
+    """
+
+    residual: np.ndarray
+    loss: float
+    steps: int
+    facts: tuple[FactOutcome, ...]
+
+
+def solve_residuals(
+    model: Any,
+    tokenizer: Any,
+    site: FFNSite,
+    groups: Sequence[Sequence[Fact]],
+    prefixes: Sequence[str],
+    config: ResidualConfig,
+    *,
+    kind: Literal["memit", "pmet"] = "memit",
+    max_tokens: int | None = None,
+) -> list[Solved]:
+    """One residual for every group of facts that share a key, in the groups' order.
+
+    Minimises, for each group, the mean over all its rows (each fact's prompt, raw, behind each
+    prefix, and with config.chat in the chat template) of the NLL
+    per target token, plus kl_factor * KL(edited || base) at the subject's last token of "{subject} is a" (and at the
+    ends of config.kl_prompts: the mean of all), plus weight_decay * ||r|| / ||h_init||^2, with Adam from zeros and
+    ||r|| <= clamp * ||h_init|| after each step (equation 21 with the reference code's settings). A group stops once
+    the loss, with its worst fact's NLL in the place of the mean, is below stop_loss, and after config.steps once every
+    fact is said (see `ResidualConfig`); if they never are, the vector with the lowest such loss from there on is taken.
+    kind="pmet" adds a second vector,
+    bounds both otherwise, and may stop earlier: see `pmet`.
+
+    The model may be of any dtype; residuals and losses are float32. Weights are never changed. `max_tokens`
+    bounds the places computed in one pass, by default by the free memory; groups are split into passes by length, and
+    a pass that does not fit into memory is halved. Raises
+    BuildError where a group has no facts, its loss is not finite, or the model has no gradient, and ModelError
+    where PMET finds no attention.
+    """
+    if any(not group for group in groups):
+        raise BuildError("cannot solve a residual for a group without facts: leave empty groups out")
+    if config.steps < 1:
+        raise BuildError(f"steps must be at least 1, not {config.steps}: the loss is never evaluated otherwise")
+    if not groups:
+        return []
+    model = unwrap(model)
+    if any(p.is_inference() for p in model.parameters()):
+        raise BuildError(
+            "the model was loaded under torch.inference_mode, so nothing can be solved with it: load it outside"
+        )
+    attention = find_attention(model, site) if kind == "pmet" else None
+    if max_tokens is None:
+        fill = CPU_TOKENS if input_device(model).type == "cpu" else GPU_TOKENS
+        max_tokens = places_with_gradients(model, site, fill)
+    rows = [
+        tuple(group_rows(tokenizer, g, group, prefixes, config.kl_prompts, config.chat))
+        for g, group in enumerate(groups)
+    ]
+    solved: dict[int, Solved] = {}
+    with torch.inference_mode(False), torch.enable_grad(), frozen(model):
+        ways = Ways(model, site, attention, Heads(model, prefix_tokens(tokenizer, prefixes)))
+        way = ways.fastest(Batch((rows[0],)), config.clamp)
+
+        def solve(members: Sequence[int]) -> list[Solved | None]:
+            return _solve_batch(partial(ways.start, way), Batch(tuple(rows[g] for g in members)), config, site, kind)
+
+        batches = _split(rows, max_tokens, is_packed(way))
+        for members, results in in_parts(batches, lambda members: _places(rows, members, is_packed(way)), solve):
+            for g, result in zip(members, results, strict=True):
+                if result is None:
+                    names = ", ".join(f"{fact.id} ({fact.subject!r})" for fact in groups[g][:3])
+                    raise BuildError(
+                        f"the loss of fact {names} is not finite at layer {site.layer}: "
+                        "load the model in another dtype (--dtype float32) or leave the fact out"
+                    )
+                solved[g] = result
+    return [solved[g] for g in range(len(groups))]
+
+
+def _places(rows: Sequence[tuple[Row, ...]], groups: Sequence[int], packed: bool) -> int:
+    """Of one pass with these groups."""
+    if packed:
+        return sum(len(row.ids) - row.last for g in groups for row in rows[g])
+    return sum(len(rows[g]) for g in groups) * max(_width(rows[g]) for g in groups)
+
+
+def _width(group: Sequence[Row]) -> int:
+    return max(len(row.ids) - row.last for row in group)
+
+
+def _split(rows: Sequence[tuple[Row, ...]], max_tokens: int, packed: bool) -> list[list[int]]:
+    """Groups of like length together, each batch within max_tokens (or one group that alone exceeds it).
+
+    A pass costs its places and, besides, about as much as PASS_COST of max_tokens; padding beyond that is
+    dearer than another pass. Packed rows have none.
+    """
+    width = [_width(group) for group in rows]
+    batches: list[list[int]] = []
+    for g in sorted(range(len(rows)), key=lambda g: (width[g], g)):
+        joined = [*batches[-1], g] if batches else []
+        padding = 0
+        if joined and not packed:
+            padding = _places(rows, joined, packed) - sum(len(rows[one]) * width[one] for one in joined)
+        if not joined or _places(rows, joined, packed) > max_tokens or padding > PASS_COST * max_tokens:
+            batches.append([g])
+        else:
+            batches[-1].append(g)
+    return batches
+
+
+def _solve_batch(
+    start: Callable[[Batch], Forward], batch: Batch, config: ResidualConfig, site: FFNSite, kind: str
+) -> list[Solved | None]:
+    """Run one batch to its end; None stands for a group whose loss is not finite."""
+    forward, whole = start(batch), batch
+    h_norm = forward.h_norm
+    device = h_norm.device
+    r = torch.zeros(*h_norm.shape, site.d2, device=device)
+    adam = Adam(r, config.lr)
+    picks = batch.picks(device)
+    results: list[Solved | None] = [None] * len(batch.groups)
+    best: dict[int, tuple[tuple[bool, float], Solved]] = {}
+    active = list(range(len(batch.groups)))
+    nll_scale = torch.ones(len(batch.groups), device=device)
+    base: Tensor | None = None
+    most = max(config.steps, config.max_steps)
+    for step in range(1, most + 1):
+        r.requires_grad_(True)
+        logits = forward.logits(r)
+        if base is None:
+            base = logits[len(picks.target) :].detach().float().log_softmax(1)
+        now = evaluate(logits, base, r, h_norm, picks, config, nll_scale)
+        stop = now.stop.tolist()
+        end = now.stop < config.stop_loss
+        if kind == "pmet":
+            end |= pmet.may_end(now)
+            nll_scale = pmet.next_nll_scale(now)
+        ended = [ends or step == most or not math.isfinite(stop[i]) for i, ends in enumerate(end.tolist())]
+        late = step >= config.steps
+        facts = _outcomes(logits, picks, len(active)) if late or any(ended) else []
+        said = [all(fact.took for fact in told) for told in facts]
+        ended = [ends or (late and said[i]) for i, ends in enumerate(ended)]
+        for i, ends in enumerate(ended):
+            if (ends or late) and math.isfinite(stop[i]):
+                rank = not said[i], stop[i]
+                if active[i] not in best or rank < best[active[i]][0]:  # later is not always better
+                    residual = r[i, 0].detach().cpu().numpy().astype(np.float32, copy=True)  # the FFN's vector
+                    best[active[i]] = rank, Solved(residual, float(now.loss[i].detach()), step, facts[i])
+            if ends:
+                results[active[i]] = best[active[i]][1] if active[i] in best else None
+        kept = [i for i, ends in enumerate(ended) if not ends]
+        if not kept:
+            break
+        scale = _HALF_SCALE if logits.dtype == torch.float16 else 1.0
+        (grad,) = torch.autograd.grad(now.loss[kept].sum() * scale, r)
+        r = r.detach()
+        if len(kept) < len(active):
+            index = torch.tensor(kept, device=device)
+            r, grad, h_norm = r[index], grad[index], h_norm[index]
+            base = base[torch.isin(picks.group_of_kl, index)]
+            nll_scale = nll_scale[index]
+            adam.keep(index)
+            forward.keep(kept)
+            batch = batch.keep(kept)
+            picks = batch.picks(device)
+            active = [active[i] for i in kept]
+        r = project(adam.update(r, grad / scale), config.clamp * h_norm)
+    return results if kind == "memit" else _kept_alone(results, start(whole), whole, site.d2)
+
+
+def _kept_alone(results: Sequence[Solved | None], forward: Forward, batch: Batch, d2: int) -> list[Solved | None]:
+    """The results, with the outcomes that the residuals have by themselves, without the attention's vectors."""
+    kept = [torch.zeros(d2) if one is None else torch.from_numpy(one.residual) for one in results]
+    ffn = torch.stack(kept).to(forward.h_norm.device)
+    with torch.no_grad():
+        logits = forward.logits(torch.stack([ffn, torch.zeros_like(ffn)], 1))
+    facts = _outcomes(logits, batch.picks(ffn.device), len(results))
+    return [None if one is None else replace(one, facts=told) for one, told in zip(results, facts, strict=True)]
+
+
+def _outcomes(logits: Tensor, picks: Picks, n_groups: int) -> list[tuple[FactOutcome, ...]]:
+    """Each group's, from the logits [N + K, vocab] at `picks`."""
+    nll, took = (values.tolist() for values in outcomes(logits, picks))
+    found: list[list[FactOutcome]] = [[] for _ in range(n_groups)]
+    for group, n, t in zip(picks.group_of_fact.tolist(), nll, took, strict=True):
+        found[group].append(FactOutcome(n, math.exp(-n), t))
+    return [tuple(one) for one in found]
