@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from neuraldb_faiss import store as st
-from neuraldb_faiss.errors import BuildError, FactError
+from neuraldb_faiss.errors import BuildError, CompactedError, FactError
 from neuraldb_faiss.facts import Fact, fold
 from neuraldb_faiss.store import Generation, Problem, Snapshot, Store, StoredFact
 
@@ -20,13 +21,17 @@ if TYPE_CHECKING:  # torch, transformers and faiss load only when they are used
     from neuraldb_faiss.hook import Gate, Handle
     from neuraldb_faiss.index import Matcher, Matches
 
+T = TypeVar("T")
+
 
 class NeuralDB:
     """A database of facts in a folder, seen at one generation.
 
     Open one with `NeuralDB.open`, make one with `build`. Changes (`add`, `remove`, ...) need mode="rw"; each is one
     transaction that makes one generation, which this object then shows. An object opened for reading keeps the
-    generation it opened until `refresh`.
+    generation it opened until `refresh`. Only where another process changes facts and then compacts, so that facts of
+    this generation are forgotten, it moves to the newest one when it is asked for facts, with a warning; so does a live
+    handle.
     """
 
     def __init__(self, store: Store, generation: int | None = None) -> None:
@@ -141,9 +146,22 @@ class NeuralDB:
             where: ids=[...], subject=, contains= (in subject, prompt or target), source=, entry=, failed=True,
                 waiting=True, limit=. See `Catalog.facts`.
         """
-        generation = self.generation if at is None else at
-        self._store.check_generation(generation)
-        return list(self._store.catalog.facts(generation, **where))
+        if at is None:
+            return self._shown(lambda: list(self._snapshot.facts(**where)))
+        self._store.check_generation(at)
+        found = list(self._store.catalog.facts(at, **where))
+        self._store.check_generation(at)  # a compaction meanwhile would have taken some away
+        return found
+
+    def _shown(self, read: Callable[[], T]) -> T:
+        """What `read` finds in the generation shown. Where a compaction by another process has forgotten facts of it,
+        the newest one is shown from now on; a warning says so."""
+        while True:
+            try:
+                return read()
+            except CompactedError as error:
+                self.refresh()
+                warnings.warn(f"{error}: generation {self.generation} is shown from now on", stacklevel=4)
 
     def key_norms(self, fact: StoredFact) -> list[float]:
         """The lengths that the keys of a fact's entry had before they were made unit length; none if they are lost."""
@@ -158,9 +176,11 @@ class NeuralDB:
         """Figures about this generation, JSON values."""
         from neuraldb_faiss.models.fingerprint import Fingerprint
 
+        def count(**where: Any) -> int:
+            return sum(1 for _ in self._snapshot.facts(**where))
+
+        waiting, failed = self._shown(lambda: (count(waiting=True), count(failed=True)))
         record, settings, snapshot = self._record(), self._settings, self._snapshot
-        waiting = self._store.catalog.facts(self.generation, waiting=True)
-        failed = self._store.catalog.facts(self.generation, failed=True)
         return {
             "path": str(self.path),
             "format": st.FORMAT,
@@ -168,8 +188,8 @@ class NeuralDB:
             "facts": record.facts,
             "entries": record.entries,
             "keys": snapshot.n_keys,
-            "waiting": sum(1 for _ in waiting),
-            "failed": sum(1 for _ in failed),
+            "waiting": waiting,
+            "failed": failed,
             "model": Fingerprint.from_json(settings["fingerprint"]).describe(),
             "model_name": settings.get("model_name"),
             "layer": self.layer,
@@ -260,10 +280,11 @@ class NeuralDB:
         wanted = self.guard if guard is None else check_guard(guard)
         if gamma is None:
             gamma = self.gamma if wanted == self.guard else GAMMAS[wanted]
-        return make_gate(
-            wanted, check_gamma(gamma), self._snapshot, model, tokenizer,
-            plain=lambda gamma: self.matcher(search, gamma=gamma, device=layer_device(model, self._settings)),
-        )  # fmt: skip
+        def plain(gamma: float) -> Matcher:
+            return self.matcher(search, gamma=gamma, device=layer_device(model, self._settings))
+
+        gate = check_gamma(gamma)
+        return self._shown(lambda: make_gate(wanted, gate, self._snapshot, model, tokenizer, plain=plain))
 
     def _newest(self) -> Snapshot:
         """The newest generation, for a live handle; this object itself keeps the one it shows, unless the folder was

@@ -39,6 +39,10 @@ class CorruptError(StoreError):
     """Stored bytes are not the bytes that were written."""
 
 
+class CompactedError(StoreError):
+    """A generation is asked for that a compaction or a repair has ended."""
+
+
 class LockedError(StoreError):
     """Another process is writing."""
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from types import MappingProxyType
 
 import numpy as np
@@ -122,8 +122,9 @@ class Subjects:
         earlier state of these names, in which theirs are marked already; it is kept where its size still suits. spell:
         where texts spell names otherwise than `names_of` does."""
         self.hashes, self.entries, self.longest = hashes, entries, longest
-        self._names_of, self._floors, self._spell_all = names_of, floors, spell
-        self._spelled = lru_cache(_CACHE)(self._spell)
+        self._spell = spell
+        # Not by a method: with a cycle, old snapshots would stay until the collector comes by.
+        self._spelled = lru_cache(_CACHE)(partial(_spellings, names_of, floors, spell))
         # One bit a hash, in bytes: tells nearly all stretches that are no name without a search.
         bits = max(16, (16 * len(hashes)).bit_length())
         self._shift = np.uint64(64 - bits)
@@ -150,7 +151,7 @@ class Subjects:
         for entry, name in pairs:
             numbers.append(entry)
             names.append(name)
-        spell = self._spell_all
+        spell = self._spell
         hashes, lengths = hash_names(names if spell is None else spell(names))
         entries, longest = np.array(numbers, np.int64), max(self.longest, int(lengths.max(initial=0)))
         order = np.lexsort((entries, hashes))
@@ -180,19 +181,6 @@ class Subjects:
     def reach(self) -> int:
         """Code points of left context that can matter."""
         return self.longest + CASE_REACH + 1
-
-    def _spell(self, entry: int) -> dict[bytes, list[tuple[bytes, float]]]:
-        """Folded name -> its spellings: cases, floor."""
-        found: dict[bytes, list[tuple[bytes, float]]] = {}
-        names = list(self._names_of(entry))
-        spelled = names if self._spell_all is None else self._spell_all(names)
-        for name, text in zip(names, spelled, strict=True):
-            codes, cases = fold_name(text)
-            floor = floor_of(name, self._floors)
-            if text != name and UPPER in fold_name(name)[1] and UPPER not in cases:
-                floor = max(floor, _FLOORS_OF_ONE_CASE[len(name.split()) == 1])  # case says nothing in such texts
-            found.setdefault(codes, []).append((cases, floor))
-        return found
 
     def ends(self, text: Folded) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The names that end inside a token of `text`, or at its end: (tokens int64, entries int64, floors float64).
@@ -240,6 +228,22 @@ class Subjects:
             return none
         pairs = np.array(sorted(found), np.int64)
         return pairs[:, 0], pairs[:, 1], np.array([found[pair] for pair in sorted(found)])
+
+
+def _spellings(
+    names_of: Callable[[int], Iterable[str]], floors: Mapping[str, float], spell: Speller | None, entry: int
+) -> dict[bytes, list[tuple[bytes, float]]]:
+    """Folded name -> its spellings: cases, floor."""
+    found: dict[bytes, list[tuple[bytes, float]]] = {}
+    names = list(names_of(entry))
+    spelled = names if spell is None else spell(names)
+    for name, text in zip(names, spelled, strict=True):
+        codes, cases = fold_name(text)
+        floor = floor_of(name, floors)
+        if text != name and UPPER in fold_name(name)[1] and UPPER not in cases:
+            floor = max(floor, _FLOORS_OF_ONE_CASE[len(name.split()) == 1])  # case says nothing in such texts
+        found.setdefault(codes, []).append((cases, floor))
+    return found
 
 
 def _as_written(cases: bytes, own: bytes) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 from torch import nn
 
-from neuraldb_faiss.errors import FingerprintError, ModelError, NeuralDBError
+from neuraldb_faiss.errors import CompactedError, FingerprintError, ModelError, NeuralDBError
 from neuraldb_faiss.hook import model_copies
 from neuraldb_faiss.hook.forward_context import Context
 from neuraldb_faiss.hook.gates import Gate
@@ -38,6 +39,9 @@ class Handle:
     A forward of the model that does not reach the layer raises ModelError: its answer would be unedited. Copies and
     pickles of the model come without the database.
 
+    It answers from the generation it was attached with until `refresh()`. Only where another process has compacted away
+    what a token that fires is named by, it moves to the newest generation, with a warning.
+
     Attributes: calls (forwards seen) and hits (tokens that fired), both over all threads.
     """
 
@@ -47,7 +51,7 @@ class Handle:
     ) -> None:  # fmt: skip
         self._newest = newest
         self._context = Context(model, site.module_name, remembers=gate.wants_past)
-        self._lookup = Lookup(gate, self._context, trace_size)
+        self._lookup = Lookup(gate, self._context, trace_size, self._renew)
         self._hook = site.module.register_forward_hook(self._lookup.hook)
         self._model, self._name, self._module = model, site.module_name, site.module
         model_copies.leave_out(self._module, self._hook)
@@ -93,8 +97,14 @@ class Handle:
                 f"cannot refresh: keys of {source.d1} and residuals of {source.d2}, "
                 f"where {old.d1} and {old.d2} are attached"
             )
-        self._lookup.trace()  # names the facts while the old generation is at hand
         self._lookup.gate.refresh(source)
+
+    def _renew(self, error: CompactedError) -> None:
+        """Answer from the newest generation: the one that answered is not whole any more."""
+        if self._newest is None:
+            raise error
+        self.refresh()
+        warnings.warn(f"{error}: the newest generation answers from now on", stacklevel=2)
 
     def remove(self) -> None:
         """Take all hooks off: the model gives the very bits it gave before. Doing it twice is harmless."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from neuraldb_faiss.errors import CompactedError
 from neuraldb_faiss.hook import torch_compile
 from neuraldb_faiss.hook.forward_call import Call, Tokens
 from neuraldb_faiss.hook.forward_context import Context
@@ -21,6 +22,8 @@ from neuraldb_faiss.hook.residual_cache import ResidualCache
 from neuraldb_faiss.index.base import EntrySource
 from neuraldb_faiss.index.device_matcher import Candidates, decide
 from neuraldb_faiss.index.transfers import Transfer, on_gpu, to_device
+
+Names = dict[int, tuple[str, ...]]  # entry -> ids of the facts it serves
 
 MAX_UNDECIDED = 256  # forwards whose outcome may wait on the GPU for somebody who asks
 
@@ -36,17 +39,6 @@ class Fire:
     score: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Raw:
-    """A Fire whose facts nobody has asked for yet."""
-
-    sequence: int
-    position: int
-    entry_id: int
-    score: float
-    source: EntrySource
-
-
 class _ThreadState(threading.local):
     def __init__(self) -> None:
         self.disabled = 0
@@ -59,7 +51,7 @@ class _Undecided:
     sequences: np.ndarray
     positions: np.ndarray
     entries: np.ndarray
-    source: EntrySource
+    facts: Names
     outcome: Transfer  # fires bool [m], cosines float64 [m]
 
 
@@ -70,14 +62,18 @@ class Lookup:
     forward, to learn the tokens or what came near, and reads later what fired.
     """
 
-    def __init__(self, gate: Gate, context: Context, trace_size: int) -> None:
+    def __init__(
+        self, gate: Gate, context: Context, trace_size: int, renew: Callable[[CompactedError], None]
+    ) -> None:
+        """renew: has the gate answer from the newest generation, because the one it answers from was compacted away."""
         self.gate = gate
+        self._renew = renew
         self.calls = 0
         self.removed = False
         self._hits = 0
         self._context = context
         self._residuals = ResidualCache()
-        self._trace: deque[_Raw | Fire] = deque(maxlen=trace_size)
+        self._trace: deque[Fire] = deque(maxlen=trace_size)
         self._undecided: deque[_Undecided] = deque()
         self._lock = threading.Lock()
         self._thread = _ThreadState()
@@ -93,6 +89,13 @@ class Lookup:
     @torch.no_grad()
     def find(self, keys: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Rows of `keys` [..., d1], flattened, and what to add there, [m, d2] of `dtype`; None for nothing."""
+        while True:
+            try:
+                return self._find(keys, dtype)
+            except CompactedError as error:
+                self._renew(error)
+
+    def _find(self, keys: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor] | None:
         shape, flat = keys.shape[:-1], keys.detach().reshape(-1, keys.shape[-1])
         if on_gpu(keys):
             candidates = self.gate.candidates(flat, lambda: self._context.tokens(shape))
@@ -100,10 +103,11 @@ class Lookup:
                 return self._on_device(candidates, flat, shape, dtype)
         tokens = self._context.tokens(shape)
         found = self.gate.fired(flat, tokens)
+        facts = self._names(found.source, found.entries)
         with self._lock:
             self._settle()
             self.calls += 1
-            self._note(found.places, tokens, found.entries, found.scores, found.source)
+            self._note(found.places, tokens, found.entries, found.scores, facts)
         if not len(found.places):
             return None
         residuals = to_device(found.source.residuals(found.entries), keys.device)
@@ -116,6 +120,7 @@ class Lookup:
             source, rows = candidates.source, candidates.rows
             decision = decide(candidates, keys, self.gate.gamma)
             entries = source.key_entries[candidates.positions]
+            facts = self._names(source, entries)
             residuals = self._residuals.gather(source, entries, keys.device, dtype)
             tokens = self._context.tokens(shape)
             sequences, positions = rows // tokens.positions.shape[1], tokens.positions.reshape(-1)[rows]
@@ -124,7 +129,7 @@ class Lookup:
             self.calls += 1
             if not len(candidates):
                 return None
-            self._undecided.append(_Undecided(sequences, positions, entries, source, outcome))
+            self._undecided.append(_Undecided(sequences, positions, entries, facts, outcome))
             while len(self._undecided) > MAX_UNDECIDED or self._undecided and self._undecided[0].outcome.done:
                 self._settle_one()
         return to_device(rows, keys.device), torch.where(decision.fires[:, None], residuals, 0)
@@ -140,16 +145,21 @@ class Lookup:
         self._hits += int(fires.sum())
         for at in np.flatnonzero(fires).tolist():
             sequence, position = int(one.sequences[at]), int(one.positions[at])
-            self._trace.append(_Raw(sequence, position, int(one.entries[at]), float(cosines[at]), one.source))
+            entry = int(one.entries[at])
+            self._trace.append(Fire(sequence, position, entry, one.facts.get(entry, ()), float(cosines[at])))
 
     def _note(
-        self, places: np.ndarray, tokens: Tokens, entries: np.ndarray, scores: np.ndarray, source: EntrySource
+        self, places: np.ndarray, tokens: Tokens, entries: np.ndarray, scores: np.ndarray, facts: Names
     ) -> None:
         self._hits += len(places)
         width = tokens.positions.shape[1]
-        for place, entry, score in zip(places, entries, scores, strict=True):
+        for place, entry, score in zip(places.tolist(), entries.tolist(), scores.tolist(), strict=True):
             position = int(tokens.positions.reshape(-1)[place])
-            self._trace.append(_Raw(int(place) // width, position, int(entry), float(score), source))
+            self._trace.append(Fire(place // width, position, entry, facts.get(entry, ()), score))
+
+    def _names(self, source: EntrySource, entries: np.ndarray) -> Names:
+        """The facts that these entries serve, for the trace: asked for at once, while the catalog has them."""
+        return {entry: source.fact_ids(entry) for entry in set(entries.tolist())} if self._trace.maxlen else {}
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
         """The forward hook, in eager mode and as torch.compile traces it."""
@@ -195,15 +205,7 @@ class Lookup:
         """What fired, oldest first, with the facts that each entry served in the generation that answered."""
         with self._lock:
             self._settle()
-            known: dict[tuple[int, int], tuple[str, ...]] = {}
-            for index, raw in enumerate(self._trace):
-                if isinstance(raw, _Raw):
-                    key = (id(raw.source), raw.entry_id)
-                    if key not in known:
-                        known[key] = tuple(raw.source.fact_ids(raw.entry_id))
-                    facts = known[key]
-                    self._trace[index] = Fire(raw.sequence, raw.position, raw.entry_id, facts, raw.score)
-            return [fire for fire in self._trace if isinstance(fire, Fire)]
+            return list(self._trace)
 
     def clear_trace(self) -> None:
         with self._lock:

@@ -221,6 +221,15 @@ class Catalog:
             return Generation(**dict(row))
         raise CorruptError(f"{self.path}: the row of generation {generation} is missing ({_CURE})")
 
+    def keeps(self, generation: int) -> bool:
+        """Whether all rows that are visible at `generation` are still there. A compaction forgets those that ended by
+        the generation before its own, which therefore stays whole itself."""
+        found = self.one("SELECT value FROM settings WHERE name = 'history_start' ORDER BY made DESC LIMIT 1")
+        start = parse(found) if isinstance(found, str) else None
+        if not isinstance(start, int):
+            raise CorruptError(f"{self.path}: its settings do not say where its history starts ({_CURE})")
+        return generation >= start - 1
+
     def settings(self, generation: int) -> dict[str, Any]:
         """Every setting as it was at `generation`; none in a database that was only just begun."""
         rows = self.all("SELECT name, value FROM settings WHERE made <= ? ORDER BY made", (generation,))

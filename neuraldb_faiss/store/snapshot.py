@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from neuraldb_faiss.errors import CompactedError
 from neuraldb_faiss.facts.names import names_in_texts
 from neuraldb_faiss.store.catalog import FIRING, VISIBLE, Catalog
+from neuraldb_faiss.store.records import StoredFact
 from neuraldb_faiss.store.segments import Segment, SegmentRecord
 from neuraldb_faiss.strict_json import BadJSON, parse
+
+T = TypeVar("T")
 
 
 class Snapshot:
     """One generation, unchanging while it is open, also while a writer works or compacts.
+
+    Its arrays stay whatever happens. Facts are read from the catalog when they are asked for: where a compaction has
+    forgotten some of them, because they ended after this generation, the methods that name facts raise CompactedError.
 
     Key positions number the rows of all visible segments in order; within one `epoch` (between two
     compactions) a later generation only appends to them.
@@ -43,6 +50,7 @@ class Snapshot:
             known.get(record.segment) or self._open(root, record) for record in catalog.segments(generation)
         ]
         self._states = catalog.states(generation)
+        self._fact_ids: dict[int, tuple[str, ...]] = {}
         self.n_keys = sum(segment.record.keys for segment in self.segments)
         self.n_entries = sum(segment.record.entries for segment in self.segments)
         self._first_key = np.cumsum([0] + [segment.record.keys for segment in self.segments])
@@ -115,13 +123,33 @@ class Snapshot:
             out[mine] = self.segments[number].residuals(rows[mine] - first[number])
         return out
 
+    def _whole(self, read: T) -> T:
+        """What was just read from the catalog, if a compaction had not forgotten parts of it before."""
+        if not self._catalog.keeps(self.generation):
+            raise CompactedError(
+                f"{self._catalog.root}: generation {self.generation}, which was open, has been compacted away since"
+            )
+        return read
+
+    def facts(self, **where: Any) -> Iterator[StoredFact]:
+        """Live facts in the order they came, narrowed by what is given; see `Catalog.facts`. Those that were given are
+        all of them only where no error ends them."""
+        yield from self._catalog.facts(self.generation, **where)
+        self._whole(None)
+
     def fact_ids(self, entry_id: int) -> tuple[str, ...]:
         """Ids of the facts the entry serves, in the order they came."""
-        rows = self._catalog.all(
-            f"SELECT id FROM facts WHERE entry = :e AND {VISIBLE} ORDER BY row",
-            {"e": int(entry_id), "g": self.generation},
-        )
-        return tuple(dict.fromkeys(row["id"] for row in rows))
+        known = self._fact_ids.get(entry_id)
+        if known is None:
+            rows = self._catalog.all(
+                f"SELECT id FROM facts WHERE entry = :e AND {VISIBLE} ORDER BY row",
+                {"e": int(entry_id), "g": self.generation},
+            )
+            known = self._whole(tuple(dict.fromkeys(row["id"] for row in rows)))
+            if len(self._fact_ids) >= _KEPT:
+                self._fact_ids.clear()
+            self._fact_ids[entry_id] = known
+        return known
 
     @cached_property
     def floors(self) -> dict[str, float]:
@@ -135,12 +163,12 @@ class Snapshot:
         Facts that ended are among them: their entries no longer fire, so their names need not go. A later generation
         can publish lower rows than one before it (an interrupted build that was finished), so rows do not tell.
         """
-        rows = self._names_page(after, None)
+        rows = self._whole(self._names_page(after, None))
         while rows:
             for row in rows:
                 for name in _names(row):
                     yield row["row"], row["entry"], name
-            rows = self._names_page(rows[-1]["made"], rows[-1]["row"])
+            rows = self._whole(self._names_page(rows[-1]["made"], rows[-1]["row"]))
 
     def _names_page(self, made: int, row: int | None) -> list[Any]:
         """The next facts behind this one: those of its own generation, else of later ones."""
@@ -158,7 +186,7 @@ class Snapshot:
     def names(self, entry_id: int) -> tuple[str, ...]:
         """All names of the facts that the entry serves or served."""
         rows = self._catalog.all(f"{_NAMES} WHERE entry = :e AND made IS NOT NULL", {"e": int(entry_id)})
-        return tuple(dict.fromkeys(name for row in rows for name in _names(row)))
+        return self._whole(tuple(dict.fromkeys(name for row in rows for name in _names(row))))
 
     def state(self, entry_id: int) -> str:
         """"live", "suspended", "contested" or "dead"."""
@@ -166,6 +194,7 @@ class Snapshot:
 
 
 _PAGE = 10_000  # facts read at once
+_KEPT = 1 << 16  # entries whose facts are remembered
 _NAMES = "SELECT row, made, entry, subject, prompt, json_extract(metadata, '$.aliases') AS aliases FROM facts"
 
 

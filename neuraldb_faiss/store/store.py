@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from neuraldb_faiss.errors import CorruptError, NeuralDBError, StoreError
+from neuraldb_faiss.errors import CompactedError, CorruptError, NeuralDBError, StoreError
 from neuraldb_faiss.store import atomic, files, schema
 from neuraldb_faiss.store.catalog import Catalog
 from neuraldb_faiss.store.lock import LOCK, RECORD, writer_lock
@@ -116,7 +116,7 @@ class Store:
         """The database as it was at `generation` (the newest: None); `like` lends its open segments.
 
         Raises:
-            StoreError: there is no such generation, or it was compacted away, or the folder was replaced.
+            StoreError: there is no such generation, or the folder was replaced; CompactedError: it was compacted away.
             CorruptError: an array is not what the catalog says.
         """
         while True:
@@ -158,14 +158,15 @@ class Store:
         return self.catalog.stamp_of(snapshot.generation) == snapshot.stamp
 
     def check_generation(self, generation: int) -> dict[str, Any]:
-        """The settings at `generation`. Raises StoreError where it does not exist or was compacted away."""
+        """The settings at `generation`. Raises StoreError where it does not exist, CompactedError where it is gone."""
         newest = self.catalog.generation
         first = self.catalog.settings(newest).get("history_start")
         if first is None:
             raise CorruptError(f"{self.catalog.path}: its settings are missing")
         if not first <= generation <= newest:
-            why = "was compacted away" if 0 < generation < first else "does not exist"
-            raise StoreError(f"{self.root}: generation {generation} {why}; there are {first} to {newest}")
+            gone = 0 < generation < first
+            kind, why = (CompactedError, "was compacted away") if gone else (StoreError, "does not exist")
+            raise kind(f"{self.root}: generation {generation} {why}; there are {first} to {newest}")
         return self.catalog.settings(generation)
 
     @contextmanager

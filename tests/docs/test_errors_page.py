@@ -124,6 +124,11 @@ def corrupt(run: Run, folder: Path, _: pytest.MonkeyPatch) -> str:
     return last(run, "info", "indexes/mine")
 
 
+def compacted(run: Run, folder: Path, _: pytest.MonkeyPatch) -> str:
+    assert run("compact", "indexes/mine").exit_code == 0
+    return last(run, "rollback", "indexes/mine", "--to", 1)
+
+
 def locked(run: Run, folder: Path, _: pytest.MonkeyPatch) -> str:
     from neuraldb_faiss.store.lock import writer_lock
 
@@ -146,7 +151,8 @@ def serve(run: Run, folder: Path, _: pytest.MonkeyPatch) -> str:
 
 PROVOKED: dict[str, Provoke] = {
     "FactError": fact, "ConflictError": conflict, "ModelError": model, "FingerprintError": fingerprint,
-    "BuildError": building, "StoreError": store, "FormatError": format_, "CorruptError": corrupt, "LockedError": locked,
+    "BuildError": building, "StoreError": store, "FormatError": format_, "CorruptError": corrupt,
+    "CompactedError": compacted, "LockedError": locked,
     "SearchError": search, "EvaluationError": evaluation, "ServeError": serve,
 }  # fmt: skip
 

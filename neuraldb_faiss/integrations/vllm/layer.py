@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import warnings
 from collections.abc import Sequence
 from functools import wraps
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from neuraldb_faiss.database import NeuralDB
-from neuraldb_faiss.errors import FingerprintError, ModelError, ServeError
+from neuraldb_faiss.errors import CompactedError, FingerprintError, ModelError, ServeError
 from neuraldb_faiss.hook.forward_call import Tokens
 from neuraldb_faiss.hook.forward_context import Context
 from neuraldb_faiss.hook.gates import Gate, make_gate
@@ -41,7 +42,7 @@ class Served:
         """gate: of `db`, which only `refresh` and `describe` need."""
         self._gate = gate
         self._db = db
-        self._lookup = Lookup(gate, cast(Context, self), 0)
+        self._lookup = Lookup(gate, cast(Context, self), 0, self._renew)
         self._now: Tokens | None = None
         self.requests = Requests()
         self.step: Step | None = None
@@ -92,6 +93,10 @@ class Served:
         self._db.refresh()
         self._gate.refresh(self._db.snapshot)
         return self._db.generation
+
+    def _renew(self, error: CompactedError) -> None:
+        generation = self.refresh()
+        warnings.warn(f"{error}: generation {generation} answers from now on", stacklevel=2)
 
     def begin(self, requests: Sequence[str], counts: np.ndarray, computed: np.ndarray, ids: Tensor) -> None:
         """A step is about to run; arguments as for `Step`."""
