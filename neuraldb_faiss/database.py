@@ -280,6 +280,7 @@ class NeuralDB:
         wanted = self.guard if guard is None else check_guard(guard)
         if gamma is None:
             gamma = self.gamma if wanted == self.guard else GAMMAS[wanted]
+
         def plain(gamma: float) -> Matcher:
             return self.matcher(search, gamma=gamma, device=layer_device(model, self._settings))
 

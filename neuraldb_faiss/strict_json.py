@@ -68,7 +68,7 @@ def is_count(value: object, below: int = INTEGERS) -> bool:
 
 def is_number(value: object) -> bool:
     """Whether it is a finite int or float (no bool) that fits a float."""
-    return type(value) is float and math.isfinite(value) or type(value) is int and abs(value) < INTEGERS
+    return (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) < INTEGERS)
 
 
 def is_strings(value: object) -> bool:

@@ -39,7 +39,7 @@ Made by the calls above, not by you.
 """
 
 # Functions for what stands around a database: module and name, under neuraldb_faiss.
-HELPERS = (("facts", "read_facts"), ("models", "load_model"), ("health", "repair"))
+HELPERS = (("facts", "read_facts"), ("models", "load_model"), ("integrity", "repair"))
 
 # What the public names give back: module and name, under neuraldb_faiss.
 OTHERS = (
@@ -48,9 +48,9 @@ OTHERS = (
     ("store.records", "StoredFact"),
     ("store.records", "Generation"),
     ("store.verify", "Problem"),
-    ("search.matcher", "Matches"),
-    ("evaluation.calibration", "Calibration"),
-    ("editing.pipeline", "Progress"),
+    ("index.matcher", "Matches"),
+    ("guard.calibration", "Calibration"),
+    ("edits.pipeline", "Progress"),
 )
 OWN_METHODS = ("__len__",)  # of the special ones, those that mean something of their own here
 SECTIONS = ("Args:", "Attributes:", "Returns:", "Raises:")

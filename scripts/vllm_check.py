@@ -29,11 +29,72 @@ NEW_TOKENS = 12
 CHUNK = 24  # tokens a step where prefill is chunked
 BLOCK = 32  # tokens of a block of the prefix cache
 SPEED_PROMPTS, SPEED_TOKENS, SPEED_RUNS = 32, 48, 7
-FILLER = (
-    "The train left the station early in the morning and crossed the river before the sun had come up. Nobody on board"
-    " spoke much, for most of the passengers were still asleep, and the few who were awake looked out of the window at"
-    " the fields, the villages and the long rows of trees beside the road. Later, somebody opened a book and read:"
-).split()
+FILLER = [
+    "The",
+    "train",
+    "left",
+    "the",
+    "station",
+    "early",
+    "in",
+    "the",
+    "morning",
+    "and",
+    "crossed",
+    "the",
+    "river",
+    "before",
+    "the",
+    "sun",
+    "had",
+    "come",
+    "up.",
+    "Nobody",
+    "on",
+    "board",
+    "spoke",
+    "much,",
+    "for",
+    "most",
+    "of",
+    "the",
+    "passengers",
+    "were",
+    "still",
+    "asleep,",
+    "and",
+    "the",
+    "few",
+    "who",
+    "were",
+    "awake",
+    "looked",
+    "out",
+    "of",
+    "the",
+    "window",
+    "at",
+    "the",
+    "fields,",
+    "the",
+    "villages",
+    "and",
+    "the",
+    "long",
+    "rows",
+    "of",
+    "trees",
+    "beside",
+    "the",
+    "road.",
+    "Later,",
+    "somebody",
+    "opened",
+    "a",
+    "book",
+    "and",
+    "read:",
+]
 
 # What is compared with Hugging Face. chunk: tokens a step. refresh: a fact is removed while the engine runs.
 ENGINES: dict[str, dict[str, Any]] = {
@@ -337,9 +398,7 @@ def markdown(report: dict[str, Any]) -> str:
     if report["tokens_per_second"]:
         lines += ["", "| tokens/s, middle (least to most) | with the database | without |", "|---|---|---|"]
     for name, found in report["tokens_per_second"].items():
-        shown = [
-            f"{values[len(values) // 2]} ({values[0]} to {values[-1]})" for values in map(sorted, found.values())
-        ]
+        shown = [f"{values[len(values) // 2]} ({values[0]} to {values[-1]})" for values in map(sorted, found.values())]
         lines.append(f"| {name.removeprefix('speed, ')} | {' | '.join(shown)} |")
     if report["tokens_per_second"]:
         lines += [

@@ -51,9 +51,7 @@ def demo_model_path() -> Path:
     from neuraldb_faiss.models.demo import is_complete
 
     if not is_complete(DEMO_MODEL):
-        pytest.skip(
-            "no demo model at models/SmolLM2-135M-Instruct: python -m neuraldb_faiss.models.demo makes it"
-        )
+        pytest.skip("no demo model at models/SmolLM2-135M-Instruct: python -m neuraldb_faiss.models.demo makes it")
     return DEMO_MODEL
 
 

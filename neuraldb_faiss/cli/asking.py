@@ -143,9 +143,7 @@ def _targets(facts: tuple[StoredFact, ...]) -> str:
 
 def _fired_line(one: Fired) -> str:
     where = ", ".join(map(str, one.positions))
-    facts = "; ".join(
-        f"{plain(fact.subject)}: {plain(fact.template)} → {plain(fact.target)}" for fact in one.facts
-    )
+    facts = "; ".join(f"{plain(fact.subject)}: {plain(fact.template)} → {plain(fact.target)}" for fact in one.facts)
     return f"{facts} (cosine {one.score:.3f}, at token {where})"
 
 
@@ -153,9 +151,7 @@ def _fired_line(one: Fired) -> str:
 @opt.db
 @click.argument("prompt")
 @opt.model
-@click.option(
-    "--top", type=click.IntRange(1), metavar="N", help="Only the N tokens that come nearest to an entry."
-)
+@click.option("--top", type=click.IntRange(1), metavar="N", help="Only the N tokens that come nearest to an entry.")
 @click.option(
     "--html",
     type=click.Path(dir_okay=False, path_type=Path),

@@ -37,7 +37,10 @@ WHAT = ("lookup", "build", "search", "merge", "refresh", "open")
     "--work", type=click.Path(path_type=Path), metavar="DIR", help="Where to work. [default: a temporary folder]"
 )
 @click.option(
-    "--peer", "peers", multiple=True, metavar="NAME",
+    "--peer",
+    "peers",
+    multiple=True,
+    metavar="NAME",
     help="search: beside NumPy and sketch, also torch, flat, sq8, ivf, hnsw or usearch; may be given several times.",
 )
 @opt.as_json

@@ -90,9 +90,7 @@ def _remove_command(which: dict[str, Any]) -> str:
 @opt.where
 @opt.wait
 @opt.as_json
-def solve(
-    db: Path, model: str | None, device: str | None, dtype: str | None, wait: float, as_json: bool
-) -> None:
+def solve(db: Path, model: str | None, device: str | None, dtype: str | None, wait: float, as_json: bool) -> None:
     """Solve the entries that wait for it, after a removal."""
     from neuraldb_faiss.database import NeuralDB
 
@@ -131,26 +129,21 @@ def compact(db: Path, wait: float, as_json: bool) -> None:
     if as_json:
         emit_json({**done.to_dict(), "bytes_before": before, "bytes": after})
         return
-    click.echo(
-        f"generation {done.generation}: {count(done.facts, 'fact')}, {after:,} bytes (before: {before:,})"
-    )
+    click.echo(f"generation {done.generation}: {count(done.facts, 'fact')}, {after:,} bytes (before: {before:,})")
     say(f"the history before generation {done.generation} has ended: there is no rollback past it")
 
 
 @click.command()
 @opt.db
-@click.option(
-    "--to", "generation", type=int, required=True, metavar="GEN", help="The generation to go back to."
-)
+@click.option("--to", "generation", type=int, required=True, metavar="GEN", help="The generation to go back to.")
 @opt.wait
 @opt.as_json
 def rollback(db: Path, generation: int, wait: float, as_json: bool) -> None:
     """Make a new generation equal to an old one; it can itself be rolled back."""
     from neuraldb_faiss.database import NeuralDB
 
-    with NeuralDB.open(db, "rw") as database:
-        with progress("rolling back"):
-            done = database.rollback(generation, wait=wait)
+    with NeuralDB.open(db, "rw") as database, progress("rolling back"):
+        done = database.rollback(generation, wait=wait)
     _tell(
         done,
         as_json,
@@ -169,9 +162,8 @@ def reindex(db: Path, index: str, nlist: int | None, nprobe: int | None, wait: f
     settings = opt.index_settings(index, nlist, nprobe)
     from neuraldb_faiss.database import NeuralDB
 
-    with NeuralDB.open(db, "rw") as database:
-        with progress("making the index"):
-            done = database.reindex(settings["kind"], nlist=nlist, nprobe=nprobe, wait=wait)
+    with NeuralDB.open(db, "rw") as database, progress("making the index"):
+        done = database.reindex(settings["kind"], nlist=nlist, nprobe=nprobe, wait=wait)
     _tell(done, as_json, f"generation {done.generation}: the keys are searched by {settings['kind']}")
 
 

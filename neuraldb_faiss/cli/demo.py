@@ -21,9 +21,7 @@ _path = click.Path(path_type=Path)
 
 
 @click.command()
-@click.option(
-    "--out", type=_path, default="indexes/demo", show_default=True, metavar="DB", help="The demo's database."
-)
+@click.option("--out", type=_path, default="indexes/demo", show_default=True, metavar="DB", help="The demo's database.")
 @click.option(
     "--model-dir",
     type=_path,
@@ -43,9 +41,7 @@ _path = click.Path(path_type=Path)
 )
 @click.option("--fresh", is_flag=True, help="Remove the demo's database first, whatever was done to it.")
 @opt.where
-def demo(
-    out: Path, model_dir: Path, facts_file: Path, fresh: bool, device: str | None, dtype: str | None
-) -> None:
+def demo(out: Path, model_dir: Path, facts_file: Path, fresh: bool, device: str | None, dtype: str | None) -> None:
     """Edit a small real model and show its answers before and after, then again in a new process."""
     if not facts_file.is_file():
         raise click.ClickException(
@@ -64,9 +60,7 @@ def demo(
         facts = db.facts()
         how = "was there already" if was_there else f"built in {duration(time.monotonic() - started)}"
         info = db.info()
-        click.echo(
-            f"{out}: {count(len(facts), 'fact')} in {count(info['entries'], 'entry', 'entries')}, {how}"
-        )
+        click.echo(f"{out}: {count(len(facts), 'fact')} in {count(info['entries'], 'entry', 'entries')}, {how}")
         click.echo(
             f"model: {model_dir}, edited at layer {info['layer']}; gate: cosine above {info['gamma']:g},"
             f" guard: {info['guard']}\n"

@@ -139,11 +139,10 @@ def push(
     """
     from neuraldb_faiss.database import NeuralDB
 
-    with NeuralDB.open(db) as database:
-        with progress("pushing"):
-            url = database.push_to_hub(
-                repo, private=private or None, revision=revision, commit_message=message, license=licence
-            )
+    with NeuralDB.open(db) as database, progress("pushing"):
+        url = database.push_to_hub(
+            repo, private=private or None, revision=revision, commit_message=message, license=licence
+        )
     if as_json:
         emit_json({"repo": repo, "revision": revision or "main", "commit": url})
     else:

@@ -39,7 +39,7 @@ def experiment(
     name: str, config: Path | None, sets: tuple[str, ...], model: str | None, cases: str | None, facts: int | None,
     out: Path | None, show: bool, device: str | None, dtype: str | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Reproduce a table or figure of the paper, or of the docs.
+    r"""Reproduce a table or figure of the paper, or of the docs.
 
     \b
     table1             every method on the same facts, with all metrics

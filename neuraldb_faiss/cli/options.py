@@ -28,9 +28,7 @@ class Shard(click.ParamType):
 
     name = "i/n"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
         try:
             number, count = (int(part) for part in value.split("/"))
         except ValueError:
@@ -46,12 +44,8 @@ fact_files = click.argument("sources", metavar="FACTS...", nargs=-1, required=Tr
 model = click.option(
     "--model", metavar="M", help="Model folder, or hub name. [default: the one recorded in the database]"
 )
-model_required = click.option(
-    "--model", metavar="M", required=True, help="Model folder, or a name on the model hub."
-)
-device = click.option(
-    "--device", help="cpu, cuda, cuda:1, or auto to spread the layers. [default: the GPU if any]"
-)
+model_required = click.option("--model", metavar="M", required=True, help="Model folder, or a name on the model hub.")
+device = click.option("--device", help="cpu, cuda, cuda:1, or auto to spread the layers. [default: the GPU if any]")
 dtype = click.option(
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
@@ -63,9 +57,7 @@ allowed_hosts = click.option(
     help="Another name, or address, by which clients ask this server (header Host), and whose pages may ask it."
     " Several: repeat it; '*' for all. [default: localhost, loopback addresses and --host]",
 )  # fmt: skip
-layer = click.option(
-    "--layer", type=int, help="Layer to edit, from 0. [default: the known one of the model's shape]"
-)
+layer = click.option("--layer", type=int, help="Layer to edit, from 0. [default: the known one of the model's shape]")
 gamma = click.option(
     "--gamma",
     type=float,
@@ -85,16 +77,10 @@ gate_now = both(
 )
 kinds = click.Choice(["flat", "ivf", "sketch", "auto"])
 index = click.option("--index", type=kinds, default="auto", show_default=True, help="How keys are searched.")
-index_required = click.option(
-    "--index", type=kinds, required=True, help="How keys are searched from now on."
-)
+index_required = click.option("--index", type=kinds, required=True, help="How keys are searched from now on.")
 lists = both(
-    click.option(
-        "--nlist", type=click.IntRange(1), help="ivf: number of lists. [default: by the number of keys]"
-    ),
-    click.option(
-        "--nprobe", type=click.IntRange(1), help="ivf: lists searched. [default: by the number of lists]"
-    ),
+    click.option("--nlist", type=click.IntRange(1), help="ivf: number of lists. [default: by the number of keys]"),
+    click.option("--nprobe", type=click.IntRange(1), help="ivf: lists searched. [default: by the number of lists]"),
 )
 keys = click.option(
     "--keys",
@@ -132,9 +118,7 @@ reading = both(
         show_default=True,
         help="Which target counts where one subject and prompt has several.",
     ),
-    click.option(
-        "--skip-bad", is_flag=True, help="Leave bad records out and count them, instead of stopping."
-    ),
+    click.option("--skip-bad", is_flag=True, help="Leave bad records out and count them, instead of stopping."),
 )
 into_or_out = both(
     click.option("--out", type=click.Path(path_type=Path), metavar="DB", help="A new folder for the database."),

@@ -23,7 +23,7 @@ PLAIN_WIDTH = 100
 
 
 def never_fail_on_text() -> None:
-    """Make stdout and stderr take any text: the locale does not end a command that has done its work.
+    r"""Make stdout and stderr take any text: the locale does not end a command that has done its work.
 
     UTF-8 where the encoding is ASCII, which says only that nobody chose one (locale C); elsewhere the encoding stays,
     and what it lacks is written as an escape ("\\u4f26").

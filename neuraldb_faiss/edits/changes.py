@@ -122,9 +122,7 @@ def add(
         return transaction.commit()
 
 
-def _heard(
-    planner: Planner, facts: Sequence[Fact], report: Report | None
-) -> tuple[list[Fact], Report | None]:
+def _heard(planner: Planner, facts: Sequence[Fact], report: Report | None) -> tuple[list[Fact], Report | None]:
     """The facts that can fire, and a `report` that is told of the others. Raises FactError where none can."""
     silent = planner.unheard(facts)
     if not silent:
@@ -174,9 +172,7 @@ def remove(
             raise FactError(f"{len(missing)} of the facts to remove are gone already; list them again")
         transaction.end(row.row for row in rows if row.row is not None)
         if editor is not None:
-            _solve_keys(
-                store, transaction.base, editor, transaction, {row.key_id for row in rows}, gone, report
-            )
+            _solve_keys(store, transaction.base, editor, transaction, {row.key_id for row in rows}, gone, report)
         return transaction.commit()
 
 
@@ -185,9 +181,7 @@ def solve(
 ) -> Generation | None:
     """Solve the entries that wait for it (after a removal or a merge); None where none do."""
     with store.write(command, wait=wait) as transaction:
-        waiting = {
-            fact.key_id for fact in store.catalog.facts(transaction.base, waiting=True, every_row=True)
-        }
+        waiting = {fact.key_id for fact in store.catalog.facts(transaction.base, waiting=True, every_row=True)}
         if not waiting:
             return None
         _solve_keys(store, transaction.base, editor, transaction, waiting, set(), report)

@@ -160,9 +160,7 @@ def _pieces(groups: Sequence[Group], size: int) -> list[list[Group]]:
 def _plan(planner: Planner, groups: Sequence[Group], drop_failed: bool) -> str:
     digest = hashlib.sha256(f"{planner.digest()} {drop_failed}".encode())
     for group in groups:
-        digest.update(
-            canonical([group.key_id, [fact.to_dict() for fact in map(_plain, group.facts)]]).encode()
-        )
+        digest.update(canonical([group.key_id, [fact.to_dict() for fact in map(_plain, group.facts)]]).encode())
     return digest.hexdigest()
 
 

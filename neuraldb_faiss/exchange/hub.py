@@ -36,7 +36,6 @@ _WANTED = [README, schema.NAME, *(f"segments/{'[0-9]' * 8}/{name}.npy" for name 
 _OURS = re.compile(r"(segments|search|quarantine)/.*|catalog\.sqlite.*|writer\.(lock|json)")
 
 
-
 def save(store: Store, folder: str | Path, *, license: str | None = None) -> Path:
     """A clean copy of the newest generation and its history, with a card, in a new or empty folder.
 

@@ -60,9 +60,7 @@ def import_file(
         check_alike(store.root, mine, source.path, source.settings)
         gate = common_gate([mine, source.settings], gamma)
         solve = solver(mine, model, tokenizer, report)
-        merge_staged(
-            store, stage, on_conflict=on_conflict, solve=solve, settings=gate, command=command, wait=wait
-        )
+        merge_staged(store, stage, on_conflict=on_conflict, solve=solve, settings=gate, command=command, wait=wait)
     except BaseException:
         store.close()
         raise

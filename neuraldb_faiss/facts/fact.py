@@ -188,9 +188,7 @@ def _locate(subject: str, prompt: str) -> int:
         return start
     places = list(_find(prompt, subject))
     if not places:
-        raise FactError(
-            f"subject {clip(subject)} is not in the prompt {clip(prompt)}; write {MARK} where it stands"
-        )
+        raise FactError(f"subject {clip(subject)} is not in the prompt {clip(prompt)}; write {MARK} where it stands")
     places = [at for at in places if _is_word(prompt, at, subject)] or places
     if len(places) > 1:
         raise FactError(
@@ -225,7 +223,7 @@ def _text(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise FactError(f"the {name} is {_kind(value)}; it must be a string")
     if not is_text(value):
-        raise FactError(f"the {name} {ascii(value[:80])} {_HALF}")
+        raise FactError(f"the {name} {value[:80]!a} {_HALF}")
     return value
 
 
@@ -242,7 +240,7 @@ class _Copy:
         """`path`: the names that lead to the value. Raises FactError for what JSON cannot hold."""
         if isinstance(value, str):
             if not is_text(value):
-                raise FactError(f"{_name(path)} is {ascii(value[:80])}, which {_HALF}")
+                raise FactError(f"{_name(path)} is {value[:80]!a}, which {_HALF}")
             self._spend(len(value))
             return value
         if isinstance(value, (bool, int)):
@@ -267,7 +265,7 @@ class _Copy:
             if not isinstance(name, str):
                 raise FactError(f"{_name(path)} has a key {_kind(name)}; keys must be strings")
             if not is_text(name):
-                raise FactError(f"{_name(path)} has the key {ascii(name[:80])}, which {_HALF}")
+                raise FactError(f"{_name(path)} has the key {name[:80]!a}, which {_HALF}")
             self._spend(len(name))
         return {name: self.of(item, *path, name) for name, item in value.items()}
 

@@ -18,7 +18,7 @@ _OPENING, _QUOTES = "Ps", ("Pi", "Pf")
 
 
 def separator(prompt: str, target: str) -> str:
-    """"" or " ": how a text that ends with `prompt` goes on with `target`; white space between them does not count.
+    """ "" or " ": how a text that ends with `prompt` goes on with `target`; white space between them does not count.
 
     Nothing stands between them where the last letter of the prompt and the first of the target are of scripts without
     spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan, ...), digits and punctuation left aside; behind an

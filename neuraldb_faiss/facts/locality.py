@@ -19,10 +19,7 @@ def locality_probes(locality: Any) -> list[tuple[str, str]]:
 
     Raises FactError for anything else, and for a probe without a prompt or an answer.
     """
-    if isinstance(locality, Mapping) and "prompt" not in locality:
-        groups = list(locality.values())
-    else:
-        groups = [locality]
+    groups = list(locality.values()) if isinstance(locality, Mapping) and "prompt" not in locality else [locality]
     return list(dict.fromkeys(pair for group in groups for pair in _pairs(group)))
 
 

@@ -63,9 +63,7 @@ def read_numbered(source: str | Path, format: str = "auto") -> Iterator[tuple[in
     return _numbered(source, format, None, None)
 
 
-def _numbered(
-    source: str | Path, format: str, limit: int | None, on_bad: OnBad | None
-) -> Iterator[tuple[int, Fact]]:
+def _numbered(source: str | Path, format: str, limit: int | None, on_bad: OnBad | None) -> Iterator[tuple[int, Fact]]:
     if format not in FORMATS:
         raise FactError(f"unknown format {format!r}; choose one of {', '.join(FORMATS)}")
     if limit is not None and limit < 0:
@@ -147,7 +145,7 @@ def _check_file(path: Path) -> None:
 @contextmanager
 def _opened(place: str) -> Iterator[BinaryIO]:
     """The bytes of a file or of stdin, unpacked if they are gzip's."""
-    raw = sys.stdin.buffer if place == "-" else open(place, "rb")
+    raw = sys.stdin.buffer if place == "-" else open(place, "rb")  # noqa: SIM115
     try:
         # a BufferedReader in both cases: peek works where a pipe cannot seek
         packed = cast(Any, raw).peek(2)[:2] == b"\x1f\x8b"

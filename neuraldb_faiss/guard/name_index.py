@@ -85,7 +85,7 @@ class _Prefixes:
     """Hashes of stretches codes[start:stop] of one text."""
 
     def __init__(self, codes: np.ndarray) -> None:
-        powers, self._inverse = _powers(1 << max(10, int(len(codes)).bit_length()))
+        powers, self._inverse = _powers(1 << max(10, len(codes).bit_length()))
         terms = _scramble(codes.astype(np.uint64) + np.uint64(1)) * powers[: len(codes)]
         self._sums = np.r_[np.uint64(0), np.cumsum(terms)]
 

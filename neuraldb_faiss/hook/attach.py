@@ -152,4 +152,3 @@ def attach(
     if not inside:
         raise ModelError(f"{site.module_name} is another model's: find the site in the model you attach to")
     return Handle(gate, model, site, newest, trace_size)
-

@@ -116,7 +116,7 @@ class Context:
         if traced:
             call.complete(traced[-1])
         # What a KV cache holds is noted on the cache itself, which only Python can do: the graph breaks there.
-        elif module is not self._root or self._remembers and call.cached(kwargs):
+        elif module is not self._root or (self._remembers and call.cached(kwargs)):
             self._enter_eagerly(names, module, args, kwargs)
             return
         traced.append(call)
@@ -135,9 +135,7 @@ class Context:
         stack: list[Call] = self._local.stack
         return stack
 
-    def _enter(
-        self, names: tuple[str, ...], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    def _enter(self, names: tuple[str, ...], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         stack = self._stack()
         if module is self._root:
             stack.clear()  # an interrupt, or an exception in compiled code, may have left one behind

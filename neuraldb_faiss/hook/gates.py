@@ -54,9 +54,11 @@ class Gate(Protocol):
     def source(self) -> EntrySource: ...
     def fired(self, keys: torch.Tensor, tokens: Tokens) -> Fired:
         """keys: [B * T, d1], any dtype and device; tokens: of [B, T]. Waits for keys that lie on a GPU."""
+
     def candidates(self, keys: torch.Tensor, tokens: Callable[[], Tokens]) -> Candidates | None:
         """What may fire, for `on_device.decide`; None where only `fired` can say. keys: [B * T, d1] on a GPU. tokens:
         called when the GPU has its work."""
+
     def refresh(self, source: Any) -> None: ...
 
 

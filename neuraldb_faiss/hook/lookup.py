@@ -62,9 +62,7 @@ class Lookup:
     forward, to learn the tokens or what came near, and reads later what fired.
     """
 
-    def __init__(
-        self, gate: Gate, context: Context, trace_size: int, renew: Callable[[CompactedError], None]
-    ) -> None:
+    def __init__(self, gate: Gate, context: Context, trace_size: int, renew: Callable[[CompactedError], None]) -> None:
         """renew: has the gate answer from the newest generation, because the one it answers from was compacted away."""
         self.gate = gate
         self._renew = renew
@@ -130,7 +128,7 @@ class Lookup:
             if not len(candidates):
                 return None
             self._undecided.append(_Undecided(sequences, positions, entries, facts, outcome))
-            while len(self._undecided) > MAX_UNDECIDED or self._undecided and self._undecided[0].outcome.done:
+            while len(self._undecided) > MAX_UNDECIDED or (self._undecided and self._undecided[0].outcome.done):
                 self._settle_one()
         return to_device(rows, keys.device), torch.where(decision.fires[:, None], residuals, 0)
 
@@ -148,9 +146,7 @@ class Lookup:
             entry = int(one.entries[at])
             self._trace.append(Fire(sequence, position, entry, one.facts.get(entry, ()), float(cosines[at])))
 
-    def _note(
-        self, places: np.ndarray, tokens: Tokens, entries: np.ndarray, scores: np.ndarray, facts: Names
-    ) -> None:
+    def _note(self, places: np.ndarray, tokens: Tokens, entries: np.ndarray, scores: np.ndarray, facts: Names) -> None:
         self._hits += len(places)
         width = tokens.positions.shape[1]
         for place, entry, score in zip(places.tolist(), entries.tolist(), scores.tolist(), strict=True):

@@ -80,6 +80,7 @@ def lookup(keys: Tensor, output: Tensor, call: Call, number: int) -> Tensor:
         past if mine else None, [] if call.shape is None else list(call.shape), number,
     )  # fmt: skip
 
+
 _USERS = "_neuraldb_handles"
 _BEFORE = "_neuraldb_before"
 

@@ -24,6 +24,7 @@ class KeySource(Protocol):
     @property
     def lineage(self) -> object:
         """Equal in snapshots of one database of which the later one only adds keys and entries to the earlier."""
+
     @property
     def d1(self) -> int: ...
     @property

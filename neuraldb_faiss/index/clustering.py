@@ -72,7 +72,7 @@ def load_clustering(directory: Path, source: KeySource) -> Clustering | None:
     sound = (
         centroids.dtype == np.float32 and centroids.shape == (nlist, source.d1) and nlist > 0
         and lists.dtype == np.int32 and lists.shape == (n_keys,)
-        and bool(np.isfinite(centroids).all()) and 0 <= int(lists.min()) and int(lists.max()) < nlist
+        and bool(np.isfinite(centroids).all()) and int(lists.min()) >= 0 and int(lists.max()) < nlist
     )  # fmt: skip
     return Clustering(np.ascontiguousarray(centroids), lists) if sound else None
 

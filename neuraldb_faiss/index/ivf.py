@@ -43,9 +43,7 @@ class IvfSearcher(Searcher):
         self.centroids = centroids
         self._quantizer = self._faiss.IndexFlatIP(self._d1)
         self._quantizer.add(centroids)
-        self._index = self._faiss.IndexIVFFlat(
-            self._quantizer, self._d1, self.nlist, self._faiss.METRIC_INNER_PRODUCT
-        )
+        self._index = self._faiss.IndexIVFFlat(self._quantizer, self._d1, self.nlist, self._faiss.METRIC_INNER_PRODUCT)
         self._index.is_trained = True
         self._lists: list[np.ndarray] = []
 

@@ -83,9 +83,7 @@ class Matcher:
         Raises SearchError for an unknown kind, bad settings, or where FAISS is missing.
         """
         self.gamma = check_gamma(gamma)
-        self._make = partial(
-            make_searcher, kind=kind, nlist=nlist, nprobe=nprobe, directory=directory, device=device
-        )
+        self._make = partial(make_searcher, kind=kind, nlist=nlist, nprobe=nprobe, directory=directory, device=device)
         self._lock = ReadWriteLock()
         self._searcher: Searcher = self._make(source)
         self._view = _View.of(source)

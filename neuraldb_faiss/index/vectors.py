@@ -45,9 +45,7 @@ def unit_blocks(source: KeySource, start: int = 0) -> Iterator[np.ndarray]:
             yield unit_rows(block[first : first + step].astype(np.float32))[0]
 
 
-def exact_cosines(
-    source: KeySource, queries: np.ndarray, rows: np.ndarray, positions: np.ndarray
-) -> np.ndarray:
+def exact_cosines(source: KeySource, queries: np.ndarray, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """float64 [m]: the cosine of queries[rows[i]] and the stored key positions[i].
 
     queries: float [n, d] with a direction each. Computed in float64 on the stored float16 key, divided by

@@ -74,9 +74,7 @@ def ask(
     base = None
     if compare:
         with handle.disabled():
-            base = tokenizer.decode(
-                _continue(model, tokenizer, ids, max_new_tokens), skip_special_tokens=True
-            )
+            base = tokenizer.decode(_continue(model, tokenizer, ids, max_new_tokens), skip_special_tokens=True)
     handle.clear_trace()
     new = _continue(model, tokenizer, ids, max_new_tokens)
     fired = _fired(db, handle.trace())

@@ -83,9 +83,7 @@ def demo_database(
         if first.command == command and not later and _fits(old, model):
             return old, True
         if not first.command.startswith("demo ") or later:
-            raise StoreError(
-                f"{out} is not as the demo made it: replace it with --fresh, or name another --out"
-            )
+            raise StoreError(f"{out} is not as the demo made it: replace it with --fresh, or name another --out")
     if old is not None:
         old.close()
     if old is not None or fresh:
@@ -154,9 +152,7 @@ def _first(fact: Fact, kind: str) -> str | None:
     return prompts[0]
 
 
-def in_new_process(
-    out: Path, model_dir: Path, live: Sequence[Fact], shown: Sequence[Shown]
-) -> Iterator[Check]:
+def in_new_process(out: Path, model_dir: Path, live: Sequence[Fact], shown: Sequence[Shown]) -> Iterator[Check]:
     """Commands run by new processes, against what this one has seen.
 
     Args:

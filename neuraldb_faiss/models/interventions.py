@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -29,19 +29,15 @@ class Stop(Exception):
 @contextmanager
 def stopping() -> Iterator[None]:
     """Swallow the `Stop` that one of the hooks here raises."""
-    try:
+    with suppress(Stop):
         yield
-    except Stop:
-        pass
 
 
 @contextmanager
 def on_input(module: nn.Module, use: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
     """Call `use` with the module's first input; a returned tensor takes its place."""
 
-    def hook(
-        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:
             new = use(args[0])
             return (args if new is None else (new, *args[1:])), kwargs

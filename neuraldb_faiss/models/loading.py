@@ -57,9 +57,7 @@ def load_model(
     except _LOAD_ERRORS as error:
         raise ModelError(f"cannot load the tokenizer of {name}: {_one_line(error)}") from error
     if not getattr(tokenizer, "is_fast", False):
-        raise ModelError(
-            f"{name} has no fast tokenizer (tokenizer.json), which the subject's place is found with"
-        )
+        raise ModelError(f"{name} has no fast tokenizer (tokenizer.json), which the subject's place is found with")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     try:
@@ -75,8 +73,7 @@ def load_model(
     missing = sorted(report.get("missing_keys") or ())
     if missing:
         raise ModelError(
-            f"{name} is no complete causal language model: "
-            f"{len(missing)} weights are missing ({missing[0]}, ...)"
+            f"{name} is no complete causal language model: {len(missing)} weights are missing ({missing[0]}, ...)"
         )
     return model.eval(), tokenizer
 
@@ -108,14 +105,10 @@ def _check_there(name: str) -> None:
             raise ModelError(f"{name} is no model folder: it has no config.json")
         return
     if path.exists():
-        raise ModelError(
-            f"{name} is a file: give the folder that save_pretrained wrote, or a name on the model hub"
-        )
+        raise ModelError(f"{name} is a file: give the folder that save_pretrained wrote, or a name on the model hub")
     looks_like_path = path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2
     if looks_like_path or (len(path.parts) == 2 and path.parent.is_dir()):
-        raise ModelError(
-            f"there is no model at {name}: check the path (scripts/demo.sh makes the demo model)"
-        )
+        raise ModelError(f"there is no model at {name}: check the path (scripts/demo.sh makes the demo model)")
 
 
 def _device(device: str | torch.device | None) -> str:

@@ -289,9 +289,7 @@ def _pattern_layers(model: nn.Module, pattern: str) -> dict[int, str]:
         if match:
             found[int(match.group(1))] = name
     if not found:
-        linear = [
-            name for name, module in model.named_modules() if projection_shape(module) and ".0." in name
-        ]
+        linear = [name for name, module in model.named_modules() if projection_shape(module) and ".0." in name]
         known = f": the linear modules of layer 0 are {', '.join(linear[:12])}" if linear else ""
         raise ModelError(f"no module of this {model_type(model)} model is called {pattern!r}{known}")
     return found
@@ -308,9 +306,7 @@ def _named_site(model: nn.Module, layer: int, pattern: str) -> FFNSite:
     module = model.get_submodule(name)
     shape = projection_shape(module)
     if shape is None:
-        raise ModelError(
-            f"{name} is a {type(module).__name__}, not a linear projection: name the FFN's last one"
-        )
+        raise ModelError(f"{name} is a {type(module).__name__}, not a linear projection: name the FFN's last one")
     before, after = pattern.split("{}")
     block_name = f"{before}{layer}{after.split('.')[0]}"
     return FFNSite(layer, n_layers, *shape, name, block_name, module, model.get_submodule(block_name))

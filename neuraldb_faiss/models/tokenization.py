@@ -65,7 +65,7 @@ def encode_prompts(tokenizer: Any, texts: Sequence[str], *, special: bool = True
     """
     for text in texts:
         if not is_text(text):
-            raise FactError(f"the text {ascii(text[:80])} holds half of a surrogate pair; mend it")
+            raise FactError(f"the text {text[:80]!a} holds half of a surrogate pair; mend it")
     if getattr(tokenizer, "is_fast", False):
         return [list(ids) for ids, _ in tokenize(tokenizer, texts, special=special)]
     rows = []
@@ -93,9 +93,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, span: Span) -> Encoded
     return encode_all(tokenizer, [text], [span])[0]
 
 
-def encode_all(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], spans: Sequence[Span]
-) -> list[Encoded]:
+def encode_all(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], spans: Sequence[Span]) -> list[Encoded]:
     """``encode`` for many texts in one call of the tokenizer, which then uses all processor cores."""
     rows = tokenize(tokenizer, texts)
     return [
@@ -229,8 +227,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, specia
     that it puts before. Raises ModelError where the tokenizer gives no offsets."""
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
-            f"{type(tokenizer).__name__} gives no character offsets: "
-            "load a fast tokenizer (one with a tokenizer.json)"
+            f"{type(tokenizer).__name__} gives no character offsets: load a fast tokenizer (one with a tokenizer.json)"
         )
     if not texts:
         return []
@@ -269,7 +266,5 @@ def _last_token(offsets: Sequence[Span], text: str, span: Span) -> int:
         # subject.
         holding = [i for i, (left, right) in enumerate(offsets) if left < right and start < right <= final]
     if final < start or not holding:
-        raise FactError(
-            f"the tokenizer leaves no token for the subject {subject!r} of {text!r}: use another subject"
-        )
+        raise FactError(f"the tokenizer leaves no token for the subject {subject!r} of {text!r}: use another subject")
     return holding[-1]

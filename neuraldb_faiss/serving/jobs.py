@@ -92,9 +92,7 @@ class Job:
             assert isinstance(editor, _Pausing)
             editor = replace(editor, solved=solved)
             if self.remove is None:
-                self.change = changes.add(
-                    store, editor, self.facts, command="serve: POST /facts", report=told, wait=0
-                )
+                self.change = changes.add(store, editor, self.facts, command="serve: POST /facts", report=told, wait=0)
             else:
                 doomed = list(store.catalog.facts(store.generation, ids=[self.remove]))
                 if not doomed:

@@ -74,9 +74,7 @@ class Shape:
         choice = self._choice(index, part, reason, chosen)
         return {**self._head, "object": kind, "choices": [choice], **nothing}
 
-    def _choice(
-        self, index: int, part: dict[str, Any], reason: str | None, chosen: Sequence[Chosen]
-    ) -> dict[str, Any]:
+    def _choice(self, index: int, part: dict[str, Any], reason: str | None, chosen: Sequence[Chosen]) -> dict[str, Any]:
         logprobs = None
         if self._likeliest is not None and (chosen or "delta" not in part):
             logprobs = self._of_chat(chosen) if self._chat else self._of_text(chosen)

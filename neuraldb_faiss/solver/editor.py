@@ -193,9 +193,7 @@ class Editor:
         prefixes = self.prefixes if prefixed else ()
         config = self.config if prefixed else replace(self.config, chat=False)
         kind: Literal["memit", "pmet"] = "pmet" if self.residual == "pmet" else "memit"
-        solved = solve_residuals(
-            self.model, self.tokenizer, self.site, groups, prefixes, config, kind=kind
-        )
+        solved = solve_residuals(self.model, self.tokenizer, self.site, groups, prefixes, config, kind=kind)
         return [Edited(one.residual, one.loss, one.facts) for one in solved]
 
     def digest(self) -> str:
@@ -218,9 +216,7 @@ def model_name(model: Any) -> str | None:
     return str(folder.resolve()) if folder.is_dir() else name
 
 
-def check_model(
-    stored: Fingerprint, settings: Mapping[str, Any], model: Any, *, strict: bool = True
-) -> FFNSite:
+def check_model(stored: Fingerprint, settings: Mapping[str, Any], model: Any, *, strict: bool = True) -> FFNSite:
     """The site in `model` that a database with these settings edits.
 
     Raises:

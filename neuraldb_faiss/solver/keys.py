@@ -98,9 +98,7 @@ def compute_keys(
     return KeyRows(keys, index.repeat(2), token)
 
 
-def _check(
-    raw: np.ndarray, mean: np.ndarray, group: np.ndarray, facts: Sequence[Fact], site: FFNSite
-) -> None:
+def _check(raw: np.ndarray, mean: np.ndarray, group: np.ndarray, facts: Sequence[Fact], site: FFNSite) -> None:
     bad = ~(np.isfinite(raw).all(axis=1) & np.isfinite(mean).all(axis=1))
     if bad.any():
         fact = facts[int(np.flatnonzero(bad[group])[0])]

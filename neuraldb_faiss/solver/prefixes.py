@@ -54,9 +54,7 @@ def generate_prefixes(model: Any, tokenizer: Any, *, seed: int = 0, length: int 
             input_ids[row, : len(ids)] = torch.tensor(ids)
             mask[row, : len(ids)] = 1
         with torch.no_grad(), frozen(model):  # dropout would make other prefixes each time
-            logits = model(
-                input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False
-            ).logits
+            logits = model(input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
         ends = torch.tensor([len(ids) - 1 for ids in texts], device=logits.device)
         last = logits[torch.arange(len(texts), device=logits.device), ends].float().cpu()
         if last.isnan().any() or last.isposinf().any():

@@ -291,8 +291,14 @@ class Catalog:
     def put_segment(self, record: SegmentRecord) -> None:
         self.run(
             "INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?)",
-            (record.segment, record.made, record.entries, record.keys, canonical(record.prefixes),
-             canonical(record.files)),
+            (
+                record.segment,
+                record.made,
+                record.entries,
+                record.keys,
+                canonical(record.prefixes),
+                canonical(record.files),
+            ),
         )
 
     # ---- entries
@@ -449,9 +455,7 @@ class Catalog:
         indices = [name for name, sql in schema.TABLES.items() if mostly and sql.startswith("CREATE INDEX")]
         for name in indices:
             self.run(f"DROP INDEX {name}")
-        self.run(
-            f"INSERT INTO facts ({columns}, made) SELECT {columns}, ? FROM temp.gathered ORDER BY rowid", (made,)
-        )
+        self.run(f"INSERT INTO facts ({columns}, made) SELECT {columns}, ? FROM temp.gathered ORDER BY rowid", (made,))
         for name in indices:
             self.run(schema.TABLES[name])
         self.run("DROP TABLE temp.gathered")
@@ -463,11 +467,12 @@ class Catalog:
         """Delete what lived only before `generation`: ended facts, states and settings since replaced."""
         g = {"g": generation}
         self.run("DELETE FROM facts WHERE ended <= :g", g)
-        self.run("DELETE FROM entry_states WHERE made < (SELECT MAX(made) FROM entry_states AS s"
-                 " WHERE s.entry = entry_states.entry)")
+        self.run(
+            "DELETE FROM entry_states WHERE made < (SELECT MAX(made) FROM entry_states AS s"
+            " WHERE s.entry = entry_states.entry)"
+        )
         self.run("DELETE FROM entry_states WHERE state IN ('live', 'dead')")
-        self.run("DELETE FROM settings WHERE made < (SELECT MAX(made) FROM settings AS s"
-                 " WHERE s.name = settings.name)")
+        self.run("DELETE FROM settings WHERE made < (SELECT MAX(made) FROM settings AS s WHERE s.name = settings.name)")
 
     # ---- digests
 

@@ -57,9 +57,7 @@ def copy(
     return Store(folder)
 
 
-def _fill(
-    store: Store, folder: Path, link: bool, beside: Callable[[Store], Mapping[str, bytes]] | None
-) -> None:
+def _fill(store: Store, folder: Path, link: bool, beside: Callable[[Store], Mapping[str, bytes]] | None) -> None:
     _copy_catalog(store, folder)
     with closing(Catalog(folder)) as catalog:
         check_catalog(catalog, store.root)

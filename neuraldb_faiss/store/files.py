@@ -254,9 +254,7 @@ def open_array(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
             except Exception as error:  # numpy raises many kinds over a damaged header
                 raise CorruptError(f"{path}: not a readable array header ({error})") from None
             if found != shape or fortran or kind != np.dtype(dtype):
-                raise CorruptError(
-                    f"{path}: holds {kind} {found}, the catalog says {np.dtype(dtype)} {shape}"
-                )
+                raise CorruptError(f"{path}: holds {kind} {found}, the catalog says {np.dtype(dtype)} {shape}")
             start = file.tell()
             want = start + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
             have = os.fstat(file.fileno()).st_size

@@ -115,9 +115,7 @@ def merge_staged(
             raise
 
 
-def _settle(
-    tx: Transaction, on_conflict: str, solve: SolveGroups | None, settings: Mapping[str, object]
-) -> Merged:
+def _settle(tx: Transaction, on_conflict: str, solve: SolveGroups | None, settings: Mapping[str, object]) -> Merged:
     """Decide what clashes and commit."""
     conflicts = _settle_conflicts(tx, on_conflict)
     _settle_shared_keys(tx, solve)
@@ -234,7 +232,8 @@ def _settle_shared_keys(tx: Transaction, solve: SolveGroups | None) -> None:
     catalog, g = tx.catalog, {"g": tx.generation}
     shared = catalog.all(
         f"SELECT key_id FROM facts WHERE {PRESENT} AND {_several('key_id')}"
-        " GROUP BY key_id HAVING COUNT(DISTINCT entry) > 1 ORDER BY MIN(row)", g,
+        " GROUP BY key_id HAVING COUNT(DISTINCT entry) > 1 ORDER BY MIN(row)",
+        g,
     )
     to_solve: list[list[StoredFact]] = []
     for (key_id,) in shared:
@@ -298,4 +297,3 @@ def _unique(facts: Iterable[StoredFact]) -> list[StoredFact]:
         sources = tuple(sorted({*fact.sources, *(found[fact.identity].sources if fact.identity in found else ())}))
         found[fact.identity] = replace(found.get(fact.identity, fact), sources=sources)
     return list(found.values())
-

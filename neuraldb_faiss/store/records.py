@@ -145,12 +145,27 @@ def from_row(row: Mapping[str, Any] | sqlite3.Row, states: Mapping[int, str]) ->
     try:
         sources = parse_strings(row["sources"])
         return StoredFact(
-            subject=row["subject"], prompt=row["prompt"], target=row["target"], id=row["id"],
-            target_true=row["target_true"], relation=row["relation"], source=", ".join(sources) or None,
-            metadata=parse_object(row["metadata"]), entry=row["entry"], key_id=row["key_id"], time=row["time"],
-            residual=row["residual"], loss=row["loss"], nll=row["nll"], probability=row["probability"],
-            took=None if row["took"] is None else bool(row["took"]), sources=sources, made=row["made"],
-            ended=row["ended"], state=states.get(row["entry"], "live"), row=row["row"],
+            subject=row["subject"],
+            prompt=row["prompt"],
+            target=row["target"],
+            id=row["id"],
+            target_true=row["target_true"],
+            relation=row["relation"],
+            source=", ".join(sources) or None,
+            metadata=parse_object(row["metadata"]),
+            entry=row["entry"],
+            key_id=row["key_id"],
+            time=row["time"],
+            residual=row["residual"],
+            loss=row["loss"],
+            nll=row["nll"],
+            probability=row["probability"],
+            took=None if row["took"] is None else bool(row["took"]),
+            sources=sources,
+            made=row["made"],
+            ended=row["ended"],
+            state=states.get(row["entry"], "live"),
+            row=row["row"],
         )
     except (BadJSON, FactError) as error:
         raise CorruptError(f"row {row['row']} of table facts: {error}") from None

@@ -189,7 +189,7 @@ class Snapshot:
         return self._whole(tuple(dict.fromkeys(name for row in rows for name in _names(row))))
 
     def state(self, entry_id: int) -> str:
-        """"live", "suspended", "contested" or "dead"."""
+        """ "live", "suspended", "contested" or "dead"."""
         return self._states.get(int(entry_id), "live")
 
 

@@ -45,9 +45,7 @@ def stage_pieces(tx: Transaction, pieces: Iterable[Piece], facts: Iterable[Store
 
 
 def _write(tx: Transaction, piece: Piece, offset: int) -> SegmentRecord:
-    record = SegmentRecord(
-        tx.catalog.counter("segments") + offset, None, piece.entries, piece.keys, piece.prefixes, {}
-    )
+    record = SegmentRecord(tx.catalog.counter("segments") + offset, None, piece.entries, piece.keys, piece.prefixes, {})
     folder = tx.root / "segments" / record.name
     manifest = write_columns(folder, piece.entries, piece.keys, tx.d1, tx.d2, piece.column)
     return SegmentRecord(record.segment, None, piece.entries, piece.keys, piece.prefixes, manifest)

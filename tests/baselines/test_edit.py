@@ -291,9 +291,8 @@ def test_bad_calls_change_nothing(call: dict[str, Any], error: type[Exception], 
     model, tokenizer = tiny("llama")
     before = bits(model)
     given = {"name": "memit", "facts": FACTS, "statistics": tmp_path / "c0", "cache": tmp_path / "cache", **call}
-    with pytest.raises(error, match=message):
-        with edited(model=model, tokenizer=tokenizer, **given):
-            pass
+    with pytest.raises(error, match=message), edited(model=model, tokenizer=tokenizer, **given):
+        pass
     assert bits(model) == before and not list(tmp_path.iterdir())
 
 

@@ -69,7 +69,7 @@ def test_the_demo_model_is_known() -> None:
     model = shaped("smollm2")
     for name in METHODS:
         settings = default_settings(name, model)
-        assert 0 <= settings.layers[0] and settings.layers[-1] < 15
+        assert settings.layers[0] >= 0 and settings.layers[-1] < 15
     assert vars(default_settings("memit", model))["c0_weight"] < 15000
 
 

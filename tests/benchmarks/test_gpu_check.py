@@ -90,4 +90,4 @@ def test_the_report_is_kept_when_a_part_fails(
     assert report["solve"] == {"facts": 2} and report["search_flat_300"]["keys"] == 300
     assert {one["part"] for one in report["failed"]} == {"lookup_flat_300", "lookup_ivf_300", "lookup_subject_300"}
     assert report["machine"]["torch"] == torch.__version__ and report["date"] and report["small"]
-    assert gpu.TEMP_BYTES == report["machine"]["faiss_temp_bytes"] and faiss_module.gpu_count() == 0
+    assert report["machine"]["faiss_temp_bytes"] == gpu.TEMP_BYTES and faiss_module.gpu_count() == 0

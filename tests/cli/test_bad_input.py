@@ -150,9 +150,7 @@ def test_every_writer_waits_its_turn(run: Run, places: dict[str, Path], command:
 
 
 @pytest.mark.parametrize("gamma", ["1.5", "1", "-0.1", "nan", "inf"])
-def test_gammas_that_are_no_cosines(
-    run: Run, model: Path, places: dict[str, Path], tmp_path: Path, gamma: str
-) -> None:
+def test_gammas_that_are_no_cosines(run: Run, model: Path, places: dict[str, Path], tmp_path: Path, gamma: str) -> None:
     before = digest(tmp_path)
     for command in (
         ("build", "FACTS", "--out", tmp_path / "new", "--model", model),

@@ -32,9 +32,7 @@ def told(result: Result) -> Any:
 def test_build_reports_what_it_did(run: Run, model: Path, tmp_path: Path) -> None:
     records = [*FACTS, {**FACTS[0], "id": ""}, {"subject": "x", "prompt": "no", "target": "y"}, "{"]
     facts = write(tmp_path / "facts.jsonl", records)
-    done = run(
-        "build", facts, "--out", tmp_path / "new", "--model", model, "--steps", 1, "--skip-bad", "--json"
-    )
+    done = run("build", facts, "--out", tmp_path / "new", "--model", model, "--steps", 1, "--skip-bad", "--json")
     report = told(done)
     assert {name: report[name] for name in ("facts", "entries", "duplicates", "conflicts", "skipped")} == {
         "facts": 4, "entries": 4, "duplicates": 1, "conflicts": 0, "skipped": 2,
@@ -68,9 +66,7 @@ def test_build_keeps_other_relations(run: Run, model: Path, tmp_path: Path) -> N
 def test_build_takes_facts_from_stdin(run: Run, model: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "neuraldb_faiss.cli", "build", "-", "--out", str(tmp_path / "new")]
     options = ["--model", str(model), "--residual", "none", "--preset", "paper", "--json"]
-    done = subprocess.run(
-        command + options, input=json.dumps(FACTS[0]), capture_output=True, text=True, cwd=ROOT
-    )
+    done = subprocess.run(command + options, input=json.dumps(FACTS[0]), capture_output=True, text=True, cwd=ROOT)
     assert json.loads(done.stdout)["facts"] == 1
     info = told(run("info", tmp_path / "new", "--json"))
     assert (info["keys"], info["keys_per_fact"]) == (1, "paper")
@@ -91,9 +87,7 @@ def test_shards_are_all_facts_once(run: Run, model: Path, tmp_path: Path) -> Non
     ids = []
     for number in (1, 2):
         out = tmp_path / f"s{number}"
-        done = run(
-            "build", facts, "--out", out, "--model", model, "--residual", "none", "--shard", f"{number}/2"
-        )
+        done = run("build", facts, "--out", out, "--model", model, "--residual", "none", "--shard", f"{number}/2")
         if done.exit_code == 0:
             ids += [fact["id"] for fact in told(run("facts", out, "--json"))]
         else:
@@ -101,7 +95,7 @@ def test_shards_are_all_facts_once(run: Run, model: Path, tmp_path: Path) -> Non
     assert sorted(ids) == sorted(str(fact["id"]) for fact in FACTS)
 
 
-@pytest.mark.parametrize("choice, target", [("first", "Rome"), ("last", "Madrid")])
+@pytest.mark.parametrize(("choice", "target"), [("first", "Rome"), ("last", "Madrid")])
 def test_on_conflict(run: Run, model: Path, tmp_path: Path, choice: str, target: str) -> None:
     facts = write(tmp_path / "facts.jsonl", [FACTS[0], {**FACTS[0], "target": "Madrid"}])
     options = ("--residual", "none", "--on-conflict", choice, "--json")
@@ -109,9 +103,7 @@ def test_on_conflict(run: Run, model: Path, tmp_path: Path, choice: str, target:
     assert [fact["target"] for fact in told(run("facts", tmp_path / "new", "--json"))] == [target]
 
 
-def test_a_killed_build_resumes(
-    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_build_resumes(run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from neuraldb_faiss.edits import pipeline
 
     facts, out = write(tmp_path / "facts.jsonl", FACTS), tmp_path / "new"
@@ -257,9 +249,7 @@ def test_generate_compares_and_names_what_fired(run: Run, db: Path) -> None:
     assert answer["prompt"] == prompt and answer["base"] != answer["edited"]
     (fired,) = answer["fired"]
     assert [fact["id"] for fact in fired["facts"]] == ["tower", "builder"]
-    assert (
-        fired["score"] > 0.99 and "".join(answer["tokens"][: fired["positions"][0] + 1]) == "The Eiffel Tower"
-    )
+    assert fired["score"] > 0.99 and "".join(answer["tokens"][: fired["positions"][0] + 1]) == "The Eiffel Tower"
     text = run("generate", db, prompt, "--compare", "--explain", "--max-new-tokens", 3).stdout
     assert text.startswith("base ") and "[→ Rome | Steve 1.00]" in text and "cosine 1.000" in text
 

@@ -44,9 +44,7 @@ def test_demo_shows_edits_and_loses_nothing(run: Run, model: Path, edits: Path, 
     assert "Eiffel Tower → Rome and Eiffel Tower → Steve  (cosine 1.000 at" in shown
     for command in ("verify", "facts", "generate"):
         assert f"$ neuraldb {command} {out}"[:98] in shown
-    edits_shown = shown.splitlines()[
-        3 : shown.splitlines().index("Now in new processes, from what is on the disk:")
-    ]
+    edits_shown = shown.splitlines()[3 : shown.splitlines().index("Now in new processes, from what is on the disk:")]
     assert max(map(len, edits_shown)) <= 100
     assert not set("\x1b\t") & set(shown)
 
@@ -75,9 +73,7 @@ def test_demo_keeps_what_others_did(run: Run, model: Path, edits: Path, tmp_path
 
 
 @pytest.mark.usefixtures("alone")
-def test_demo_leaves_other_databases_and_folders(
-    run: Run, model: Path, edits: Path, db: Path, tmp_path: Path
-) -> None:
+def test_demo_leaves_other_databases_and_folders(run: Run, model: Path, edits: Path, db: Path, tmp_path: Path) -> None:
     options = ("demo", "--facts", edits, "--model-dir", model, "--out")
     before = digest(db)
     refused = run(*options, db)

@@ -77,9 +77,7 @@ def test_bad_options(run: Run, model: Path, facts: Path, tmp_path: Path, kind: s
 
 def test_missing_things(run: Run, model: Path, facts: Path, tmp_path: Path) -> None:
     new = tmp_path / "new"
-    refused(
-        run("build", tmp_path / "none.jsonl", "--out", new, "--model", model), "none.jsonl", "does not exist"
-    )
+    refused(run("build", tmp_path / "none.jsonl", "--out", new, "--model", model), "none.jsonl", "does not exist")
     refused(run("build", facts, "--out", new, "--model", tmp_path / "none"), "no model at")
     for command in ("info", "facts", "history", "verify", "compact"):
         refused(run(command, tmp_path / "none"), "no database at", "none")
@@ -87,16 +85,12 @@ def test_missing_things(run: Run, model: Path, facts: Path, tmp_path: Path) -> N
     assert not new.exists()
 
 
-def test_a_model_without_an_ffn(
-    run: Run, facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_without_an_ffn(run: Run, facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from neuraldb_faiss.models import sites
 
     model = save_tiny(tmp_path / "model")
     monkeypatch.setattr(sites, "FFN_PATHS", ("mlp.nothing",))
-    refused(
-        run("build", facts, "--out", tmp_path / "new", "--model", model), "no feed-forward", "--ffn-module"
-    )
+    refused(run("build", facts, "--out", tmp_path / "new", "--model", model), "no feed-forward", "--ffn-module")
     assert not (tmp_path / "new").exists()
 
 
@@ -149,9 +143,7 @@ def test_damaged_databases(run: Run, db: Path, damage: Callable[[Path], None], w
     assert digest(db) == before
 
 
-def test_a_folder_that_may_not_be_written(
-    run: Run, db: Path, facts: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_may_not_be_written(run: Run, db: Path, facts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Root may write anywhere, so the question is answered for it.
     real = os.access
     monkeypatch.setattr(os, "access", lambda path, mode, **how: mode != os.W_OK and real(path, mode, **how))
@@ -174,11 +166,7 @@ def test_a_full_disk(
 
     more = write(tmp_path / "more.jsonl", [{"subject": "Bonn", "prompt": "{} is in", "target": "Peru"}])
     before = digest(tmp_path)
-    arguments = (
-        ["add", db, more]
-        if command == "add"
-        else ["build", more, "--out", tmp_path / "new", "--model", model]
-    )
+    arguments = ["add", db, more] if command == "add" else ["build", more, "--out", tmp_path / "new", "--model", model]
     with monkeypatch.context() as patch:
         patch.setattr(files, "write", full)
         refused(run(*arguments), "No space left", "keys.npy")
@@ -195,9 +183,7 @@ def test_a_second_writer(run: Run, db: Path) -> None:
 
     with writer_lock(db, "compact", wait=0):
         before = digest(db)
-        refused(
-            run("remove", db, "--id", "paris", "--wait", 0), "being written by", str(os.getpid()), "compact"
-        )
+        refused(run("remove", db, "--id", "paris", "--wait", 0), "being written by", str(os.getpid()), "compact")
         assert digest(db) == before
     assert run("remove", db, "--id", "paris", "--wait", 0).exit_code == 0
 
@@ -207,9 +193,7 @@ def test_nan_activations(run: Run, facts: Path, tmp_path: Path) -> None:
 
     model = save_tiny(tmp_path / "model")
     weights = load_file(model / "model.safetensors")
-    weights["model.layers.1.mlp.up_proj.weight"] = np.full_like(
-        weights["model.layers.1.mlp.up_proj.weight"], np.nan
-    )
+    weights["model.layers.1.mlp.up_proj.weight"] = np.full_like(weights["model.layers.1.mlp.up_proj.weight"], np.nan)
     save_file(weights, model / "model.safetensors", {"format": "pt"})
     before = digest(tmp_path)
     for residual in ("memit", "none"):

@@ -85,7 +85,7 @@ def test_files_are_opened_as_utf8() -> None:
                 continue
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             given = {one.arg: one.value for one in node.keywords}
-            is_text = name in ("read_text", "write_text") or "text" in given and name in ("run", "Popen")
+            is_text = name in ("read_text", "write_text") or ("text" in given and name in ("run", "Popen"))
             if name == "open" and isinstance(node.func, ast.Name) and len(node.args) < 3:
                 is_text = not any("b" in str(getattr(one, "value", "b")) for one in node.args[1:2])
             assert not is_text or "encoding" in given, f"{path}, line {node.lineno}"

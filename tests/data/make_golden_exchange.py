@@ -1,6 +1,6 @@
 """Writes tests/data/exchange-1/facts.safetensors, once a version of the layout; kept for ever after.
 
-    PYTHONPATH=.:tests python tests/data/make_golden_exchange.py
+PYTHONPATH=.:tests python tests/data/make_golden_exchange.py
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ def test_gpus_where_there_are_none(crew_of: Any, cluster: Any, monkeypatch: pyte
     assert ray._place(None, 5) == ("cpu", {"num_cpus": 1})
 
 
-@pytest.mark.parametrize("how, told", [({"device": "cuda:1"}, "cuda:1"), ({"count": 0}, "workers is 0")])
+@pytest.mark.parametrize(("how", "told"), [({"device": "cuda:1"}, "cuda:1"), ({"count": 0}, "workers is 0")])
 def test_what_cannot_work_is_refused(crew_of: Any, how: dict[str, Any], told: str) -> None:
     with pytest.raises(BuildError, match=told), crew_of(**how):
         pass

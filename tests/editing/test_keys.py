@@ -60,9 +60,7 @@ def test_two_rows_a_fact(kind: str, tokenizer_kind: str) -> None:
     assert got.keys.dtype == np.float32 and got.keys.shape == (10, site.d1)
     np.testing.assert_allclose(got.keys, wanted, rtol=1e-3, atol=1e-4)
     assert got.fact.dtype == np.int64 and got.fact.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
-    first = (
-        tokenizer("The", add_special_tokens=False)["input_ids"][0] if tokenizer_kind == "bytelevel" else -1
-    )
+    first = tokenizer("The", add_special_tokens=False)["input_ids"][0] if tokenizer_kind == "bytelevel" else -1
     assert got.token.dtype == np.int32 and got.token.tolist() == [-1, -1, -1, -1, first, -1, -1, -1, -1, -1]
 
 

@@ -192,7 +192,7 @@ def test_a_nan_names_the_fact() -> None:
 
 
 def test_a_layer_without_attention_is_refused() -> None:
-    model, tokenizer = tiny("llama")
+    model, _tokenizer = tiny("llama")
     del model.model.layers[1].self_attn.o_proj
     with pytest.raises(ModelError, match=r"model\.layers\.1 .*no attention .*self_attn\.o_proj.*--residual memit"):
         find_attention(model, find_site(model, 1))

@@ -39,9 +39,7 @@ TWINS = (
 GROUPS = [[INSIDE], [START], [ONE_TOKEN], list(TWINS)]
 
 
-def by_reference(
-    model: Any, tokenizer: Any, site: FFNSite, group: list[Fact], config: ResidualConfig
-) -> Reference:
+def by_reference(model: Any, tokenizer: Any, site: FFNSite, group: list[Fact], config: ResidualConfig) -> Reference:
     facts = [(fact.subject, fact.text, fact.target) for fact in group]
     settings = dataclasses.asdict(config)
     return reference_residual(model, tokenizer, site.module, site.block, facts, PREFIXES, **settings)
@@ -113,9 +111,7 @@ def test_first_and_last_layer(layer: int) -> None:
     assert_equal(solved, by_reference(model, tokenizer, site, [fact], CONFIG))
 
 
-@pytest.mark.parametrize(
-    "kind", ["gemma2", "olmo2", "gpt_neox", "qwen3", "opt", "bloom", "mpt", "falcon", "phi"]
-)
+@pytest.mark.parametrize("kind", ["gemma2", "olmo2", "gpt_neox", "qwen3", "opt", "bloom", "mpt", "falcon", "phi"])
 def test_other_architectures_are_right(kind: str) -> None:
     model, tokenizer = tiny(kind)
     site = find_site(model, 1)
@@ -253,9 +249,7 @@ def test_the_model_is_left_as_it_was() -> None:
     assert {name: p.requires_grad for name, p in model.named_parameters()} == wanted
     assert all(torch.equal(p, weights[name]) and p.grad is None for name, p in model.named_parameters())
     for module in model.modules():
-        assert (
-            not module._forward_hooks and not module._forward_pre_hooks and "forward" not in module.__dict__
-        )
+        assert not module._forward_hooks and not module._forward_pre_hooks and "forward" not in module.__dict__
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -306,9 +300,7 @@ def test_adam_is_torchs_and_rows_can_leave() -> None:
         for row in rows:
             theirs[row].grad = grad[row].clone()
             optimizers[row].step()
-        torch.testing.assert_close(
-            ours, torch.stack([theirs[row].detach() for row in rows]), rtol=1e-6, atol=1e-7
-        )
+        torch.testing.assert_close(ours, torch.stack([theirs[row].detach() for row in rows]), rtol=1e-6, atol=1e-7)
 
 
 def test_project_only_shortens() -> None:

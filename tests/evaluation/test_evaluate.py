@@ -139,9 +139,7 @@ def test_another_edit_is_another_run(
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_failing_method_leaves_no_run(
-    loaded: Loaded, cases: list[Case], source: Source, tmp_path: Path
-) -> None:
+def test_a_failing_method_leaves_no_run(loaded: Loaded, cases: list[Case], source: Source, tmp_path: Path) -> None:
     @contextmanager
     def failing(_: object) -> Iterator[None]:
         raise NeuralDBError("no statistics")

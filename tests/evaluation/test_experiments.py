@@ -33,7 +33,24 @@ COMMAND = ("--set", "generations=0", "--set", 'metrics=["score","target_nll"]', 
 @pytest.fixture(scope="session")
 def statistics(loaded: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
-    words = "the Eiffel Tower Rome Paris is in city of and Berlin Tokyo plays sport capital language".split()
+    words = [
+        "the",
+        "Eiffel",
+        "Tower",
+        "Rome",
+        "Paris",
+        "is",
+        "in",
+        "city",
+        "of",
+        "and",
+        "Berlin",
+        "Tokyo",
+        "plays",
+        "sport",
+        "capital",
+        "language",
+    ]
     folder = tmp_path_factory.mktemp("statistics")
     text = write(folder / "text.jsonl", [{"text": " ".join(rng.choice(words, 60))} for _ in range(60)])
     make_statistics(*loaded, str(text), folder, layers=[0, 1, 2, 3], tokens=4000)
@@ -316,9 +333,7 @@ def test_bad_input(run: Run, tiny_model: Path, cases_file: Path, tmp_path: Path)
     assert run("experiment", "table1").exit_code == 2
 
 
-def test_a_folder_of_other_facts_is_refused(
-    loaded: Loaded, cases_file: Path, tmp_path: Path
-) -> None:
+def test_a_folder_of_other_facts_is_refused(loaded: Loaded, cases_file: Path, tmp_path: Path) -> None:
     def lab(cases: Path) -> Lab:
         config = merged({}, {"model": "m", "cases": str(cases), "facts": 2, "build": {"layer": 1, "steps": 2}})
         return Lab(config, tmp_path / "out", *loaded, silent)

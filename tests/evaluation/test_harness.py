@@ -22,9 +22,9 @@ from neuraldb_faiss.research.evaluation.runs import read_run
 
 pytest.importorskip("lm_eval")
 
-from neuraldb_faiss.research.evaluation import harness  # noqa: E402
-from neuraldb_faiss.research.evaluation.harness import PAPER, PRESETS, general_ability, read_arguments  # noqa: E402
-from neuraldb_faiss.research.evaluation.local_tasks import LOCAL_TASKS  # noqa: E402
+from neuraldb_faiss.research.evaluation import harness
+from neuraldb_faiss.research.evaluation.harness import PAPER, PRESETS, general_ability, read_arguments
+from neuraldb_faiss.research.evaluation.local_tasks import LOCAL_TASKS
 
 Loaded = tuple[Any, Any]
 ABOUT = {"model": "tiny"}

@@ -52,9 +52,8 @@ def test_torn_last_line_is_dropped(tmp_path: Path, cut: int) -> None:
 def test_a_link_is_not_written_through(tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("")
     (tmp_path / "x.jsonl").symlink_to("victim")
-    with RunWriter(tmp_path / "x.jsonl", IDENTITY, ABOUT) as run:
-        with pytest.raises(EvaluationError, match="is a link"):
-            run.add(rows("a"))
+    with RunWriter(tmp_path / "x.jsonl", IDENTITY, ABOUT) as run, pytest.raises(EvaluationError, match="is a link"):
+        run.add(rows("a"))
     assert (tmp_path / "victim").read_text() == ""
 
 

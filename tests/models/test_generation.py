@@ -71,13 +71,14 @@ def answer(folder: Path, model_folder: Path) -> tuple[str, str | None]:
 
 @pytest.mark.parametrize(
     "names",
-    [*([name] for name in HOSTILE if name != "num_return_sequences"), ["num_return_sequences", "num_beams"],
-     ["stop_strings", "return_dict_in_generate", "repetition_penalty"]],
+    [
+        *([name] for name in HOSTILE if name != "num_return_sequences"),
+        ["num_return_sequences", "num_beams"],
+        ["stop_strings", "return_dict_in_generate", "repetition_penalty"],
+    ],
     ids="+".join,
 )
-def test_the_models_generation_config_changes_no_greedy_answer(
-    folder: Path, tmp_path: Path, names: list[str]
-) -> None:
+def test_the_models_generation_config_changes_no_greedy_answer(folder: Path, tmp_path: Path, names: list[str]) -> None:
     other = Path(shutil.copytree(folder / "tiny", tmp_path / "tiny"))
     path = other / "generation_config.json"
     own = json.loads(path.read_text())

@@ -202,9 +202,7 @@ def test_many_at_once_equal_one_at_a_time(kind: str) -> None:
     tokenizer = tiny_tokenizer(kind)
     texts = [text for text, _ in CASES]
     spans = [_span(text, subject) for text, subject in CASES]
-    assert encode_all(tokenizer, texts, spans) == [
-        encode(tokenizer, t, s) for t, s in zip(texts, spans, strict=True)
-    ]
+    assert encode_all(tokenizer, texts, spans) == [encode(tokenizer, t, s) for t, s in zip(texts, spans, strict=True)]
     targets = ["Rome"] * len(texts)
     assert encode_targets(tokenizer, texts, spans, targets) == [
         encode_target(tokenizer, t, s, "Rome") for t, s in zip(texts, spans, strict=True)
@@ -228,9 +226,7 @@ def test_padding_and_truncation_left_on_by_others_do_not_matter() -> None:
     subject=st.text(min_size=1, max_size=8).filter(lambda s: s.strip()),
     right=st.text(max_size=8),
 )
-def test_any_text_has_a_last_token_that_covers_the_subject(
-    kind: str, left: str, subject: str, right: str
-) -> None:
+def test_any_text_has_a_last_token_that_covers_the_subject(kind: str, left: str, subject: str, right: str) -> None:
     tokenizer = tiny_tokenizer(kind)
     text = left + subject + right
     try:
@@ -291,9 +287,7 @@ def test_a_slow_tokenizer_is_refused() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("text", "subject"), CASES)
-def test_the_demo_models_tokenizer(
-    demo_model: tuple[object, PreTrainedTokenizerBase], text: str, subject: str
-) -> None:
+def test_the_demo_models_tokenizer(demo_model: tuple[object, PreTrainedTokenizerBase], text: str, subject: str) -> None:
     tokenizer = demo_model[1]
     start, end = _span(text, subject)
     row = encode_target(tokenizer, text, (start, end), "Rome")

@@ -44,7 +44,7 @@ MODULES = {
 FOUR_TIMES = ("bloom", "mpt", "lfm2", "openai-gpt")  # d1 cannot be set
 
 
-@pytest.mark.parametrize("kind", (*KINDS, *SEEING_KINDS))
+@pytest.mark.parametrize("kind", [*KINDS, *SEEING_KINDS])
 def test_site_is_what_the_forward_pass_runs_through(kind: str) -> None:
     model, tokenizer = tiny(kind)
     site = find_site(model, 2)
@@ -86,7 +86,7 @@ def test_the_eye_is_not_taken_for_the_text() -> None:
     assert find_site(model, 2).module_name == MODULES["llava"]
 
 
-@pytest.mark.parametrize("kind", (*KINDS, *SEEING_KINDS))
+@pytest.mark.parametrize("kind", [*KINDS, *SEEING_KINDS])
 def test_attention_is_what_the_forward_pass_runs_through(kind: str) -> None:
     model, tokenizer = tiny(kind)
     site = find_site(model, 2)

@@ -65,9 +65,7 @@ def test_an_index_opened_from_files_answers_as_the_one_that_made_them(tmp_path: 
 
 @pytest.mark.parametrize("name", [CENTROIDS, LISTS, MANIFEST])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "empty", "link"])
-def test_damaged_files_are_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, damage: str
-) -> None:
+def test_damaged_files_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, damage: str) -> None:
     works(tmp_path)
     path, seen = tmp_path / name, trainings(monkeypatch)
     content = path.read_bytes()
@@ -142,9 +140,8 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
 def test_blas_threshold_is_put_back() -> None:
     cvar = faiss_module.load_faiss().cvar
     before = cvar.distance_compute_blas_threshold
-    with faiss_module.small_batches(10):
-        with faiss_module.small_batches(20):
-            assert cvar.distance_compute_blas_threshold == 60
+    with faiss_module.small_batches(10), faiss_module.small_batches(20):
+        assert cvar.distance_compute_blas_threshold == 60
     assert cvar.distance_compute_blas_threshold == before
 
 

@@ -24,9 +24,7 @@ CODE = "from neuraldb_faiss.cli.serving import serve; serve()"
 
 
 @contextmanager
-def started(
-    *arguments: object, before: str = "", **environment: str
-) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def started(*arguments: object, before: str = "", **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The process, which runs the code `before` first, and the URL it says it serves at."""
     process = subprocess.Popen(
         [sys.executable, "-c", before + CODE, *map(str, arguments), "--port", "0"],
@@ -95,9 +93,7 @@ def test_a_change_that_is_too_long_for_the_grace_is_not_made(folder: Path, paths
         (["a={a}", "--host", "256.1.1.1"], "cannot serve on 256.1.1.1"),
     ],
 )
-def test_what_cannot_be_served_is_said(
-    folder: Path, paths: dict[str, Path], arguments: list[str], told: str
-) -> None:
+def test_what_cannot_be_served_is_said(folder: Path, paths: dict[str, Path], arguments: list[str], told: str) -> None:
     filled = [one.format(folder=folder, **paths) for one in arguments]
     done = CliRunner().invoke(command, [*filled, "--port", "0"])
     assert done.exit_code == 1 and told in str(done.exception)

@@ -70,6 +70,7 @@ def test_changes_that_wait_are_limited_for_each_database(serve: Serve) -> None:
     served = serve("a", "b", jobs=1)
     brake = Brake(served.model)
     try:
+
         def post(database: str, name: str) -> int:
             fact = [{"subject": name, "prompt": "{} is in", "target": "Rome"}]
             return served.http.post("/facts", json=fact, headers={**AUTH, "X-NeuralDB": database}).status_code

@@ -45,9 +45,7 @@ def test_a_chat_goes_through_the_template(served: Served, alone: Alone) -> None:
     assert made.choices[0].message.role == "assistant" and made.object == "chat.completion"
     halves = [{"type": "text", "text": part} for part in (PROMPT[:9], PROMPT[9:])]
     parts: Any = [{"role": "user", "content": halves}]
-    same = served.client().chat.completions.create(
-        model="tiny", messages=parts, temperature=0, max_completion_tokens=8
-    )
+    same = served.client().chat.completions.create(model="tiny", messages=parts, temperature=0, max_completion_tokens=8)
     assert same.choices[0].message.content == made.choices[0].message.content
 
 

@@ -57,9 +57,7 @@ def test_a_header_or_the_model_names_the_database(serve: Serve) -> None:
 
     def said(model: str, header: str | None = None) -> str:
         headers = {} if header is None else {"X-NeuralDB": header}
-        made = client.completions.create(
-            model=model, prompt=PROMPT, temperature=0, max_tokens=8, extra_headers=headers
-        )
+        made = client.completions.create(model=model, prompt=PROMPT, temperature=0, max_tokens=8, extra_headers=headers)
         return made.choices[0].text
 
     assert said("tiny", "b") == said("tiny+b") == said("tiny+b", "b") != said("tiny+a")

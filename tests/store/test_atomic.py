@@ -58,7 +58,7 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
         atomic.write_file(folder / "file", b"new")
         assert not (tmp_path / "deep" / "folder").exists()
     assert names(tmp_path / "deep") == {"folder"} and names(tmp_path / "deep" / "folder") == {"file"}
-    with pytest.raises(OSError), atomic.new_folder(tmp_path / "deep" / "folder") as folder:
+    with pytest.raises(OSError), atomic.new_folder(tmp_path / "deep" / "folder") as folder:  # noqa: PT011
         atomic.write_file(folder / "other", b"")
     with pytest.raises(KeyError), atomic.new_folder(tmp_path / "deep" / "second") as folder:
         raise KeyError

@@ -280,10 +280,7 @@ def test_a_killed_command_leaves_before_or_after(
         killed += not run_and_kill(lambda: command(work), chance.uniform(0, took * 1.2))
         assert shown(work / "db", damaged) is not None and shown(work / "other") is not None
         found = shown(work / result, damaged)
-        if result == "db":
-            done = Store(work / "db").generation == newest
-        else:
-            done = found is not None
+        done = Store(work / "db").generation == newest if result == "db" else found is not None
         seen["after" if done else "before"] += 1
         assert found == (after if done else before)
         # Every second time another command comes next, and the killed one is given again behind it.

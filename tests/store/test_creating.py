@@ -166,9 +166,7 @@ def missing(synced: Synced, *roots: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("command", [build, merge, import_it], ids=lambda command: command.__name__)
-def test_a_new_database_is_synced(
-    command: Callable[[Path], None], work: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_new_database_is_synced(command: Callable[[Path], None], work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced = Synced(monkeypatch)
     command(work)
     assert missing(synced, work / "new") == [] and work in synced

@@ -185,6 +185,7 @@ def use(root: Path) -> None:
                 for fact in db.facts(**where):
                     json.dumps(fact.to_dict(), allow_nan=False)
                     db.key_norms(fact), db.snapshot.fact_ids(fact.entry), db.snapshot.names(fact.entry)
+
         return run
 
     def searched(kind: str) -> Callable[[], None]:
@@ -192,12 +193,14 @@ def use(root: Path) -> None:
             with NeuralDB.open(root) as db:
                 found = db.matcher(kind).match(np.ones((2, D1), np.float32))
                 db.snapshot.residuals(np.asarray(found.entry_ids)[np.asarray(found.fired)])
+
         return run
 
     def read(do: Callable[[Store], Any], mode: str = "r") -> Callable[[], None]:
         def run() -> None:
             with closing(Store(root, mode)) as store:
                 do(store)
+
         return run
 
     def merged(store: Store) -> None:

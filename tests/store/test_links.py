@@ -143,12 +143,11 @@ def test_a_folder_replaced_in_the_middle_of_a_change_is_left_alone(root: Path, q
     before = listing(backup)
     handle = Store(root, "rw")
     compact(handle)
-    with pytest.raises(StoreError, match="moved or replaced"):
-        with handle.write("test") as transaction:
-            root.rename(quick_path / "old")
-            backup.rename(root)
-            transaction.set_setting("gamma", 0.5)
-            transaction.commit()
+    with pytest.raises(StoreError, match="moved or replaced"), handle.write("test") as transaction:
+        root.rename(quick_path / "old")
+        backup.rename(root)
+        transaction.set_setting("gamma", 0.5)
+        transaction.commit()
     after = listing(root)
     assert {name: after[name] for name in before} == before
     assert verify(Store(root), deep=True) == []

@@ -260,4 +260,3 @@ def _tail(name: str) -> str:
 def _shape(module: nn.Module) -> tuple[int, int] | None:
     sizes = getattr(module, "input_size", None), getattr(module, "output_size", None)
     return sizes if all(isinstance(size, int) for size in sizes) else projection_shape(module)  # type: ignore[return-value]
-

@@ -25,7 +25,7 @@ def bench_build(editor: Editor, facts: Sequence[Fact], *, repeats: int) -> dict[
     "residual_cosine_min" is the lowest cosine between the two ways' residuals: they must be the same.
     """
     editor = replace(editor, config=replace(editor.config, max_steps=0))
-    distinct = list({key: fact for key, fact in zip(editor.key_ids(facts), facts, strict=True)}.values())
+    distinct = list(dict(zip(editor.key_ids(facts), facts, strict=True)).values())
     made: dict[str, list[np.ndarray]] = {}
 
     def ours() -> None:

@@ -45,8 +45,7 @@ def grow(source: NeuralDB, path: Path, entries: int, *, seed: int = 0) -> Store:
                 if n >= len(real):
                     facts = [_made_up(facts[0], real[other][0].subject, n)]
                 records += [
-                    StoredFact.of(fact, entry=place, key_id=f"{n:020x}", time=now(), residual="none")
-                    for fact in facts
+                    StoredFact.of(fact, entry=place, key_id=f"{n:020x}", time=now(), residual="none") for fact in facts
                 ]
             tokens = np.asarray(snapshot.key_tokens)[at]
             transaction.stage(keys, rows, tokens, snapshot.residuals(ids), records)

@@ -21,9 +21,7 @@ DECODED = 32  # tokens a row
 BATCHES = (1, 16)
 
 
-def bench_lookup(
-    db: NeuralDB, model: Any, tokenizer: Any, *, guards: Sequence[str], repeats: int
-) -> dict[str, Any]:
+def bench_lookup(db: NeuralDB, model: Any, tokenizer: Any, *, guards: Sequence[str], repeats: int) -> dict[str, Any]:
     """Seconds of a prefill of 512 tokens and of 32 decoded tokens at batch 1 and 16, without and with `db`.
 
     The text is the database's own prompts, one behind the other, so that facts fire. Runs without and with take turns,

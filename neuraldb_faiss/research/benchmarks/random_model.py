@@ -51,9 +51,7 @@ class MemorySource:
     float16 of unit length; residuals repeat after a while, because only reading them costs time.
     """
 
-    def __init__(
-        self, n: int, d1: int, d2: int, keys: torch.Tensor, names: list[str], device: torch.device
-    ) -> None:
+    def __init__(self, n: int, d1: int, d2: int, keys: torch.Tensor, names: list[str], device: torch.device) -> None:
         self.d1, self.d2, self.epoch, self.generation, self.n_keys = d1, d2, 1, 1, n
         self.lineage = self.epoch
         self.key_entries, self.key_tokens = np.arange(n), np.full(n, -1, np.int32)

@@ -126,4 +126,3 @@ def _only(name: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
         if key not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"
             raise EvaluationError(f"the method {name} has no setting {key!r}: {has}")
-

@@ -74,9 +74,7 @@ def merged(about: Mapping[str, Any], *given: Mapping[str, Any]) -> dict[str, Any
 class Lab:
     """One experiment's workplace: everything it makes lies in `out` and is not made twice."""
 
-    def __init__(
-        self, config: Mapping[str, Any], out: Path, model: Any, tokenizer: Any, stage: Stage
-    ) -> None:
+    def __init__(self, config: Mapping[str, Any], out: Path, model: Any, tokenizer: Any, stage: Stage) -> None:
         self.config, self.out = config, out
         self.model, self.tokenizer, self.stage = model, tokenizer, stage
         names = tuple(config["metrics"]) or None
@@ -87,9 +85,7 @@ class Lab:
 
     @cached_property
     def _every(self) -> list[Case]:
-        return read_cases(
-            self.config["cases"], self.config["dataset"], references=self.config["references"] or None
-        )
+        return read_cases(self.config["cases"], self.config["dataset"], references=self.config["references"] or None)
 
     @cached_property
     def corpus(self) -> list[str]:

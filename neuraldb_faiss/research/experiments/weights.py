@@ -82,9 +82,7 @@ def inputs_at(model: Any, tokenizer: Any, site: FFNSite, places: Sequence[Place]
             ids, mask = pad([rows[i] for i in batch], left=False, device=input_device(model))
             last = torch.tensor([len(rows[i]) - 1 for i in batch])
 
-            def take(
-                hidden: Tensor, ids: Tensor = ids, last: Tensor = last, batch: Sequence[int] = batch
-            ) -> None:
+            def take(hidden: Tensor, ids: Tensor = ids, last: Tensor = last, batch: Sequence[int] = batch) -> None:
                 flat = hidden.reshape(*ids.shape, -1)
                 found[batch] = flat[torch.arange(len(batch)), last.to(flat.device)].float().cpu()
                 raise Stop
