@@ -7,8 +7,8 @@ import json
 import re
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -480,17 +480,21 @@ class Catalog:
         """See `digests`."""
         return digest_of(self, generation)
 
-    def stream(self, sql: str, values: Any = ()) -> Iterator[tuple[Any, ...]]:
+    def stream(self, sql: str, values: Any = ()) -> Generator[tuple[Any, ...]]:
         """Rows as they are, unchecked, a block at a time."""
-        with closing(self._connection.cursor()) as cursor:
+        with self._lock, self._naming():
+            self._check_beside()
+            cursor = self._connection.cursor()
             cursor.row_factory = None
-            with self._lock, self._naming():
-                self._check_beside()
-                rows = cursor.execute(sql, values).fetchmany(_ROWS)
+            rows = cursor.execute(sql, values).fetchmany(_ROWS)
+        try:
             while rows:
                 yield from rows
                 with self._lock, self._naming():
                     rows = cursor.fetchmany(_ROWS)
+        finally:
+            with suppress(sqlite3.Error):  # the connection may be closed by now
+                cursor.close()
 
     def put_generation(self, generation: Generation) -> None:
         """Insert it and set its digest; its rows must be in place."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
@@ -69,16 +70,25 @@ def digests(catalog: Catalog, generations: Sequence[int], start: int) -> Iterato
     first, last = generations[0], generations[-1]
     span = {"low": first - 1, "high": last}
     later = {**span, "low": max(start, first - 1)}
-    tables = [
-        _Groups(catalog.stream(
-            f"SELECT {what.replace(' FROM', ', made FROM')} WHERE made > :low AND made <= :high ORDER BY made, {order}",
-            later,
-        ))
-        for what, order in _TABLES
-    ]  # fmt: skip
-    ended = _Groups(
-        catalog.stream("SELECT row, ended FROM facts WHERE ended > :low AND ended <= :high ORDER BY ended, row", span)
-    )
+    with ExitStack() as streams:  # a stream that is not read to its end would keep writers out until it is closed
+
+        def groups(sql: str, bounds: dict[str, int]) -> _Groups:
+            return _Groups(streams.enter_context(closing(catalog.stream(sql, bounds))))
+
+        tables = [
+            groups(
+                f"SELECT {what.replace(' FROM', ', made FROM')} WHERE made > :low AND made <= :high"
+                f" ORDER BY made, {order}", later,
+            )
+            for what, order in _TABLES
+        ]  # fmt: skip
+        ended = groups("SELECT row, ended FROM facts WHERE ended > :low AND ended <= :high ORDER BY ended, row", span)
+        yield from _digests(catalog, generations, start, tables, ended)
+
+
+def _digests(
+    catalog: Catalog, generations: Sequence[int], start: int, tables: Sequence[_Groups], ended: _Groups
+) -> Iterator[tuple[int, str]]:
     for generation in generations:
         digest = hashlib.sha256()
         one = {"g": generation}

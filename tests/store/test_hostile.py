@@ -17,9 +17,10 @@ from hypothesis import strategies as some
 from helpers.fake_editor import FakeEditor
 from neuraldb_faiss import NeuralDB
 from neuraldb_faiss.edits import changes
-from neuraldb_faiss.errors import CorruptError, FormatError, StoreError
+from neuraldb_faiss.errors import CorruptError, FormatError, LockedError, StoreError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.store import Store, files, verify
+from neuraldb_faiss.store.lock import writer_lock
 from neuraldb_faiss.store.segments import ARRAYS
 
 EDITOR = FakeEditor()
@@ -376,3 +377,34 @@ def test_fuzzed_bytes_of_a_good_file(
     data = bytearray(GOOD + bytes(range(12)))
     data[at] = value
     check_map(tmp_path_factory.getbasetemp() / "fuzz.npy", bytes(data)[:cut])
+
+
+# ---- JSON beside the catalog
+
+
+HOSTILE_JSON = [
+    "[" * 100_000, '{"a":' * 900 + "1" + "}" * 900, "9" * 6000, '{"n_keys": ' + "9" * 6000 + "}", "null", "[]", "7",
+    '{"files": [], "n_keys": 1e999, "nlist": NaN}',
+    '{"pid": {}, "user": [], "host": 1, "command": null, "since": "\\ud800"}',
+    "\\", "", '{"n_keys": 8, "nlist": -1, "files": {"ivf.centroids.npy": 1, "ivf.lists.npy": {}}}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE_JSON, ids=range(len(HOSTILE_JSON)))
+def test_hostile_notes_of_an_index_are_made_anew(root: Path, text: str) -> None:
+    with NeuralDB.open(root) as db:
+        expected = db.matcher("ivf").match(np.eye(12, dtype=np.float32)[:3])
+        for name in ("ivf.json", "subjects.json"):
+            (root / "search" / name).write_text(text)
+        found = db.matcher("ivf").match(np.eye(12, dtype=np.float32)[:3])
+        assert np.array_equal(found.entry_ids, expected.entry_ids)
+        (root / "search" / "ivf.json").write_text(text)
+        assert any("ivf.json" in problem.file for problem in db.verify(deep=True))
+
+
+@pytest.mark.parametrize("text", HOSTILE_JSON, ids=range(len(HOSTILE_JSON)))
+def test_a_hostile_note_of_the_writer_is_not_told(root: Path, text: str) -> None:
+    with writer_lock(root, "first", wait=0):
+        (root / "writer.json").write_text(text)
+        with pytest.raises(LockedError, match="is being written by"), writer_lock(root, "second", wait=0):
+            pass
