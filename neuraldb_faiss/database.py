@@ -250,7 +250,8 @@ class NeuralDB:
         Args:
             tokenizer: the model's; guards but "none" read the text with it. None: the one beside the model is
                 loaded, and where there is none a warning says that the plain gate is used.
-            gamma, guard: others than the database's. A guard that is not the database's brings its own default gamma.
+            gamma: another gate than the database's.
+            guard: another guard than the database's; it brings its own default gamma.
             search: how the plain gate searches: "flat", "ivf", "sketch", or "auto" as `reindex` set it.
             strict: False attaches to a model that the fingerprint says is another one (shapes must fit).
 

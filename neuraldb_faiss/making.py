@@ -105,7 +105,8 @@ def merge(
             "first" / "last" by the order of the sources (`into` comes first).
         gamma: needed where the gates differ.
         link: hard-link the arrays instead of copying them.
-        model, tokenizer: to solve facts jointly that share a key; without, they wait for `solve`.
+        model: solves facts jointly that share a key; without it they wait for `solve`.
+        tokenizer: the model's.
 
     Raises:
         ConflictError, FingerprintError, StoreError: nothing has changed then.
