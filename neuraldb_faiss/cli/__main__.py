@@ -1,5 +1,5 @@
 """`python -m neuraldb_faiss.cli`: the command, where it is not on the path."""
 
-from neuraldb_faiss.cli import main
+from neuraldb_faiss.cli.main import main
 
 main()

@@ -149,3 +149,8 @@ def cli(debug: bool) -> None:
     2 wrong usage.
     """
     _set_up_logging(debug)
+
+
+def main() -> None:
+    """Entry point of the installed command, and of `python -m neuraldb_faiss.cli`."""
+    cli(prog_name="neuraldb")
