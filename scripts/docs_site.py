@@ -1,4 +1,4 @@
-"""A hook of MkDocs: the pages at the root of the checkout (README.md and its like) join the site, with links that fit."""
+"""A hook of MkDocs: the pages at the root of the checkout join the site, with links that fit."""
 
 from __future__ import annotations
 
