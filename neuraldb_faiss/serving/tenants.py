@@ -39,7 +39,10 @@ class Tenant:
             db = NeuralDB(store)
             site = _fitting_site(db.settings, self._model)
             gate = RowGate(db.gate(self._model, self._tokenizer))
-            self._handle = attach(gate, self._model, site=site, trace_size=self._trace_size)
+            self._handle = attach(
+                gate, self._model, site=site, trace_size=self._trace_size,
+                newest=lambda: store.snapshot(like=db.snapshot),
+            )  # fmt: skip
         except BaseException:
             store.close()
             raise

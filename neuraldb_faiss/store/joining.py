@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from neuraldb_faiss.errors import StoreError
-from neuraldb_faiss.store import files
+from neuraldb_faiss.errors import CorruptError
 from neuraldb_faiss.store.digests import first_wrong
 from neuraldb_faiss.store.segments import SegmentRecord
 
@@ -46,11 +45,10 @@ def how_many(segments: Sequence[SegmentRecord], d1: int, d2: int, generation: in
     """
     sizes = []
     for segment in reversed(segments):
-        size = 2 * (d1 * segment.keys + d2 * segment.entries)
         near = segment.made is not None and generation - segment.made < SPAN
-        if size >= FULL or not near or segment.prefixes != segments[-1].prefixes:
+        if is_full(segment, d1, d2) or not near or segment.prefixes != segments[-1].prefixes:
             break
-        sizes.append(size)
+        sizes.append(_size(segment, d1, d2))
     count, total = min(1, len(sizes)), sum(sizes[:1])
     while True:
         run = count
@@ -59,6 +57,15 @@ def how_many(segments: Sequence[SegmentRecord], d1: int, d2: int, generation: in
         if run - count < FAN - 1 or total >= FULL:
             return count if count > 1 else 0
         count, total = run, sum(sizes[:run])
+
+
+def is_full(segment: SegmentRecord, d1: int, d2: int) -> bool:
+    """Whether it stays what it is until a compaction."""
+    return _size(segment, d1, d2) >= FULL
+
+
+def _size(segment: SegmentRecord, d1: int, d2: int) -> int:
+    return 2 * (d1 * segment.keys + d2 * segment.entries)
 
 
 def _size_class(size: int) -> int:
@@ -70,35 +77,28 @@ def join_small(tx: Transaction, segments: Sequence[SegmentRecord]) -> Joined | N
 
     What is damaged is not joined, for it would be whole by the checksums that it gets: a warning names it.
     """
-    count = how_many(segments, tx.d1, tx.d2, tx.generation)
-    for record in segments[::-1][:count]:
-        what = _damage(tx, record)
-        if what is not None:
-            warnings.warn(f"{what}: run `neuraldb verify --deep` on {tx.root}", stacklevel=4)
-            behind = [one for one in segments if one.segment > record.segment]
-            count = how_many(behind, tx.d1, tx.d2, tx.generation)
-            break
-    parts = segments[len(segments) - count :]
-    if not parts:
-        return None
-    first = min(part.made for part in parts if part.made is not None)
-    if (wrong := first_wrong(tx.catalog, first, tx.base)) is not None:
-        warnings.warn(
-            f"{tx.catalog.path}: rows of generation {wrong} changed since they were written: run `neuraldb verify"
-            " --deep`", stacklevel=4,
-        )  # fmt: skip
-        return None
-    whole = tx.write_as_one(parts, segments[-1].segment + 1 - tx.catalog.counter("segments"))
-    return Joined(frozenset(part.segment for part in parts), replace(whole, made=first), first)
-
-
-def _damage(tx: Transaction, record: SegmentRecord) -> str | None:
-    """What is wrong with a segment's files, None where they are as written."""
-    try:
-        for name, written in record.files.items():
-            path = files.within(tx.root, tx.root / "segments" / record.name / name)
-            if files.sha256(path) != written.get("sha256"):
-                return f"{path}: its bytes changed since it was written (checksum differs)"
-    except (OSError, StoreError) as error:
-        return str(error)
+    usable = list(segments)
+    while count := how_many(usable, tx.d1, tx.d2, tx.generation):
+        parts = usable[-count:]
+        first = min(part.made for part in parts if part.made is not None)
+        if (wrong := first_wrong(tx.catalog, first, tx.base)) is not None:
+            _warn(tx, f"{tx.catalog.path}: rows of generation {wrong} changed since they were written")
+            return None
+        try:
+            whole = tx.write_as_one(parts, segments[-1].segment + 1 - tx.catalog.counter("segments"), _Damaged)
+        except _Damaged as error:
+            _warn(tx, str(error))
+            usable = [one for one in segments if one.segment > error.record.segment]
+        else:
+            return Joined(frozenset(part.segment for part in parts), replace(whole, made=first), first)
     return None
+
+
+class _Damaged(CorruptError):
+    def __init__(self, record: SegmentRecord, what: str) -> None:
+        super().__init__(what)
+        self.record = record
+
+
+def _warn(tx: Transaction, what: str) -> None:
+    warnings.warn(f"{what}; see `neuraldb verify {tx.root} --deep`", stacklevel=5)

@@ -16,6 +16,7 @@ from neuraldb_faiss.errors import ConflictError, StoreError
 from neuraldb_faiss.store import files
 from neuraldb_faiss.store.catalog import FIRING
 from neuraldb_faiss.store.intact import ErrorOf, check_catalog, check_file, error_for
+from neuraldb_faiss.store.joining import is_full
 from neuraldb_faiss.store.records import Generation, StoredFact, canonical
 from neuraldb_faiss.store.row_checks import check_live
 from neuraldb_faiss.store.segments import ARRAYS, SegmentRecord, begin_folder, seal_folder
@@ -139,18 +140,37 @@ class _Copies:
         self.rows: list[tuple[Path, int, int]] = []  # for `Catalog.gather`
 
     def begin(self, source: Store, link: bool, pool: ThreadPoolExecutor) -> None:
-        """Have the pool copy the arrays of one more source."""
-        generation = source.generation
-        error_of = error_for(source.catalog, generation)
-        for record in source.catalog.segments(generation):
-            self._number += 1
-            staged, finish = _begin_segment(self._tx, source.root, record, self._number, self._shift, link, error_of)
-            self._records.append(staged)
-            self._copying.append(pool.submit(finish))
+        """Copy the small arrays of one more source, and have the pool copy the large ones."""
+        while True:
+            generation = source.generation
+            try:
+                records, large = self._begin(source, generation, link)
+                break
+            except (StoreError, FileNotFoundError):
+                if source.generation == generation:  # else a commit there has joined what was being copied
+                    raise
+        self._records += records
+        self._copying += [pool.submit(finish) for finish in large]
+        self._number += len(records)
         self.rows.append((source.catalog.path, generation, self._shift))
         for entry, state in source.catalog.states(generation).items():
             self._tx.set_state(self._shift + entry, state)
         self._shift += source.catalog.counter("entries")
+
+    def _begin(
+        self, source: Store, generation: int, link: bool
+    ) -> tuple[list[SegmentRecord], list[Callable[[], None]]]:
+        """What the catalog will say of its segments, and what completes the large ones."""
+        records, large = [], []
+        error_of = error_for(source.catalog, generation)
+        for number, record in enumerate(source.catalog.segments(generation), start=self._number + 1):
+            staged, finish = _begin_segment(self._tx, source.root, record, number, self._shift, link, error_of)
+            records.append(staged)
+            if is_full(record, self._tx.d1, self._tx.d2):
+                large.append(finish)
+            else:
+                finish()
+        return records, large
 
     def stage(self, made: int | None) -> None:
         """Name all of it in the catalog."""

@@ -16,6 +16,7 @@ from helpers.commands import FACTS
 from helpers.tiny import tiny
 from neuraldb_faiss import Fact, NeuralDB, build
 from neuraldb_faiss.errors import CompactedError
+from neuraldb_faiss.serving.tenants import Tenant
 
 TOWER, CURIE = "The Eiffel Tower is located in the city of", "I know that Marie Curie was born in"
 
@@ -84,6 +85,17 @@ def test_a_handle_names_what_fired_and_moves_on_where_facts_are_forgotten(
             assert said(CURIE, *loaded) == plain, "Marie Curie is removed"
         handle.clear_trace()
         assert said(TOWER, *loaded) != tower and handle.trace() == []
+
+
+def test_a_served_database_moves_on_inside_a_batch(path: Path, loaded: tuple[Any, Any]) -> None:
+    plain, tenant = said(CURIE, *loaded), Tenant("facts", path, *loaded, 100)
+    tenant.answer([0], 1)
+    elsewhere(path, "remove('curie')", "compact()")
+    with pytest.warns(UserWarning, match="the newest generation answers from now on"):
+        assert said(CURIE, *loaded) == plain
+    tenant.refresh()
+    assert (tenant.generation, tenant.facts) == (3, 3)
+    tenant.close()
 
 
 def test_an_object_moves_to_the_newest_generation_and_says_so(path: Path, loaded: tuple[Any, Any]) -> None:

@@ -8,6 +8,7 @@ import resource
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,18 @@ from neuraldb_faiss.edits import changes
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.guard.matcher import SubjectMatcher
 from neuraldb_faiss.index import Matcher
-from neuraldb_faiss.store import SegmentRecord, Snapshot, Store, StoredFact, compact, joining, rollback, verify
+from neuraldb_faiss.store import (
+    SegmentRecord,
+    Snapshot,
+    Store,
+    StoredFact,
+    compact,
+    files,
+    joining,
+    merge_into,
+    rollback,
+    verify,
+)  # fmt: skip
 from neuraldb_faiss.store.transaction import now
 
 EDITOR = FakeEditor()
@@ -228,3 +240,25 @@ def test_a_change_by_an_editor_joins_too(quick_path: Path) -> None:
     assert verify(store, deep=True) == []
     snapshot = store.snapshot(4)
     assert (snapshot.n_keys, snapshot.live.sum()) == (16, 8), "what came later is there, and does not fire"
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_merge_from_a_database_that_joins_segments_meanwhile(
+    quick_path: Path, monkeypatch: pytest.MonkeyPatch, link: bool
+) -> None:
+    source, target, real, copies = made(quick_path / "a"), made(quick_path / "b"), files.copy_file, 0
+    for number in range(1, 6):
+        put(source, fact(number))
+
+    def copy_file(*arguments: Any, **named: Any) -> None:
+        nonlocal copies
+        copies += 1
+        if copies == 20:
+            for number in range(6, 9):
+                put(source, fact(number))
+        real(*arguments, **named)
+
+    monkeypatch.setattr(files, "copy_file", copy_file)
+    merge_into(target, [Store(source.root)], link=link)
+    assert told(target, target.snapshot()) == {f"City {number}": "Rome" for number in range(9)}
+    assert verify(target, deep=True) == []
