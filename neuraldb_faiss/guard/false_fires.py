@@ -13,7 +13,8 @@ import torch
 from neuraldb_faiss.hook.forward_context import Tokens
 from neuraldb_faiss.hook.gates import Gate
 from neuraldb_faiss.models import FFNSite
-from neuraldb_faiss.models.interventions import Stop, on_input, stopping
+from neuraldb_faiss.models.batching import pad
+from neuraldb_faiss.models.interventions import capture
 from neuraldb_faiss.models.sites import input_device, unwrap
 from neuraldb_faiss.models.tokenization import tokenize
 from neuraldb_faiss.store import Snapshot
@@ -43,20 +44,9 @@ def see(model: Any, tokenizer: Any, site: FFNSite, texts: Iterable[str], *, spec
     """Run texts up to the edited layer, a batch of like lengths at a time, in the order given."""
     device = input_device(unwrap(model))
     for batch in _batches(texts, tokenizer, special):
-        width = max(len(ids) for _, ids, _ in batch)
-        rows = torch.zeros((len(batch), width), dtype=torch.long)
-        mask = torch.zeros((len(batch), width), dtype=torch.long)
-        for row, (_, ids, _) in enumerate(batch):
-            rows[row, : len(ids)], mask[row, : len(ids)] = torch.tensor(ids), 1
-        caught: list[torch.Tensor] = []
-
-        def catch(hidden: torch.Tensor, caught: list[torch.Tensor] = caught) -> None:
-            caught.append(hidden)
-            raise Stop
-
-        with torch.no_grad(), stopping(), on_input(site.module, catch):
-            model(input_ids=rows.to(device), attention_mask=mask.to(device), use_cache=False)
-        hidden = caught[0].reshape(len(batch), width, -1).float().cpu().numpy()
+        rows, mask = pad([ids for _, ids, _ in batch], left=False, device=device)
+        with torch.no_grad():
+            hidden = capture(model, site.module, rows, mask).float().cpu().numpy()
         for row, (text, ids, spans) in enumerate(batch):
             yield Seen(text, np.array(ids, np.int64), np.array(spans, np.int64), hidden[row, : len(ids)])
 

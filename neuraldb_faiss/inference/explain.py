@@ -14,7 +14,7 @@ from neuraldb_faiss.hook.forward_call import Tokens
 from neuraldb_faiss.hook.gates import Gate
 from neuraldb_faiss.index import Matcher
 from neuraldb_faiss.models import FFNSite, Fingerprint
-from neuraldb_faiss.models.interventions import Stop, on_input, stopping
+from neuraldb_faiss.models.interventions import capture
 from neuraldb_faiss.models.sites import input_device, unwrap
 from neuraldb_faiss.models.tokenization import encode_prompt
 from neuraldb_faiss.solver.editor import check_model
@@ -95,13 +95,6 @@ def tokens_of(ids: Sequence[int]) -> Tokens:
 
 def site_inputs(model: Any, site: FFNSite, ids: Sequence[int]) -> torch.Tensor:
     """[len(ids), d1]: what the site's down-projection gets at every token of one text."""
-    caught: list[torch.Tensor] = []
-
-    def catch(hidden: torch.Tensor) -> None:
-        caught.append(hidden)
-        raise Stop
-
     rows = torch.tensor([list(ids)], device=input_device(unwrap(model)))
-    with torch.no_grad(), stopping(), on_input(site.module, catch):
-        model(input_ids=rows, attention_mask=torch.ones_like(rows), use_cache=False)
-    return caught[0].reshape(len(ids), -1)
+    with torch.no_grad():
+        return capture(model, site.module, rows, torch.ones_like(rows))[0]

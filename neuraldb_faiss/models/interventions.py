@@ -1,5 +1,4 @@
-"""Ways to run a part of a model: stop at a module, stand in for its lower blocks, go on from a cache, keep its
-weights out of autograd.
+"""Partial forward passes: read or change what a module gets, stop there, replace blocks, share a cache, freeze weights.
 
 The context managers leave the model as it was, whatever is raised inside. Hooks made here live
 for one forward pass of a build; the hook of an attached database is `neuraldb_faiss.hook`'s.
@@ -17,20 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from neuraldb_faiss.errors import ModelError
+from neuraldb_faiss.models.batching import pad
 from neuraldb_faiss.models.sites import FFNSite, input_device, model_type, unwrap
 
 _SAME_KEY = 0.99  # rounding in bfloat16 moves a cosine by some 3e-4
 
 
-class Stop(Exception):
-    """Ends a forward pass from a hook; `stopping` catches it."""
-
-
-@contextmanager
-def stopping() -> Iterator[None]:
-    """Swallow the `Stop` that one of the hooks here raises."""
-    with suppress(Stop):
-        yield
+class _Stop(Exception):
+    """Ends a forward pass from a hook."""
 
 
 @contextmanager
@@ -77,6 +70,52 @@ def on_return(module: nn.Module, use: Callable[[Any], None]) -> Iterator[None]:
         handle.remove()
 
 
+@contextmanager
+def stop_at(module: nn.Module, use: Callable[[Tensor], None] | None = None, *, output: bool = False) -> Iterator[None]:
+    """End the forward pass inside the block at `module`, once `use` was called with its input (or its output)."""
+
+    def stop(hidden: Tensor) -> None:
+        if use is not None:
+            use(hidden)
+        raise _Stop
+
+    with suppress(_Stop), (on_output if output else on_input)(module, stop):
+        yield
+
+
+def capture(
+    model: Any, module: nn.Module, ids: Tensor, mask: Tensor | None = None, *, output: bool = False, **inputs: Any
+) -> Tensor:
+    """What `module` gets, or with `output` gives, in a pass that ends there.
+
+    Args:
+        ids: int64 [rows, width].
+        mask: int64 [rows, width], 1 at real tokens; None where there is no padding.
+        inputs: further arguments of the model's forward, such as a cache; `use_cache=False` by default.
+
+    Returns:
+        [rows, width, d], on the module's device and of its dtype.
+    """
+    seen: list[Tensor] = []
+    if mask is not None:
+        inputs["attention_mask"] = mask
+    with stop_at(module, seen.append, output=output):
+        model(input_ids=ids, **{"use_cache": False, **inputs})
+    return seen[0].reshape(*ids.shape, -1)
+
+
+def capture_last(model: Any, module: nn.Module, rows: Sequence[Sequence[int]], *, output: bool = False) -> Tensor:
+    """As `capture`, at the last token of each of these rows of token ids: float32 [len(rows), d], on the CPU."""
+    ids, mask = pad(rows, left=False, device=input_device(model))
+    return at_ends(capture(model, module, ids, mask, output=output), rows)
+
+
+def at_ends(hidden: Tensor, rows: Sequence[Sequence[int]]) -> Tensor:
+    """Of hidden states [rows, width, d] those of each row's last token: float32 [rows, d], on the CPU."""
+    last = torch.tensor([len(row) - 1 for row in rows], device=hidden.device)
+    return hidden[torch.arange(len(rows), device=hidden.device), last].float().cpu()
+
+
 @torch.no_grad()
 def check_causal(model: Any, site: FFNSite, ids: Sequence[int]) -> None:
     """Raises ModelError where what enters the site at a token depends on the tokens behind it: such a token has
@@ -84,16 +123,9 @@ def check_causal(model: Any, site: FFNSite, ids: Sequence[int]) -> None:
     model = unwrap(model)
     device = input_device(model)
     half = max(1, len(ids) // 2)
-    seen: list[Tensor] = []
-
-    def keep(hidden: Tensor) -> None:
-        seen.append(hidden.reshape(-1, hidden.shape[-1])[half - 1].float())
-        raise Stop
-
     with frozen(model):
-        for text in (ids[:half], ids):
-            with on_input(site.module, keep), stopping():
-                model(input_ids=torch.tensor([list(text)], device=device), use_cache=False)
+        texts = (torch.tensor([list(text)], device=device) for text in (ids[:half], ids))
+        seen = [capture(model, site.module, text)[0, half - 1].float() for text in texts]
     cosine = float(torch.cosine_similarity(seen[0], seen[1], dim=0))
     if cosine < _SAME_KEY:
         raise ModelError(

@@ -11,6 +11,7 @@ import torch
 from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from neuraldb_faiss.errors import NeuralDBError
+from neuraldb_faiss.models.batching import pad
 from neuraldb_faiss.models.generation import greedy
 from neuraldb_faiss.models.sites import input_device, unwrap
 from neuraldb_faiss.serving.detokenizer import Stops, Words
@@ -58,11 +59,8 @@ def answer(model: Any, tokenizer: Any, asks: Sequence[Ask], ends: frozenset[int]
 def _run(model: Any, tokenizer: Any, rows: Sequence[_Row], metrics: Metrics) -> None:
     """Go on with these texts, to their ends; they are padded on the left."""
     device = input_device(unwrap(model))
-    texts = [row.ids for row in rows]
-    width = max(map(len, texts))
-    pad = tokenizer.pad_token_id or 0
-    ids = torch.tensor([[pad] * (width - len(text)) + text for text in texts], device=device)
-    mask = torch.tensor([[0] * (width - len(text)) + [1] * len(text) for text in texts], device=device)
+    texts, fill = [row.ids for row in rows], tokenizer.pad_token_id or 0
+    ids, mask = pad(texts, left=True, device=device, fill=fill)
     sampler = RowSampler([row.sampler for row in rows], [len(text) for text in texts])
     batch = _Batch(rows, sampler, metrics)
     try:
@@ -75,7 +73,7 @@ def _run(model: Any, tokenizer: Any, rows: Sequence[_Row], metrics: Metrics) -> 
                 attention_mask=mask,
                 logits_processor=LogitsProcessorList([sampler]),
                 stopping_criteria=StoppingCriteriaList([batch]),
-                **greedy(max(row.left for row in rows), pad=pad),
+                **greedy(max(row.left for row in rows), pad=fill),
             )
     finally:
         for tenant in batch.tenants:

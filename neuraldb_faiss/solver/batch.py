@@ -182,16 +182,3 @@ class Batch:
             group_of_fact=ints(group_of_fact),
             group_of_row=ints(group_of_row),
         )
-
-
-def pad(rows: Sequence[Sequence[int]], *, left: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token rows as int64 [rows, widest] with their mask (1 real, 0 padding), padded on the given side."""
-    width = max(len(row) for row in rows)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
-    for number, row in enumerate(rows):
-        if row:
-            place = slice(width - len(row), width) if left else slice(0, len(row))
-            ids[number, place] = torch.tensor(row)
-            mask[number, place] = 1
-    return ids.to(device), mask.to(device)

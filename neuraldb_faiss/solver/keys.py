@@ -19,11 +19,11 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from neuraldb_faiss.errors import BuildError
-from neuraldb_faiss.models.interventions import Stop, frozen, on_input, shared_copy, stopping
+from neuraldb_faiss.models.batching import by_length, pad
+from neuraldb_faiss.models.interventions import at_ends, capture, frozen, shared_copy, stop_at
 from neuraldb_faiss.models.memory import in_parts
 from neuraldb_faiss.models.sites import FFNSite, input_device, unwrap
 from neuraldb_faiss.models.tokenization import encode_all
-from neuraldb_faiss.solver.batch import pad
 from neuraldb_faiss.solver.prefixes import contexts
 
 if TYPE_CHECKING:
@@ -121,37 +121,26 @@ class _Runner:
 
         With `share`, the tokens that all rows begin with are computed once.
         """
-        order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
         common, past = 0, None
         if share and len(rows) > 1 and self._can_share is not False:
             common = _common(rows)
         if common:
-            past = self._prefix_cache(rows[0][:common], [rows[order[0]], rows[order[-1]]])
+            past = self._prefix_cache(rows[0][:common], [min(rows, key=len), max(reversed(rows), key=len)])
         if past is None:
             common = 0
 
         def keys(at: list[int]) -> np.ndarray:
             return self._keys([rows[i][common:] for i in at], common, past).numpy()
 
-        batches = list(self._batches(rows, order, common))
+        batches = by_length([len(row) - common for row in rows], self._max_tokens)
         yield from in_parts(batches, lambda at: len(at) * len(rows[at[-1]]), keys)
-
-    def _batches(self, rows: Sequence[Ids], order: list[int], common: int) -> Iterator[list[int]]:
-        batch: list[int] = []
-        for i in order:
-            if batch and (len(batch) + 1) * (len(rows[i]) - common) > self._max_tokens:
-                yield batch
-                batch = []
-            batch.append(i)
-        if batch:
-            yield batch
 
     def _prefix_cache(self, prefix: Ids, sample: list[Ids]) -> Any | None:
         """A cache of `prefix`; None where `sample` does not get the same keys with it as without."""
         try:
             past = DynamicCache(config=self._model.config)
             ids = torch.tensor([prefix], device=self._device)
-            with on_input(self._site.module, _stop), stopping():
+            with stop_at(self._site.module):
                 self._model(input_ids=ids, past_key_values=past, use_cache=True)
             if self._can_share is None:
                 cached = self._keys([row[len(prefix) :] for row in sample], len(prefix), past)
@@ -165,27 +154,13 @@ class _Runner:
 
     def _keys(self, rows: Sequence[Ids], common: int, past: Any | None) -> Tensor:
         ids, mask = pad(rows, left=False, device=self._device)
-        extra: dict[str, Any] = {"use_cache": False}
+        extra: dict[str, Any] = {}
         if past is not None:
             shared = shared_copy(past)
             shared.batch_repeat_interleave(len(rows))
             extra = {"use_cache": True, "past_key_values": shared}
             mask = torch.cat([mask.new_ones(len(rows), common), mask], 1)
-        seen: list[Tensor] = []
-
-        def take(hidden: Tensor) -> None:
-            seen.append(hidden.reshape(*ids.shape, -1))
-            raise Stop
-
-        with on_input(self._site.module, take), stopping():
-            self._model(input_ids=ids, attention_mask=mask, **extra)
-        number = torch.arange(len(rows), device=seen[0].device)
-        last = torch.tensor([len(row) - 1 for row in rows], device=seen[0].device)
-        return seen[0][number, last].float().cpu()
-
-
-def _stop(_: Tensor) -> None:
-    raise Stop
+        return at_ends(capture(self._model, self._site.module, ids, mask, **extra), rows)
 
 
 def _common(rows: Sequence[Ids]) -> int:

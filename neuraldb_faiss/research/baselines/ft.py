@@ -15,11 +15,11 @@ from neuraldb_faiss.edits.pipeline import Progress, Report
 from neuraldb_faiss.errors import BuildError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.models import FFNSite, encode_pairs
+from neuraldb_faiss.models.batching import pad
 from neuraldb_faiss.models.interventions import frozen, gathered_head
 from neuraldb_faiss.models.sites import input_device, unwrap
 from neuraldb_faiss.research.baselines.settings import Ft
 from neuraldb_faiss.research.baselines.weights import Weights
-from neuraldb_faiss.solver.batch import pad
 
 
 def write(

@@ -1,4 +1,4 @@
-"""What a module of a model gives out at the last token of each fact's subject."""
+"""What a module of a model gets or gives at the last token of each fact's subject."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from neuraldb_faiss.models import encode_all
-from neuraldb_faiss.models.interventions import Stop, frozen, on_output, stopping
-from neuraldb_faiss.models.sites import input_device, unwrap
-from neuraldb_faiss.solver.batch import pad
+from neuraldb_faiss.models.batching import by_length
+from neuraldb_faiss.models.interventions import capture_last, frozen
+from neuraldb_faiss.models.sites import unwrap
 
 Place = tuple[str, tuple[int, int]]  # a text and its subject's span
 
@@ -19,40 +19,31 @@ Place = tuple[str, tuple[int, int]]  # a text and its subject's span
 def outputs_at(
     model: Any, tokenizer: Any, module: nn.Module, places: Sequence[Place], max_tokens: int = 2048
 ) -> Tensor:
-    """Output of `module` at the last token of each place's subject: float32 [len(places), width], on the CPU.
+    """Output of `module` at the token that holds the last character of each place's span.
 
-    `max_tokens` bounds one forward pass, which ends at the module. Weights are the model's present ones.
+    Args:
+        max_tokens: of one forward pass, which ends at the module. Weights are the model's present ones.
+
+    Returns:
+        float32 [len(places), d], on the CPU.
     """
+    return _read(model, tokenizer, module, places, max_tokens, output=True)
+
+
+def inputs_at(model: Any, tokenizer: Any, module: nn.Module, places: Sequence[Place], max_tokens: int = 2048) -> Tensor:
+    """As `outputs_at`, the module's input."""
+    return _read(model, tokenizer, module, places, max_tokens, output=False)
+
+
+def _read(
+    model: Any, tokenizer: Any, module: nn.Module, places: Sequence[Place], max_tokens: int, *, output: bool
+) -> Tensor:
     model = unwrap(model)
     encoded = encode_all(tokenizer, [text for text, _ in places], [span for _, span in places])
     rows = [row.ids[: row.last + 1] for row in encoded]
     found: dict[int, Tensor] = {}
     with frozen(model), torch.no_grad():
         for batch in by_length([len(row) for row in rows], max_tokens):
-            values = _run(model, module, [rows[i] for i in batch])
+            values = capture_last(model, module, [rows[i] for i in batch], output=output)
             found.update(zip(batch, values, strict=True))
     return torch.stack([found[i] for i in range(len(rows))])
-
-
-def by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices in batches of like length, each at most `max_tokens` places with its padding, or one row."""
-    batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if not batches or (len(batches[-1]) + 1) * lengths[i] > max_tokens:
-            batches.append([])
-        batches[-1].append(i)
-    return batches
-
-
-def _run(model: Any, module: nn.Module, rows: Sequence[Sequence[int]]) -> Tensor:
-    ids, mask = pad(rows, left=False, device=input_device(model))
-    seen: list[Tensor] = []
-
-    def take(output: Tensor) -> None:
-        seen.append(output.reshape(*ids.shape, -1))
-        raise Stop
-
-    with on_output(module, take), stopping():
-        model(input_ids=ids, attention_mask=mask, use_cache=False)
-    last = torch.tensor([len(row) - 1 for row in rows], device=seen[0].device)
-    return seen[0][torch.arange(len(rows), device=last.device), last].float().cpu()

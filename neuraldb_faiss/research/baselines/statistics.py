@@ -21,12 +21,11 @@ from neuraldb_faiss.edits.pipeline import Progress, Report
 from neuraldb_faiss.errors import BuildError, FingerprintError
 from neuraldb_faiss.facts.readers import read_texts
 from neuraldb_faiss.models import FFNSite, Fingerprint, find_site
+from neuraldb_faiss.models.batching import by_length, pad
 from neuraldb_faiss.models.fingerprint import fingerprint
-from neuraldb_faiss.models.interventions import Stop, frozen, on_input, stopping
+from neuraldb_faiss.models.interventions import frozen, on_input, stop_at
 from neuraldb_faiss.models.sites import input_device, unwrap
 from neuraldb_faiss.research.baselines import arrays
-from neuraldb_faiss.research.baselines.reading import by_length
-from neuraldb_faiss.solver.batch import pad
 from neuraldb_faiss.solver.editor import model_name
 
 FOLDER = "statistics"
@@ -205,15 +204,14 @@ def _add_keys(model: Any, sites: Sequence[FFNSite], ids: Tensor, mask: Tensor, s
             keys = hidden.reshape(ids.numel(), -1)[mask.flatten().to(hidden.device) == 1]
             wide = keys.to(sums[site.layer].device, torch.float64)
             sums[site.layer].addmm_(wide.T, wide)
-            if site is sites[-1]:
-                raise Stop
 
         return take
 
     with ExitStack() as stack:
-        stack.enter_context(stopping())
-        for site in sites:
+        *others, last = sites
+        for site in others:
             stack.enter_context(on_input(site.module, taking(site)))
+        stack.enter_context(stop_at(last.module, taking(last)))
         model(input_ids=ids, attention_mask=mask, use_cache=False)
 
 

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from neuraldb_faiss.errors import EvaluationError
 from neuraldb_faiss.facts.joining import is_apart
+from neuraldb_faiss.models.batching import by_length, pad
 from neuraldb_faiss.models.generation import end_ids
 from neuraldb_faiss.models.sites import input_device
 from neuraldb_faiss.models.tokenization import chat_text, encode_prompts
-from neuraldb_faiss.research.baselines.reading import by_length
-from neuraldb_faiss.solver.batch import pad
 
 TOP_K = 5
 # Rows, and places of their prompts, that are decoded at once.

@@ -13,10 +13,9 @@ from neuraldb_faiss.errors import EvaluationError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.facts.joining import separator
 from neuraldb_faiss.models import encode_pairs
+from neuraldb_faiss.models.batching import by_length, pad
 from neuraldb_faiss.models.interventions import gathered_head
 from neuraldb_faiss.models.sites import input_device
-from neuraldb_faiss.research.baselines.reading import by_length
-from neuraldb_faiss.solver.batch import pad
 
 Pair = tuple[str, str]  # prompt, target
 

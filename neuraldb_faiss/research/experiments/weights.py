@@ -13,20 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuraldb_faiss.models import encode_all, find_site
-from neuraldb_faiss.models.interventions import Stop, frozen, on_input, stopping
-from neuraldb_faiss.models.sites import FFNSite, input_device
-from neuraldb_faiss.research.baselines import layer_kernel
-from neuraldb_faiss.research.baselines.reading import Place, by_length
+from neuraldb_faiss.models import find_site
+from neuraldb_faiss.models.sites import FFNSite
+from neuraldb_faiss.research.baselines import layer_kernel, reading
+from neuraldb_faiss.research.baselines.reading import Place
 from neuraldb_faiss.research.evaluation import plots
 from neuraldb_faiss.research.evaluation.cases import Case
 from neuraldb_faiss.research.evaluation.runs import Row
 from neuraldb_faiss.research.experiments.lab import Lab, Result
-from neuraldb_faiss.solver.batch import pad
 
 ABOUT = "The weights a linear editor gives to every fact's residual, for edited, paraphrased and neighbour prompts."
 DEFAULTS = {"methods": ["memit", "alphaedit"], "layer": -1}  # -1: NeuralDB's own
-_MAX_TOKENS = 2048
 
 
 def run(lab: Lab) -> Result:
@@ -72,24 +69,7 @@ def _places(cases: Sequence[Case]) -> dict[str, list[tuple[Place, int]]]:
 
 def inputs_at(model: Any, tokenizer: Any, site: FFNSite, places: Sequence[Place]) -> Tensor:
     """Key (the down-projection's input) at the token that holds each span's last character: float32 [n, d1]."""
-    if not places:
-        return torch.empty(0, site.d1)
-    encoded = encode_all(tokenizer, [text for text, _ in places], [span for _, span in places])
-    rows = [row.ids[: row.last + 1] for row in encoded]
-    found = torch.empty(len(rows), site.d1)
-    with frozen(model), torch.no_grad():
-        for batch in by_length([len(row) for row in rows], _MAX_TOKENS):
-            ids, mask = pad([rows[i] for i in batch], left=False, device=input_device(model))
-            last = torch.tensor([len(rows[i]) - 1 for i in batch])
-
-            def take(hidden: Tensor, ids: Tensor = ids, last: Tensor = last, batch: Sequence[int] = batch) -> None:
-                flat = hidden.reshape(*ids.shape, -1)
-                found[batch] = flat[torch.arange(len(batch)), last.to(flat.device)].float().cpu()
-                raise Stop
-
-            with on_input(site.module, take), stopping():
-                model(input_ids=ids, attention_mask=mask, use_cache=False)
-    return found
+    return reading.inputs_at(model, tokenizer, site.module, places) if places else torch.empty(0, site.d1)
 
 
 def _figures(omega: np.ndarray[Any, Any], owner: np.ndarray[Any, Any]) -> dict[str, float | int]:

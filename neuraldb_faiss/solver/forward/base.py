@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from neuraldb_faiss.models.batching import pad
 from neuraldb_faiss.models.interventions import (
-    Stop,
     first,
     gathered_head,
     like,
@@ -32,10 +32,10 @@ from neuraldb_faiss.models.interventions import (
     on_return,
     shared_copy,
     standing_in,
-    stopping,
+    stop_at,
 )
 from neuraldb_faiss.models.sites import AttentionSite, FFNSite, input_device
-from neuraldb_faiss.solver.batch import Batch, Picks, pad
+from neuraldb_faiss.solver.batch import Batch, Picks
 from neuraldb_faiss.solver.optimizer import h_init_norm
 
 
@@ -60,7 +60,7 @@ class FullForward:
         self._model, self._device = model, input_device(model)
         self._modules = [site.module] + ([attention.module] if attention else [])
         self._set(batch)
-        with torch.no_grad(), _scales(site, attention) as scales, stopping():
+        with torch.no_grad(), _scales(site, attention) as scales:
             model(input_ids=self._ids, attention_mask=self._mask, use_cache=False)
         norms = []
         for output in scales:
@@ -195,7 +195,6 @@ class FastForward(ABC):
             block_out: list[Any] = []
             stack.enter_context(on_return(self._site.block, block_out.append))
             scales = stack.enter_context(_scales(self._site, self._attention))
-            stack.enter_context(stopping())
             self._call()
         self._shape = _without_hidden(block_out[0])
         self._hidden = first(block_out[0]) if self._inject == "block" else block_in[0]
@@ -278,13 +277,10 @@ def _scales(site: FFNSite, attention: AttentionSite | None) -> Iterator[list[Ten
     modules = [site.module, attention.module] if attention else [site.block]
     outputs = [torch.empty(0)] * len(modules)
 
-    def stop(_: Tensor) -> None:
-        raise Stop
-
     with ExitStack() as stack:
         for number, module in enumerate(modules):
             stack.enter_context(on_output(module, partial(outputs.__setitem__, number)))
-        stack.enter_context(on_output(site.block, stop))
+        stack.enter_context(stop_at(site.block, output=True))
         yield outputs
 
 

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from neuraldb_faiss.errors import ModelError
+from neuraldb_faiss.models.batching import pad
 from neuraldb_faiss.models.interventions import gathered_head
 from neuraldb_faiss.models.sites import AttentionSite, FFNSite, input_device, text_config
-from neuraldb_faiss.solver.batch import Batch, Picks, pad
+from neuraldb_faiss.solver.batch import Batch, Picks
 from neuraldb_faiss.solver.forward.base import FastForward
 
 _SDPA = "sdpa"
