@@ -23,21 +23,6 @@ def both(*decorators: Any) -> Any:
     return decorate
 
 
-class Shard(click.ParamType):
-    """ "i/N", 1 <= i <= N, as a pair of numbers."""
-
-    name = "i/n"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        try:
-            number, count = (int(part) for part in value.split("/"))
-        except ValueError:
-            self.fail(f"{value!r} is not of the form i/N, as in 1/4", param, ctx)
-        if not 1 <= number <= count:
-            self.fail(f"{value!r}: i runs from 1 to N", param, ctx)
-        return number, count
-
-
 db = click.argument("db", type=click.Path(path_type=Path))
 fact_files = click.argument("sources", metavar="FACTS...", nargs=-1, required=True)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from neuraldb_faiss.edits.pipeline import Progress
+    from neuraldb_faiss.store import StoredFact
 
 LOG_EVERY = 5.0  # seconds between two progress lines where there is no terminal
 PLAIN_WIDTH = 100
@@ -153,3 +154,22 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02} min"
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def fact_line(fact: StoredFact) -> str:
+    """A fact on one line: id, text, target, and what is odd about it."""
+    notes = (("waiting", fact.state != "live"), ("failed", fact.took is False))
+    odd = ", ".join(note for note, holds in notes if holds)
+    shown = f"{plain(fact.id)}  {plain(fact.text)} → {plain(fact.target)}"
+    return f"{shown}  ({odd})" if odd else shown
+
+
+def fact_summaries(facts: tuple[StoredFact, ...]) -> list[dict[str, str]]:
+    return [{"id": f.id, "subject": f.subject, "prompt": f.prompt, "target": f.target} for f in facts]
+
+
+def print_generation(done: Any, as_json: bool, sentence: str) -> None:
+    if as_json:
+        emit_json(done.to_dict())
+    else:
+        click.echo(sentence)

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from helpers.tiny import save_tiny
 from helpers.weight_edits import write_texts
-from neuraldb_faiss.cli.statistics import statistics
+from neuraldb_faiss.cli.commands.statistics import statistics
 from neuraldb_faiss.errors import FactError
 from neuraldb_faiss.models import find_site, load_model
 from neuraldb_faiss.research.baselines import Statistics

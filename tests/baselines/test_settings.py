@@ -98,7 +98,8 @@ def test_an_unknown_method_is_refused() -> None:
 
 def test_the_methods_are_named_without_loading_anything() -> None:
     code = (
-        "import sys; from neuraldb_faiss.research.baselines import METHODS; import neuraldb_faiss.cli.statistics;"
+        "import sys; from neuraldb_faiss.research.baselines import METHODS;"
+        "import neuraldb_faiss.cli.commands.statistics;"
         "print(METHODS); assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -120,7 +120,7 @@ def test_a_killed_build_resumes(run: Run, model: Path, tmp_path: Path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "solve_piece", interrupted)
         done = run(*command)
-    assert done.exit_code == 130 and "the same command resumes" in done.stderr
+    assert done.exit_code == 130 and "Run the command again to resume" in done.stderr
     assert "unfinished build" in run("info", out).stderr
     again = []
     monkeypatch.setattr(pipeline, "solve_piece", lambda *a: again.append(1) or solve(*a))

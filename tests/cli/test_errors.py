@@ -235,6 +235,12 @@ def test_wrong_usage_exits_with_2(run: Run, arguments: tuple[str, ...]) -> None:
     assert done.exit_code == 2 and "Usage:" in done.stderr and not done.stdout
 
 
+def test_a_mistyped_command_gets_a_suggestion(run: Run) -> None:
+    done = run("rolback", "db")
+    assert done.exit_code == 2 and "no command 'rolback'" in done.stderr and "Did you mean rollback?" in done.stderr
+    assert "Did you mean" not in run("zzzz").stderr
+
+
 def test_debug_shows_the_traceback(run: Run, tmp_path: Path) -> None:
     done = run("--debug", "info", tmp_path / "none")
     assert done.exit_code == 1 and done.exc_info is not None
@@ -273,4 +279,4 @@ def test_interrupted(run: Run, db: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(NeuralDB, "info", stop)
     done = run("info", db)
-    assert done.exit_code == 130 and "the same command resumes" in done.stderr
+    assert done.exit_code == 130 and "Run the command again to resume" in done.stderr

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -59,16 +59,17 @@ finally:
     assert done.stdout and done.stderr == ""
 
 
-def test_help_is_fast() -> None:
+def test_help_is_cheap() -> None:
     def seconds() -> float:
-        started = time.perf_counter()
+        """Processor time of one call: other work on the machine does not count."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(
             [sys.executable, "-m", "neuraldb_faiss.cli", "--help"], capture_output=True, cwd=ROOT, check=True
         )
-        return time.perf_counter() - started
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    # The best of a few: other work on the machine must not fail the test.
-    assert min(seconds() for _ in range(5)) < 0.5
+    assert min(seconds() for _ in range(3)) < 0.5
 
 
 def test_version_names_what_matters(run: Run) -> None:

@@ -163,7 +163,7 @@ def test_interrupted_it_resumes_on_ray_and_in_one_process(
         with pytest.raises(StoreError, match="unfinished build"):
             NeuralDB.open(path)
         done = CliRunner().invoke(cli, [*command, "--ray", "local", "--workers", "1", "--device", "cpu"])
-        assert done.exit_code == 130 and "the same command resumes" in done.stderr
+        assert done.exit_code == 130 and "Run the command again to resume" in done.stderr
     solve, here = pipeline.solve_piece, []
     monkeypatch.setattr(pipeline, "solve_piece", lambda *a: here.append(1) or solve(*a))
     done = CliRunner().invoke(cli, command)

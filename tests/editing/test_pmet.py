@@ -15,7 +15,7 @@ from helpers.reference_pmet import reference_pmet
 from helpers.reference_residual import Reference
 from helpers.tiny import save_tiny, tiny
 from neuraldb_faiss import Fact, NeuralDB, build
-from neuraldb_faiss.cli.building import build as build_command
+from neuraldb_faiss.cli.commands.build import build as build_command
 from neuraldb_faiss.errors import BuildError, ModelError
 from neuraldb_faiss.models import edit_defaults, find_attention, find_site
 from neuraldb_faiss.models.sites import FFNSite

@@ -13,7 +13,7 @@ import torch
 
 from helpers.commands import Run, write
 from neuraldb_faiss import NeuralDB
-from neuraldb_faiss.cli.experimenting import _toml
+from neuraldb_faiss.cli.commands.experiment import _toml
 from neuraldb_faiss.errors import EvaluationError
 from neuraldb_faiss.models import find_site
 from neuraldb_faiss.research.baselines import make_statistics

@@ -12,7 +12,9 @@ from click.testing import CliRunner, Result
 
 from helpers.exchanged import assert_equal
 from neuraldb_faiss import NeuralDB
-from neuraldb_faiss.cli.exchanging import export, import_, push
+from neuraldb_faiss.cli.commands.export import export
+from neuraldb_faiss.cli.commands.import_ import import_
+from neuraldb_faiss.cli.commands.push import push
 from neuraldb_faiss.cli.main import Commands
 from neuraldb_faiss.facts import read_facts
 from neuraldb_faiss.store import Store

@@ -178,7 +178,7 @@ def test_a_wrong_token_opens_nothing_until_the_right_one_comes(open_page: Open, 
 
 
 def test_a_page_in_a_file_needs_nothing_else(open_page: Open, folder: Path, db: Path, tmp_path: Path) -> None:
-    from neuraldb_faiss.cli.asking import explain
+    from neuraldb_faiss.cli.commands.explain import explain
 
     out = tmp_path / "page.html"
     done = CliRunner().invoke(explain, [str(db), PROMPT, "--model", str(folder / "tiny"), "--html", str(out)])

@@ -12,12 +12,12 @@ import pytest
 from click.testing import CliRunner
 
 from helpers.commands import digest
-from neuraldb_faiss.cli.asking import explain
+from neuraldb_faiss.cli.commands.explain import explain
 
 from .conftest import PROMPT
 
 ROOT = Path(__file__).resolve().parents[2]
-CODE = "from neuraldb_faiss.cli.inspecting import inspect; inspect()"
+CODE = "from neuraldb_faiss.cli.commands.inspect import inspect; inspect()"
 
 
 def test_a_page_is_written(folder: Path, db: Path, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_inspect_prints_where_it_is_and_stops_when_it_is_told(folder: Path, db: 
 
 def test_inspect_of_nothing_is_said(tmp_path: Path) -> None:
     pytest.importorskip("prometheus_client")
-    from neuraldb_faiss.cli.inspecting import inspect
+    from neuraldb_faiss.cli.commands.inspect import inspect
 
     done = CliRunner().invoke(inspect, [str(tmp_path / "nothing"), "--port", "0"])
     assert done.exit_code == 1 and "no database at" in str(done.exception)

@@ -18,9 +18,9 @@ from click.testing import CliRunner
 
 from helpers.serving import PROMPT
 from neuraldb_faiss import NeuralDB
-from neuraldb_faiss.cli.serving import serve as command
+from neuraldb_faiss.cli.commands.serve import serve as command
 
-CODE = "from neuraldb_faiss.cli.serving import serve; serve()"
+CODE = "from neuraldb_faiss.cli.commands.serve import serve; serve()"
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from helpers.serving import PROMPT, Serve
 from neuraldb_faiss import NeuralDB
-from neuraldb_faiss.cli.inspecting import inspect
-from neuraldb_faiss.cli.serving import serve as serve_command
+from neuraldb_faiss.cli.commands.inspect import inspect
+from neuraldb_faiss.cli.commands.serve import serve as serve_command
 from neuraldb_faiss.errors import ServeError
 from neuraldb_faiss.serving.hosts import Hosts
 

@@ -1,4 +1,4 @@
-"""`neuraldb demo`: prints what `neuraldb_faiss.inference.demo` shows."""
+"""`neuraldb demo`: edits of a small model shown before, after, and in a new process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""experiment: the paper's tables and figures on a model and facts of one's own."""
+"""`neuraldb experiment`: tables and figures of the paper on a model and facts of one's own."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from neuraldb_faiss.cli import options as opt
-from neuraldb_faiss.cli.evaluating import toml_settings
 from neuraldb_faiss.cli.loading import load_model
 from neuraldb_faiss.cli.output import count, emit_json, progress, say
+from neuraldb_faiss.cli.setting_values import parse_settings
 from neuraldb_faiss.errors import EvaluationError
 from neuraldb_faiss.research.experiments import EXPERIMENTS
 from neuraldb_faiss.research.experiments import experiment as find
@@ -63,7 +63,7 @@ def experiment(
 
     module = find(name)
     named = {"model": model, "cases": cases, "facts": facts}
-    given = [_read(config), toml_settings(sets), {key: value for key, value in named.items() if value is not None}]
+    given = [_read(config), parse_settings(sets), {key: value for key, value in named.items() if value is not None}]
     if show:
         click.echo(_toml({**COMMON, **module.DEFAULTS, **{k: v for one in given for k, v in one.items()}}), nl=False)
         return

@@ -1,31 +1,19 @@
-"""tune-layer: which layer and which γ suit a model."""
+"""`neuraldb tune-layer`: a layer and a gate recommended for a model."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from neuraldb_faiss.cli import options as opt
 from neuraldb_faiss.cli.loading import load_facts, load_model
 from neuraldb_faiss.cli.output import console, count, emit_json, progress, say
-from neuraldb_faiss.cli.statistics import Layers
+from neuraldb_faiss.cli.param_types import Gammas, Layers
 
 if TYPE_CHECKING:
     from neuraldb_faiss.research.evaluation.tuning_report import Table
-
-
-class Gammas(click.ParamType):
-    """ "0.45,0.65" as a tuple of numbers."""
-
-    name = "gammas"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        try:
-            return tuple(float(part) for part in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r} is no list of numbers, as in 0.45,0.65", param, ctx)
 
 
 @click.command("tune-layer")

@@ -1,4 +1,4 @@
-"""merge: several databases into one."""
+"""`neuraldb merge`: several databases joined into one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""calibrate: floors for names that fire in unrelated text."""
+"""`neuraldb calibrate`: higher gates for names that fire in unrelated text."""
 
 from __future__ import annotations
 

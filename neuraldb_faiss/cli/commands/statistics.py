@@ -1,33 +1,15 @@
-"""statistics: what the weight editors must know of the text they should leave alone."""
+"""`neuraldb statistics`: key statistics for the weight-editing baselines."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from neuraldb_faiss.cli import options as opt
 from neuraldb_faiss.cli.loading import load_model
 from neuraldb_faiss.cli.output import emit_json, progress, say
-
-
-class Layers(click.ParamType):
-    """ "1-5,8" as a tuple of layers."""
-
-    name = "layers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        found: set[int] = set()
-        try:
-            for part in value.split(","):
-                first, dash, last = part.partition("-")
-                found.update(range(int(first), int(last if dash else first) + 1))
-        except ValueError:
-            found.clear()
-        if not found:
-            self.fail(f"{value!r} is no list of layers, as in 1-5 or 3,7", param, ctx)
-        return tuple(sorted(found))
+from neuraldb_faiss.cli.param_types import Layers
 
 
 @click.command()

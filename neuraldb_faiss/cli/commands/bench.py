@@ -1,4 +1,4 @@
-"""bench: ratios measured side by side in one run."""
+"""`neuraldb bench`: time ratios measured side by side in one run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command that serves a model with databases attached: serve."""
+"""`neuraldb serve`: a model with databases attached, behind an OpenAI-compatible API."""
 
 from __future__ import annotations
 

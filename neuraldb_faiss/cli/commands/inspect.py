@@ -1,4 +1,4 @@
-"""The command that shows a database on a local page: inspect."""
+"""`neuraldb inspect`: a database shown on a local page."""
 
 from __future__ import annotations
 

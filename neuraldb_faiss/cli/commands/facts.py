@@ -1,0 +1,95 @@
+"""`neuraldb facts`: a list of the facts in a database."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from neuraldb_faiss.cli import options as opt
+from neuraldb_faiss.cli.output import count, emit_json_list, fact_line, say
+
+if TYPE_CHECKING:
+    from neuraldb_faiss.store import StoredFact
+
+COLUMNS = (
+    "id",
+    "subject",
+    "prompt",
+    "target",
+    "target_true",
+    "relation",
+    "sources",
+    "entry",
+    "state",
+    "residual",
+    "loss",
+    "nll",
+    "probability",
+    "took",
+    "time",
+    "made",
+    "ended",
+)
+
+
+@click.command()
+@opt.db
+@click.option("--id", "ids", multiple=True, metavar="ID", help="A fact's id; may be given several times.")
+@click.option("--subject", help="Facts about this subject.")
+@click.option("--contains", metavar="TEXT", help="Facts with this in subject, prompt or target.")
+@click.option("--source", metavar="NAME", help="Facts that came from this source.")
+@click.option("--failed", is_flag=True, help="Facts that the model still did not say after solving.")
+@click.option("--waiting", is_flag=True, help="Facts that wait to be solved anew.")
+@click.option("--at", type=int, metavar="GEN", help="As of this generation.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="The first N.")
+@opt.as_json
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+def facts(
+    db: Path,
+    ids: tuple[str, ...],
+    subject: str | None,
+    contains: str | None,
+    source: str | None,
+    failed: bool,
+    waiting: bool,
+    at: int | None,
+    limit: int | None,
+    as_json: bool,
+    as_csv: bool,
+) -> None:
+    """List the facts in a database, in the order they came."""
+    if as_json and as_csv:
+        raise click.UsageError("choose one of --json and --csv")
+    from neuraldb_faiss.database import NeuralDB
+
+    with NeuralDB.open(db, generation=at) as database:
+        found = database.facts(
+            ids=list(ids) or None,
+            subject=subject,
+            contains=contains,
+            source=source,
+            failed=failed,
+            waiting=waiting,
+            limit=limit,
+        )
+        norms = {fact.id: {"key_norms": database.key_norms(fact)} for fact in found} if ids else {}
+    if as_json:
+        emit_json_list({**fact.to_dict(), **norms.get(fact.id, {})} for fact in found)
+    elif as_csv:
+        _write_csv(found)
+    else:
+        for fact in found:
+            click.echo(fact_line(fact))
+        say(count(len(found), "fact"))
+
+
+def _write_csv(found: list[StoredFact]) -> None:
+    table = csv.DictWriter(sys.stdout, COLUMNS, extrasaction="ignore", restval="", lineterminator="\n")
+    table.writeheader()
+    for fact in found:
+        table.writerow({**fact.to_dict(), "sources": json.dumps(fact.sources, ensure_ascii=False)})
