@@ -14,6 +14,7 @@ import torch
 from helpers import fake_gpu
 from neuraldb_faiss.index import faiss_module, gpu
 from neuraldb_faiss.research.benchmarks.gpu import SPOKEN, Bench, count_waits
+from neuraldb_faiss.research.benchmarks.random_model import words
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,6 +57,12 @@ def test_the_same_on_a_gpu_by_name(bench: Bench, monkeypatch: pytest.MonkeyPatch
 def test_solving_counts_facts(bench: Bench) -> None:
     found = bench.solve(2)
     assert found["batched_facts_per_second"] > 0 and found["one_at_a_time_facts_per_second"] > 0
+
+
+def test_text_of_words_is_tokenized_word_by_word() -> None:
+    tokenizer = words(500)
+    assert tokenizer("w20 w21 w499").input_ids == [20, 21, 499]
+    assert tokenizer.decode([20, 21]).strip() == "w20 w21"
 
 
 def test_counting_waits_without_a_gpu() -> None:

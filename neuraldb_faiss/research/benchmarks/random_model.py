@@ -35,11 +35,13 @@ def random_llama(shape: str, device: torch.device, *, layers: int | None = None)
 
 def words(size: int) -> Any:
     """A fast tokenizer of `size` words, w0, w1, ..."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     core = Tokenizer(models.WordLevel({f"Ġw{number}": number for number in range(size)}, unk_token="Ġw0"))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    whole_words = pre_tokenizers.Split(Regex(" ?[^ ]+"), "isolated")  # ByteLevel's own pattern parts w from its number
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)
+    core.pre_tokenizer = pre_tokenizers.Sequence([whole_words, byte_level])
     core.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="Ġw0", eos_token="Ġw0", pad_token="Ġw0")
 
