@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neuraldb_faiss.edits.pipeline import (
     HEAD,
@@ -22,8 +22,10 @@ from neuraldb_faiss.edits.pipeline import (
 from neuraldb_faiss.errors import FactError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.facts.fact import clip
-from neuraldb_faiss.solver.editor import Editor
 from neuraldb_faiss.store import Generation, Store, StoredFact, Transaction
+
+if TYPE_CHECKING:  # it imports torch, and removing facts needs none
+    from neuraldb_faiss.solver.editor import Editor
 
 logger = logging.getLogger(__name__)
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from neuraldb_faiss.errors import BuildError
 from neuraldb_faiss.facts import Fact
-from neuraldb_faiss.solver.editor import Edited, Editor
 from neuraldb_faiss.store import StoredFact, Transaction
 from neuraldb_faiss.store.records import canonical
 from neuraldb_faiss.store.transaction import now
+
+if TYPE_CHECKING:  # it imports torch
+    from neuraldb_faiss.solver.editor import Edited, Editor
 
 # Facts a staged piece holds, by residual: what a kill can cost is one piece.
 PIECE = {"none": 512, "memit": 16, "pmet": 16}
