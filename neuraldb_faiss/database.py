@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from neuraldb_faiss import store as st
-from neuraldb_faiss.errors import BuildError, CompactedError, FactError
+from neuraldb_faiss.config import GAMMAS, DatabaseConfig, IndexConfig, check_gamma, check_guard
+from neuraldb_faiss.errors import BuildError, CompactedError, FactError, FingerprintError, StoreError
 from neuraldb_faiss.facts import Fact, fold
 from neuraldb_faiss.store import Generation, Problem, Snapshot, Store, StoredFact
 
@@ -101,18 +102,18 @@ class NeuralDB:
     @property
     def layer(self) -> int:
         """The decoder layer whose FFN is edited (from 0)."""
-        return int(self._settings["layer"])
+        return self.config.layer
 
     @property
     def gamma(self) -> float:
         """The gate: a residual fires where the cosine exceeds it (eq. 11)."""
-        return float(self._settings["gamma"])
+        return float(self.config.gamma)
 
     @property
     def guard(self) -> str:
         """What must hold before the gate is asked: "subject" (the text ends with the entry's subject), "whole-words"
         (and no word goes on there, as far as the prompt tells) or "none"."""
-        return str(self._settings.get("guard") or "none")
+        return self.config.guard
 
     @property
     def snapshot(self) -> Snapshot:
@@ -120,9 +121,14 @@ class NeuralDB:
         return self._snapshot
 
     @property
-    def settings(self) -> Mapping[str, Any]:
+    def config(self) -> DatabaseConfig:
         """What it was built with, and how it is searched."""
-        return dict(self._settings)
+        return self._snapshot.config
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """`config` as JSON values, as the catalog stores it."""
+        return self.config.to_json()
 
     def __len__(self) -> int:
         """Live facts."""
@@ -130,10 +136,6 @@ class NeuralDB:
 
     def __repr__(self) -> str:
         return f"<NeuralDB {self.path} generation {self.generation}: {len(self)} facts at layer {self.layer}>"
-
-    @property
-    def _settings(self) -> dict[str, Any]:
-        return self._snapshot.settings
 
     def _record(self) -> Generation:
         return self._store.catalog.generation_record(self.generation)
@@ -174,13 +176,12 @@ class NeuralDB:
 
     def info(self) -> dict[str, Any]:
         """Figures about this generation, JSON values."""
-        from neuraldb_faiss.models.fingerprint import Fingerprint
 
         def count(**where: Any) -> int:
             return sum(1 for _ in self._snapshot.facts(**where))
 
         waiting, failed = self._shown(lambda: (count(waiting=True), count(failed=True)))
-        record, settings, snapshot = self._record(), self._settings, self._snapshot
+        record, config, snapshot = self._record(), self.config, self._snapshot
         return {
             "path": str(self.path),
             "format": st.FORMAT,
@@ -190,14 +191,14 @@ class NeuralDB:
             "keys": snapshot.n_keys,
             "waiting": waiting,
             "failed": failed,
-            "model": Fingerprint.from_json(settings["fingerprint"]).describe(),
-            "model_name": settings.get("model_name"),
+            "model": config.model.describe(),
+            "model_name": config.model_name,
             "layer": self.layer,
             "gamma": self.gamma,
             "guard": self.guard,
-            "residual": settings["residual"],
-            "keys_per_fact": settings["keys"],
-            "index": settings["index"],
+            "residual": config.residual,
+            "keys_per_fact": config.keys,
+            "index": config.to_json()["index"],
             "d1": snapshot.d1,
             "d2": snapshot.d2,
             "bytes": sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file()),
@@ -224,14 +225,13 @@ class NeuralDB:
         """A searcher over this generation's keys; "auto" is the kind that `reindex` set (flat at first). It lies on the
         GPU `device` where one is given that FAISS can use."""
         from neuraldb_faiss.index import Matcher
-        from neuraldb_faiss.solver.editor import check_gamma
 
-        index = dict(self._settings["index"])
-        if search not in ("auto", index["kind"]):
-            index = {"kind": search}
+        index = self.config.index
+        if search not in ("auto", index.kind):
+            index = IndexConfig(search)
         gate = self.gamma if gamma is None else check_gamma(gamma)
         return Matcher(
-            self._snapshot, index["kind"], gamma=gate, nlist=index.get("nlist"), nprobe=index.get("nprobe"),
+            self._snapshot, index.kind, gamma=gate, nlist=index.nlist, nprobe=index.nprobe,
             directory=self.path / "search", device=device,
         )  # fmt: skip
 
@@ -260,11 +260,9 @@ class NeuralDB:
             BuildError: gamma or guard is out of range.
         """
         from neuraldb_faiss.hook import attach
-        from neuraldb_faiss.models.fingerprint import Fingerprint
-        from neuraldb_faiss.solver.editor import check_model
+        from neuraldb_faiss.models.identity import check_model
 
-        stored = Fingerprint.from_json(self._settings["fingerprint"])
-        site = check_model(stored, self._settings, model, strict=strict)
+        site = check_model(self.config, model, strict=strict)
         gate = self.gate(model, tokenizer, gamma=gamma, guard=guard, search=search)
         return attach(gate, model, site=site, newest=self._newest)
 
@@ -274,16 +272,14 @@ class NeuralDB:
     ) -> Gate:  # fmt: skip
         """What decides which tokens fire, for `attach`; arguments as there."""
         from neuraldb_faiss.hook.gates import make_gate
-        from neuraldb_faiss.models.defaults import GAMMAS
         from neuraldb_faiss.models.sites import layer_device
-        from neuraldb_faiss.solver.editor import check_gamma, check_guard
 
         wanted = self.guard if guard is None else check_guard(guard)
         if gamma is None:
             gamma = self.gamma if wanted == self.guard else GAMMAS[wanted]
 
         def plain(gamma: float) -> Matcher:
-            return self.matcher(search, gamma=gamma, device=layer_device(model, self._settings))
+            return self.matcher(search, gamma=gamma, device=layer_device(model, self.layer, self.config.ffn_module))
 
         gate = check_gamma(gamma)
         return self._shown(lambda: make_gate(wanted, gate, self._snapshot, model, tokenizer, plain=plain))
@@ -383,12 +379,12 @@ class NeuralDB:
         """
         from neuraldb_faiss.index.ivf import share_clustering
 
-        index = self._settings["index"]
-        if index["kind"] != "ivf":
+        index = self.config.index
+        if index.kind != "ivf":
             return None
         stores = [Store(source) for source in sources]
         pairs = [(store.snapshot(), store.root / "search") for store in stores]
-        used = share_clustering(self._snapshot, self.path / "search", pairs, nlist=index.get("nlist"))
+        used = share_clustering(self._snapshot, self.path / "search", pairs, nlist=index.nlist)
         for store in stores:
             store.close()
         return None if used is None else stores[used].root
@@ -410,12 +406,11 @@ class NeuralDB:
         """
         from neuraldb_faiss.facts.readers import read_texts
         from neuraldb_faiss.guard.calibration import calibrate
-        from neuraldb_faiss.models.fingerprint import Fingerprint
-        from neuraldb_faiss.solver.editor import check_model
+        from neuraldb_faiss.models.identity import check_model
 
         if self.guard == "none":
             raise BuildError(f"{self.path} has no subject guard: its gate is one gamma for all")
-        site = check_model(Fingerprint.from_json(self._settings["fingerprint"]), self._settings, model)
+        site = check_model(self.config, model)
         done = calibrate(
             self._snapshot, model, tokenizer, site, self.gate(model, tokenizer), read_texts(text),
             target_rate=target_rate, tokens=tokens, report=report,
@@ -450,8 +445,8 @@ class NeuralDB:
 
         check_catalog(self._store.catalog)
         return build(
-            self.facts(), model, tokenizer, path, layer=layer, residual=residual or self._settings["residual"],
-            keys=keys or self._settings["keys"], guard=guard or self.guard, gamma=gamma, **how,
+            self.facts(), model, tokenizer, path, layer=layer, residual=residual or self.config.residual,
+            keys=keys or self.config.keys, guard=guard or self.guard, gamma=gamma, **how,
         )  # fmt: skip
 
     def refresh(self) -> int:
@@ -471,12 +466,10 @@ class NeuralDB:
         return self.generation
 
     def _reopen(self) -> None:
-        from neuraldb_faiss.solver.editor import check_replacement
-
         store = Store(self.path, self._store.mode)
         try:
             snapshot = store.snapshot(like=self._snapshot)
-            check_replacement(self.path, self._settings, snapshot.settings)
+            _check_replacement(self.path, self.config, snapshot.config)
         except BaseException:
             store.close()
             raise
@@ -495,9 +488,28 @@ class NeuralDB:
     def _editor(self, model: Any, tokenizer: Any) -> Any:
         from neuraldb_faiss.solver.editor import Editor
 
-        return Editor.of(self._store.settings(self._store.generation), model, tokenizer)
+        return Editor.of(self._store.config(), model, tokenizer)
 
     def _changed(self, done: Generation | None) -> Generation | None:
         if done is not None:
             self.refresh()
         return done
+
+
+def _check_replacement(path: Path, before: DatabaseConfig, after: DatabaseConfig) -> None:
+    """Whether what works with the database `before` at `path` may go on with `after`, which lies there now.
+
+    Raises:
+        FingerprintError: it belongs to another model or layer. StoreError: its gate is another one.
+    """
+    old, new = before.model, after.model
+    if not old.matches(new) or before.ffn_module != after.ffn_module:
+        raise FingerprintError(
+            f"{path} was replaced by a database that was built with {new.describe()}; the one before with"
+            f" {old.describe()}. Put one back that fits, or open (or serve) the new one with its own model"
+        )
+    gates = [f"guard {one.guard}, gamma {one.gamma:g}" for one in (before, after)]
+    if gates[0] != gates[1]:
+        raise StoreError(
+            f"{path} was replaced by a database with another gate ({gates[1]}; before {gates[0]}): open it again"
+        )

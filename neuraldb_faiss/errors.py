@@ -51,6 +51,10 @@ class SearchError(NeuralDBError):
     """The index cannot be made or searched (FAISS missing, unknown kind, bad settings)."""
 
 
+class ConfigError(BuildError, SearchError):
+    """A setting that was given has a value it cannot have."""
+
+
 class EvaluationError(NeuralDBError):
     """An evaluation is asked for something it does not know, or meets a run or a data file that does not fit."""
 

@@ -54,6 +54,10 @@ def test_facts_and_errors_need_no_model_library() -> None:
     assert "torch" not in loaded_after("from neuraldb_faiss import Fact, NeuralDBError")
 
 
+def test_settings_need_no_numerical_library() -> None:
+    assert loaded_after("import neuraldb_faiss.config") == set()
+
+
 def test_public_names_resolve() -> None:
     for name in neuraldb_faiss.__all__:
         assert getattr(neuraldb_faiss, name) is not None

@@ -44,13 +44,13 @@ def method_of(
     sets: tuple[str, ...], gamma: float | None, guard: str | None, index: str | None,
 ) -> Method:  # fmt: skip
     """The method that the options name, after a check that the model is the database's."""
-    from neuraldb_faiss.models.fingerprint import Fingerprint
+    from neuraldb_faiss.config import check_gamma
+    from neuraldb_faiss.models.identity import check_model
     from neuraldb_faiss.research.evaluation.methods import make_method
-    from neuraldb_faiss.solver.editor import check_gamma, check_model
 
     if gamma is not None:
         check_gamma(gamma)
-    check_model(Fingerprint.from_json(db.settings["fingerprint"]), db.settings, model)
+    check_model(db.config, model)
     given = {"batch": batch, "statistics": statistics, "gamma": gamma, "guard": guard, "search": index}
     given |= parse_settings(sets)
     return make_method(method, db, model, tokenizer, given)
@@ -58,6 +58,4 @@ def method_of(
 
 def model_text(db: NeuralDB) -> str:
     """The model as a run's header names it."""
-    from neuraldb_faiss.models.fingerprint import Fingerprint
-
-    return Fingerprint.from_json(db.settings["fingerprint"]).describe()
+    return db.config.model.describe()

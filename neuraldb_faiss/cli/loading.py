@@ -76,7 +76,7 @@ def model_of(db: NeuralDB, name: str | None, device: str | None, dtype: str | No
         ModelError: no name was given and none is recorded, or the model cannot be loaded.
     """
     if name is None:
-        name = db.settings.get("model_name")
+        name = db.config.model_name
         if name is None:
             raise ModelError(f"{db.path} does not record where its model is: name it with --model")
         if Path(name).is_absolute() and not Path(name).exists():

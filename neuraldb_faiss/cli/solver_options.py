@@ -65,7 +65,7 @@ def checked_settings(making: dict[str, Any]) -> dict[str, Any]:
 
     Wrong ones are refused here, before anything slow.
     """
-    from neuraldb_faiss.solver.editor import check_gamma
+    from neuraldb_faiss.config import check_gamma
 
     making.update(opt.with_preset(making.pop("preset"), making))
     making["index"] = opt.index_settings(making["index"], making.pop("nlist"), making.pop("nprobe"))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from neuraldb_faiss.config import DatabaseConfig, IndexConfig, check_gamma
 from neuraldb_faiss.edits.pipeline import Report, edit_into, group_by_key
 from neuraldb_faiss.errors import FactError, FingerprintError, StoreError
-from neuraldb_faiss.models import Fingerprint
-from neuraldb_faiss.solver.editor import Editor, check_gamma
+from neuraldb_faiss.solver.editor import Editor
 from neuraldb_faiss.store import Merged, Store, StoredFact, Transaction, merge_into
 from neuraldb_faiss.store.merge import SolveGroups
 
@@ -47,12 +48,13 @@ def merge(
     stores = [into, *sources] if into is not None else list(sources)
     if len(stores) < 2:
         raise StoreError("nothing to merge: name at least two databases")
-    settings = [store.settings(store.generation) for store in stores]
-    for store, other in zip(stores[1:], settings[1:], strict=True):
-        check_alike(stores[0].root, settings[0], store.root, other)
-    gate = common_gate(settings, gamma)
-    solve = solver(settings[0], model, tokenizer, report)
-    new = {**settings[0], **gate, "epoch": 1, "history_start": 1, "index": _common_index(settings)}
+    configs = [store.config() for store in stores]
+    for store, other in zip(stores[1:], configs[1:], strict=True):
+        check_alike(stores[0].root, configs[0], store.root, other)
+    gate = common_gate(configs, gamma)
+    solve = solver(configs[0], model, tokenizer, report)
+    index = _common_index([one.index for one in configs])
+    new = {**replace(configs[0], epoch=1, history_start=1, index=index).to_json(), **gate}
     making = nullcontext(into) if into is not None else Store.creating(out or "", new, command, wait=wait)
     with making as target:
         done = merge_into(
@@ -61,19 +63,21 @@ def merge(
     return target, done
 
 
-def _common_index(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _common_index(kinds: Sequence[IndexConfig]) -> IndexConfig:
     """How all of them are searched; flat where they differ in kind, and sizes only where they agree."""
-    first, *others = (one["index"] for one in settings)
-    if any(other["kind"] != first["kind"] for other in others):
-        return {"kind": "flat"}
-    return {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
+    first, *others = kinds
+    if any(other.kind != first.kind for other in others):
+        return IndexConfig()
+    same_nlist = all(other.nlist == first.nlist for other in others)
+    same_nprobe = all(other.nprobe == first.nprobe for other in others)
+    return IndexConfig(first.kind, first.nlist if same_nlist else None, first.nprobe if same_nprobe else None)
 
 
-def solver(settings: Mapping[str, Any], model: Any, tokenizer: Any, report: Report | None) -> SolveGroups | None:
+def solver(config: DatabaseConfig, model: Any, tokenizer: Any, report: Report | None) -> SolveGroups | None:
     """What solves facts that come to share a key in a database of these settings; None without a model."""
     if model is None:
         return None
-    editor = Editor.of(settings, model, tokenizer)
+    editor = Editor.of(config, model, tokenizer)
 
     def solve(transaction: Transaction, groups: list[list[StoredFact]]) -> None:
         keyed = ((fact.key_id, fact) for group in groups for fact in group)
@@ -82,33 +86,30 @@ def solver(settings: Mapping[str, Any], model: Any, tokenizer: Any, report: Repo
     return solve
 
 
-def common_gate(settings: Sequence[Mapping[str, Any]], gamma: float | None) -> dict[str, Any]:
-    """The settings gamma, guard and floors for all of these: theirs where they agree, else the gate `gamma` behind the
-    first one's guard; a name's floor is the highest. Raises StoreError where they differ and no gamma is given."""
-    gates = [(float(one["gamma"]), one.get("guard") or "none") for one in settings]
+def common_gate(configs: Sequence[DatabaseConfig], gamma: float | None) -> dict[str, Any]:
+    """The settings gamma and floors for all of these: theirs where they agree, else the gate `gamma` behind the first
+    one's guard; a name's floor is the highest. Raises StoreError where they differ and no gamma is given."""
+    gates = [(float(one.gamma), one.guard) for one in configs]
     if gamma is None and len(set(gates)) > 1:
         guards = len({guard for _, guard in gates}) > 1
         named = sorted({f"{gate} with guard {guard}" if guards else str(gate) for gate, guard in gates})
         raise StoreError(f"the databases have different gates ({', '.join(named)}): give one (--gamma)")
     floors: dict[str, float] = {}
-    for name, floor in (pair for one in settings for pair in (one.get("floors") or {}).items()):
+    for name, floor in (pair for one in configs for pair in one.floors.items()):
         floors[name] = max(floor, floors.get(name, 0.0))
     common: dict[str, Any] = {"gamma": gates[0][0] if gamma is None else check_gamma(gamma)}
-    if any("guard" in one for one in settings):
-        common["guard"] = gates[0][1]
     return {**common, "floors": floors} if floors else common
 
 
-def check_alike(first: str | Path, mine: Mapping[str, Any], other: str | Path, theirs: Mapping[str, Any]) -> None:
+def check_alike(first: str | Path, mine: DatabaseConfig, other: str | Path, theirs: DatabaseConfig) -> None:
     """Raises FingerprintError unless what has the settings `mine` and `theirs` is of one model, layer and kind."""
-    a, b = Fingerprint.from_json(mine["fingerprint"]), Fingerprint.from_json(theirs["fingerprint"])
+    a, b = mine.model, theirs.model
     if not a.matches(b):
         raise FingerprintError(
             f"{first} was built with {a.describe()}, {other} with {b.describe()}: only databases of one"
             " model and layer merge (`neuraldb rebuild` makes one for another model)"
         )
     for name in _MUST_AGREE:
-        if mine[name] != theirs[name]:
-            raise FingerprintError(
-                f"{first} and {other} differ in {name} ({mine[name]} and {theirs[name]}): rebuild one of them"
-            )
+        one, two = getattr(mine, name), getattr(theirs, name)
+        if one != two:
+            raise FingerprintError(f"{first} and {other} differ in {name} ({one} and {two}): rebuild one of them")

@@ -22,24 +22,22 @@ def card(store: Store, *, name: str, license: str | None = None) -> str:
         name: how the card calls the database: the folder or the repository.
         license: as the hub abbreviates them ("mit"); left out by default.
     """
-    from neuraldb_faiss.models import Fingerprint  # brings torch, which a download does not need
-
     generation = store.catalog.generations()[-1]
-    settings = store.settings(generation.generation)
-    base = _hub_name(settings.get("model_name"))
+    config = store.config(generation.generation)
+    base = _hub_name(config.model_name)
     data = ModelCardData(
         base_model=base, library_name=LIBRARY, license=license,
         tags=[LIBRARY, "knowledge-editing", "model-editing", "faiss"],
     )  # fmt: skip
-    described = Fingerprint.from_json(settings["fingerprint"]).describe()
+    described = config.model.describe()
     figures = {
         "base model": f"[{base}](https://huggingface.co/{base})" if base else _code(described),
         "fingerprint": _code(described),
-        "layer": settings["layer"],
+        "layer": config.layer,
         "facts": f"{generation.facts:,}",
         "entries": f"{generation.entries:,}",
-        "gate γ": settings["gamma"],
-        "residual": _code(settings["residual"]),
+        "gate γ": config.gamma,
+        "residual": _code(config.residual),
         "generation": f"{generation.generation} ({generation.time})",
     }
     if not base:

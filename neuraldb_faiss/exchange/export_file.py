@@ -109,7 +109,7 @@ def _joined(lines: Iterable[bytes]) -> Iterator[memoryview]:
 
 def _safetensors(store: Store, generation: int) -> Iterator[memoryview]:
     """Dead entries stay behind: a removed fact's vectors do not go along."""
-    settings = store.settings(generation)
+    config = store.config(generation)
     check_catalog(store.catalog)
     error_of = error_for(store.catalog, generation)
     segments = _opened(store, generation, error_of)
@@ -125,10 +125,10 @@ def _safetensors(store: Store, generation: int) -> Iterator[memoryview]:
         entry=sum(int(keep.sum()) for _, keep in kept),
         key=sum(int(keep[segment.key_rows].sum()) for segment, keep in kept),
         byte=sum(map(len, lines())),  # the header says how long they are: they are made twice, and never held
-        d1=settings["d1"],
-        d2=settings["d2"],
+        d1=config.d1,
+        d2=config.d2,
     )
-    yield memoryview(header(sizes, metadata(generation, settings, _runs(kept))))
+    yield memoryview(header(sizes, metadata(generation, config, _runs(kept))))
     for name, (dtype, _, _) in TENSORS.items():
         blocks = _joined(lines()) if name == "facts" else _column(name, dtype, kept, error_of)
         want = int(np.prod(sizes.shape(name), dtype=np.int64)) * np.dtype(dtype).itemsize
@@ -146,9 +146,9 @@ def _opened(store: Store, generation: int, error_of: ErrorOf) -> list[Segment]:
             check_numbers(segment, error_of)
         return segments
     except CorruptError:
-        settings = store.settings(generation)
+        config = store.config(generation)
         for record in store.catalog.segments(generation):
-            open_segment(store.root, record, settings["d1"], settings["d2"], error_of)
+            open_segment(store.root, record, config.d1, config.d2, error_of)
         raise
 
 

@@ -52,13 +52,14 @@ def import_file(
         stage_pieces(tx, source.pieces(numbering), source.facts(numbering), source.path)
 
     if out is not None:
-        new = {**source.settings, **common_gate([source.settings], gamma), "epoch": 1, "history_start": 1}
+        gate = common_gate([source.config], gamma)
+        new = {**source.config.to_json(), **gate, "epoch": 1, "history_start": 1}
         return _create(Path(out), new, stage, command, wait)
     store = Store(into or "", "rw")
     try:
-        mine = store.settings(store.generation)
-        check_alike(store.root, mine, source.path, source.settings)
-        gate = common_gate([mine, source.settings], gamma)
+        mine = store.config()
+        check_alike(store.root, mine, source.path, source.config)
+        gate = common_gate([mine, source.config], gamma)
         solve = solver(mine, model, tokenizer, report)
         merge_staged(store, stage, on_conflict=on_conflict, solve=solve, settings=gate, command=command, wait=wait)
     except BaseException:

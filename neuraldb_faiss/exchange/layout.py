@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from neuraldb_faiss.config import DatabaseConfig
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.store import StoredFact
 from neuraldb_faiss.store.records import canonical
@@ -64,15 +65,13 @@ def header(sizes: Sizes, metadata: Mapping[str, str]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def metadata(
-    generation: int, settings: Mapping[str, Any], runs: Iterable[tuple[int, tuple[str, ...]]]
-) -> dict[str, str]:
+def metadata(generation: int, config: DatabaseConfig, runs: Iterable[tuple[int, tuple[str, ...]]]) -> dict[str, str]:
     """`runs`: how many entries follow one another whose keys were taken behind these prefixes."""
     return {
         "format": MARK,
         "version": VERSION,
         "generation": str(generation),
-        "settings": canonical({name: value for name, value in settings.items() if name not in LOCAL}),
+        "settings": canonical({name: value for name, value in config.to_json().items() if name not in LOCAL}),
         "prefixes": canonical([[number, list(prefixes)] for number, prefixes in runs]),
     }
 

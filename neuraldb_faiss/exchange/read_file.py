@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from neuraldb_faiss.config import DatabaseConfig
 from neuraldb_faiss.errors import CorruptError, FactError, FormatError, NeuralDBError, StoreError
 from neuraldb_faiss.exchange.layout import LOCAL, MARK, STATES, TENSORS, TYPES, VERSION, Sizes, read_line
-from neuraldb_faiss.models import Fingerprint
-from neuraldb_faiss.solver.editor import KEYS, RESIDUALS, check_gamma, check_guard
 from neuraldb_faiss.store import Piece, StoredFact
-from neuraldb_faiss.store.settings import check_settings
 from neuraldb_faiss.store.transaction import SEGMENT_ENTRIES
-from neuraldb_faiss.strict_json import INTEGERS, MAX_TEXT, is_count, is_strings, parse, parse_object, shown
+from neuraldb_faiss.strict_json import INTEGERS, MAX_TEXT, is_count, is_strings, parse, parse_object
 
 _MAX_HEADER = 16 << 20  # bytes; ours take some kilobytes, and safetensors itself would parse 100 MB
 _MAX_LINE = MAX_TEXT
@@ -55,7 +53,7 @@ class VectorFile:
     """A file that `export` wrote with format="safetensors", open for reading.
 
     Attributes:
-        settings: of the database, without those of its history.
+        config: the settings of the database, without those of its history.
         entries: int64 [m], ascending.
 
     Raises:
@@ -73,7 +71,7 @@ class VectorFile:
             raise CorruptError(f"{path} is no whole safetensors file ({error}): export it again") from None
         except OSError as error:
             raise StoreError(f"{path} cannot be read: {error.strerror or error}") from error
-        self.settings, self._runs = self._metadata()
+        self.config, self._runs = self._metadata()
         self.sizes = self._sizes()
         self.entries = self._whole("entries")
         self._key_rows = self._whole("key_rows")
@@ -122,7 +120,7 @@ class VectorFile:
     def _entry(self, record: dict[str, Any], numbering: Numbering, states: np.ndarray) -> int:
         """The new id of a fact's entry, whose state is noted in `states`. Raises ValueError where they do not fit."""
         entry, state = record["entry"], record.get("state", "live")
-        if record["residual"] != self.settings["residual"]:
+        if record["residual"] != self.config.residual:
             raise ValueError(f"its residual is of the kind {record['residual']!r}, the file's is not")
         row = numbering.row(entry)
         if row is None:
@@ -157,7 +155,7 @@ class VectorFile:
         if length > _MAX_HEADER:
             raise CorruptError(f"{self.path}: its header is said to take {length:,} bytes, ours are far shorter")
 
-    def _metadata(self) -> tuple[dict[str, Any], list[tuple[int, tuple[str, ...]]]]:
+    def _metadata(self) -> tuple[DatabaseConfig, list[tuple[int, tuple[str, ...]]]]:
         metadata = self._file.metadata() or {}
         if metadata.get("format") != MARK:
             raise FormatError(f"{self.path} is a safetensors file, but no export of this program")
@@ -174,20 +172,16 @@ class VectorFile:
         for number, prefixes in runs:
             if not is_count(number) or number < 1 or not is_strings(list(prefixes)):
                 raise self._corrupt("its metadata says no counts of entries and their prefixes")
-        return self._checked_settings(settings), runs
+        return self._config(settings), runs
 
-    def _checked_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+    def _config(self, settings: dict[str, Any]) -> DatabaseConfig:
         try:
-            check_settings({**settings, **dict.fromkeys(LOCAL, 1)})
-            Fingerprint.from_json(settings["fingerprint"])
-            check_gamma(settings["gamma"])
-            check_guard(settings.get("guard") or "none")
-            for name, known in (("keys", KEYS), ("residual", RESIDUALS)):
-                if settings[name] not in known:
-                    raise ValueError(f"the setting {name} is {shown(settings[name])}, which it cannot be")
+            config = DatabaseConfig.from_json({name: value for name, value in settings.items() if name not in LOCAL})
+            config.check_known()
+            _ = config.model
         except (NeuralDBError, ValueError) as error:
             raise self._corrupt(str(error)) from None
-        return {name: value for name, value in settings.items() if name not in LOCAL}
+        return config
 
     def _sizes(self) -> Sizes:
         names = set(self._file.keys())
@@ -195,7 +189,7 @@ class VectorFile:
             raise self._corrupt(f"it must hold the tensors of an export and no others (look at {odd[0][:40]!r})")
         shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in TENSORS}
         entry, key, byte = ((*shapes[name], 0)[0] for name in ("entries", "key_norms", "facts"))
-        sizes = Sizes(entry, key, byte, d1=self.settings["d1"], d2=self.settings["d2"])
+        sizes = Sizes(entry, key, byte, d1=self.config.d1, d2=self.config.d2)
         for name, (dtype, _, _) in TENSORS.items():
             found = self._file.get_slice(name).get_dtype()
             if (found, shapes[name]) != (TYPES[dtype], sizes.shape(name)):

@@ -10,11 +10,12 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from neuraldb_faiss.config import check_gamma
 from neuraldb_faiss.guard.name_files import load_subjects, save_subjects
 from neuraldb_faiss.guard.name_index import Folded, Speller, Subjects
 from neuraldb_faiss.index.base import EntrySource
 from neuraldb_faiss.index.device_matcher import Candidates
-from neuraldb_faiss.index.matcher import Matches, as_rows, check_gamma, decide
+from neuraldb_faiss.index.matcher import Matches, as_rows, decide
 from neuraldb_faiss.index.vectors import unit_rows
 
 SAVE_AGAIN = 2_000  # names that the files lack: hashing so many costs what writing the files does

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from neuraldb_faiss.config import GAMMAS
 from neuraldb_faiss.guard.matcher import NamedSource, SubjectMatcher
 from neuraldb_faiss.guard.name_index import Folded
 from neuraldb_faiss.guard.texts import Texts
@@ -18,7 +19,6 @@ from neuraldb_faiss.hook.kv_history import UNKNOWN
 from neuraldb_faiss.index.base import EntrySource
 from neuraldb_faiss.index.device_matcher import Candidates
 from neuraldb_faiss.index.matcher import Matcher, Matches
-from neuraldb_faiss.models.defaults import GAMMAS
 from neuraldb_faiss.models.loading import tokenizer_of
 
 UTF8 = 4  # bytes a code point takes, at most

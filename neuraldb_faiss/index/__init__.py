@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from neuraldb_faiss.index.base import KINDS, EntrySource, KeySource, Searcher, make_searcher
     from neuraldb_faiss.index.faiss_module import FaissMissing
-    from neuraldb_faiss.index.matcher import Matcher, Matches, check_gamma
+    from neuraldb_faiss.index.matcher import Matcher, Matches
 
 __all__ = [
     "KINDS",
@@ -18,7 +18,6 @@ __all__ = [
     "Matcher",
     "Matches",
     "Searcher",
-    "check_gamma",
     "make_searcher",
 ]
 
@@ -30,7 +29,6 @@ _HOMES = {
     "Matcher": ".matcher",
     "Matches": ".matcher",
     "Searcher": ".base",
-    "check_gamma": ".matcher",
     "make_searcher": ".base",
 }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from neuraldb_faiss.config import check_gamma
 from neuraldb_faiss.errors import SearchError
 from neuraldb_faiss.index.base import EntrySource, Searcher, make_searcher
 from neuraldb_faiss.index.candidates import propose
@@ -241,13 +242,6 @@ def decide(
     winners = order[np.r_[True, np.diff(which[order]) != 0]]
     best[which[winners]] = positions[winners]
     scores[which[winners]] = cosines[winners]
-
-
-def check_gamma(gamma: float) -> float:
-    """The gate as a float. Raises SearchError outside 0 <= gamma < 1."""
-    if not 0.0 <= gamma < 1.0:
-        raise SearchError(f"gamma is {gamma}: it is a cosine, at least 0 and below 1 (0.65 is the usual one)")
-    return float(gamma)
 
 
 def as_rows(queries: torch.Tensor | np.ndarray) -> np.ndarray:

@@ -13,11 +13,11 @@ from neuraldb_faiss.errors import FactError
 from neuraldb_faiss.hook.forward_call import Tokens
 from neuraldb_faiss.hook.gates import Gate
 from neuraldb_faiss.index import Matcher
-from neuraldb_faiss.models import FFNSite, Fingerprint
+from neuraldb_faiss.models import FFNSite
+from neuraldb_faiss.models.identity import check_model
 from neuraldb_faiss.models.interventions import capture
 from neuraldb_faiss.models.sites import input_device, unwrap
 from neuraldb_faiss.models.tokenization import encode_prompt
-from neuraldb_faiss.solver.editor import check_model
 
 if TYPE_CHECKING:
     from neuraldb_faiss.database import NeuralDB
@@ -60,8 +60,7 @@ def explain(
     ids = encode_prompt(tokenizer, text)
     if not text.strip() or not ids:
         raise FactError("the prompt is empty: give a text to explain")
-    settings = db.settings
-    site = check_model(Fingerprint.from_json(settings["fingerprint"]), settings, model)
+    site = check_model(db.config, model)
     gate = db.gate(model, tokenizer, gamma=gamma, guard=guard, search=search)
     return nearest_of(db, model, tokenizer, site, ids, gate, db.matcher(search)), gate
 

@@ -158,7 +158,7 @@ def routes(inspected: Inspected) -> APIRouter:
         """Newest first; kept: whether one can be rolled back to."""
         check(_tenant(request))
         with NeuralDB.open(inspected.path) as db:
-            now, first, found = db.generation, int(db.settings["history_start"]), db.history()
+            now, first, found = db.generation, db.config.history_start, db.history()
         data = [{**one.to_dict(), "kept": one.generation >= first} for one in reversed(found)]
         return JSONResponse({"generation": now, "data": data})
 

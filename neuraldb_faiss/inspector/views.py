@@ -14,10 +14,9 @@ from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.hook import attach
 from neuraldb_faiss.inference.ask import Fired, ask
 from neuraldb_faiss.inference.explain import Nearest, nearest_of, site_inputs, tokens_of
-from neuraldb_faiss.models import Fingerprint
+from neuraldb_faiss.models.identity import check_model
 from neuraldb_faiss.models.tokenization import encode, encode_prompt
 from neuraldb_faiss.serving.detokenizer import Words
-from neuraldb_faiss.solver.editor import check_model
 from neuraldb_faiss.store import StoredFact
 
 # Text about nothing in particular, for databases whose facts bring no other prompts.
@@ -76,7 +75,7 @@ class Looker:
     ) -> None:  # fmt: skip
         """Raises FingerprintError: the database was built with another model; BuildError as `db.attach`."""
         self._db, self._model, self._tokenizer = db, model, tokenizer
-        self._site = check_model(Fingerprint.from_json(db.settings["fingerprint"]), db.settings, model)
+        self._site = check_model(db.config, model)
         self._gate = db.gate(model, tokenizer, gamma=gamma, guard=guard, search=search)
         self._matcher = db.matcher(search)
 

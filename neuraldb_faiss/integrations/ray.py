@@ -146,11 +146,12 @@ class Worker:
 
     def solve(self, made: dict[str, Any], piece: list[Group], drop_failed: bool) -> Solved:
         """One piece. Raises FingerprintError where this machine has another model."""
+        from neuraldb_faiss.config import DatabaseConfig
         from neuraldb_faiss.edits.pipeline import solve_piece
         from neuraldb_faiss.solver.editor import Editor
 
         if self._editor is None:
-            self._editor = Editor.of(made, self._model, self._tokenizer)
+            self._editor = Editor.of(DatabaseConfig.from_json(made), self._model, self._tokenizer)
         return solve_piece(self._editor, piece, drop_failed)
 
 

@@ -11,9 +11,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from neuraldb_faiss.fingerprint import Fingerprint
     from neuraldb_faiss.models.defaults import EditDefaults, edit_defaults
     from neuraldb_faiss.models.demo import get_demo_model
-    from neuraldb_faiss.models.fingerprint import Fingerprint
     from neuraldb_faiss.models.loading import load_model
     from neuraldb_faiss.models.sites import AttentionSite, FFNSite, find_attention, find_site, layer_count
     from neuraldb_faiss.models.tokenization import (
@@ -57,7 +57,7 @@ __all__ = [
 _ROOMS = {
     ".defaults": ("EditDefaults", "edit_defaults"),
     ".demo": ("get_demo_model",),
-    ".fingerprint": ("Fingerprint",),
+    "neuraldb_faiss.fingerprint": ("Fingerprint",),
     ".loading": ("load_model",),
     ".sites": ("AttentionSite", "FFNSite", "find_attention", "find_site", "layer_count"),
     ".tokenization": (

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-MARK = "adapter:"  # begins the name of an adapter's weight in a fingerprint
-SCALING = "scaling:"  # and that of its factor, which older fingerprints lack
+from neuraldb_faiss.fingerprint import ADAPTER_MARK as MARK
+
+SCALING = "scaling:"  # begins the name of an adapter's factor, which older fingerprints lack
 
 # LoRA and AdaLoRA begin with a product of which one of these is zero.
 _ZERO_AT_FIRST = ("lora_B", "lora_E", "lora_embedding_A")

@@ -29,10 +29,6 @@ _Shape = tuple[str, int, int, int]
 
 _COMMON = EditDefaults(layer=1, steps=20, lr=0.5, weight_decay=0.5, clamp=0.75, kl_factor=0.0625)
 
-# The gate γ (a cosine, eq. 11) by guard: the paper's where the cosine alone decides; lower where the text must name the
-# subject, for then it need only tell the subject from a namesake (measured in docs/gate.md).
-GAMMAS = {"subject": 0.45, "whole-words": 0.45, "none": 0.65}
-
 # (model type, hidden size d2, layers, intermediate size d1). The first three rows are the paper's choice of
 # layer (arXiv 2507.18028) with MEMIT's settings (arXiv 2210.07229); the last was measured on CounterFact.
 _KNOWN: dict[_Shape | None, EditDefaults] = {

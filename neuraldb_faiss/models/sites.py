@@ -8,7 +8,7 @@ model's structure and shapes, never by its name.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,9 +97,9 @@ def input_device(model: nn.Module) -> torch.device:
     return device
 
 
-def layer_device(model: nn.Module, settings: Mapping[str, Any]) -> torch.device:
+def layer_device(model: nn.Module, layer: int, ffn_module: str | None) -> torch.device:
     """Where the layer runs that a database with these settings edits."""
-    weight: Any = find_site(model, settings["layer"], settings["ffn_module"]).module.weight
+    weight: Any = find_site(model, layer, ffn_module).module.weight
     device: torch.device = weight.device
     return input_device(unwrap(model)) if device.type == "meta" else device
 

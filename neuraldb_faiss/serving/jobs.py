@@ -88,7 +88,7 @@ class Job:
 
         self.done = 0
         with closing(Store(self.tenant.path, "rw")) as store:
-            editor = _Pausing.of(store.settings(store.generation), model, tokenizer)
+            editor = _Pausing.of(store.config(), model, tokenizer)
             assert isinstance(editor, _Pausing)
             editor = replace(editor, solved=solved)
             if self.remove is None:

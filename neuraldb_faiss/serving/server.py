@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import APIRouter
 
 from neuraldb_faiss.errors import ServeError
+from neuraldb_faiss.models.identity import model_name
 from neuraldb_faiss.serving.app import make_app
 from neuraldb_faiss.serving.connections import ACCEPTED_AT_ONCE, Connection, connection_limit
 from neuraldb_faiss.serving.encoding import Prompts
@@ -24,7 +25,6 @@ from neuraldb_faiss.serving.metrics import Metrics
 from neuraldb_faiss.serving.service import Service
 from neuraldb_faiss.serving.settings import Limits, Tokens
 from neuraldb_faiss.serving.tenants import Tenants
-from neuraldb_faiss.solver.editor import model_name
 
 _WAITING = 1024  # connections that the kernel holds until they are taken
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -8,14 +8,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from neuraldb_faiss.config import DatabaseConfig
 from neuraldb_faiss.database import NeuralDB
 from neuraldb_faiss.errors import NeuralDBError
 from neuraldb_faiss.hook import Fire, attach
-from neuraldb_faiss.models import FFNSite, Fingerprint
+from neuraldb_faiss.models.identity import check_model
 from neuraldb_faiss.serving.errors import ApiError
 from neuraldb_faiss.serving.row_gate import RowGate
 from neuraldb_faiss.serving.settings import UNEDITED, Limits, Tokens
-from neuraldb_faiss.solver.editor import check_model
 from neuraldb_faiss.store import Store, StoredFact
 
 
@@ -37,7 +37,7 @@ class Tenant:
         store = Store(self.path)
         try:
             db = NeuralDB(store)
-            site = _fitting_site(db.settings, self._model)
+            site = check_model(db.config, self._model)
             gate = RowGate(db.gate(self._model, self._tokenizer))
             self._handle = attach(
                 gate, self._model, site=site, trace_size=self._trace_size,
@@ -47,7 +47,7 @@ class Tenant:
             store.close()
             raise
         self._store, self._db, self._gate = store, db, gate
-        self._belongs_to = _belongs_to(db.settings)
+        self._belongs_to = _belongs_to(db.config)
         self.generation, self.facts = db.generation, len(db)
 
     def refresh(self) -> None:
@@ -84,9 +84,9 @@ class Tenant:
     def _reading(self) -> Iterator[Store]:
         """What lies at the path, opened anew: so it is never one that was replaced."""
         with closing(Store(self.path)) as store:
-            settings = store.settings(store.generation)
-            if _belongs_to(settings) != self._belongs_to:
-                _fitting_site(settings, self._model)
+            config = store.config()
+            if _belongs_to(config) != self._belongs_to:
+                check_model(config, self._model)
             yield store
 
     def answer(self, rows: Sequence[int], batch: int) -> None:
@@ -114,14 +114,9 @@ class Tenant:
         self._store.close()
 
 
-def _belongs_to(settings: Mapping[str, Any]) -> tuple[Any, ...]:
+def _belongs_to(config: DatabaseConfig) -> tuple[Any, ...]:
     """What decides whether a database with these settings fits a model."""
-    return tuple(settings[name] for name in ("fingerprint", "layer", "ffn_module", "d1", "d2"))
-
-
-def _fitting_site(settings: Mapping[str, Any], model: Any) -> FFNSite:
-    """Where a database with these settings is attached. Raises FingerprintError: it was built with another model."""
-    return check_model(Fingerprint.from_json(settings["fingerprint"]), settings, model)
+    return (config.fingerprint, config.layer, config.ffn_module, config.d1, config.d2)
 
 
 class Tenants:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from neuraldb_faiss.config import ResidualConfig
 from neuraldb_faiss.solver.keys import KeyRows, compute_keys
 from neuraldb_faiss.solver.prefixes import generate_prefixes
-from neuraldb_faiss.solver.residuals import FactOutcome, ResidualConfig, Solved, solve_residuals
+from neuraldb_faiss.solver.residuals import FactOutcome, Solved, solve_residuals
 
 __all__ = [
     "FactOutcome",

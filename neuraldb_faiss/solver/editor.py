@@ -5,38 +5,43 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from neuraldb_faiss.errors import BuildError, CorruptError, FingerprintError, ModelError, StoreError
+from neuraldb_faiss.config import (
+    GAMMAS,
+    KEYS,
+    RESIDUALS,
+    DatabaseConfig,
+    ResidualConfig,
+    check_choice,
+    check_gamma,
+    check_guard,
+)
+from neuraldb_faiss.errors import BuildError, ModelError
 from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.fingerprint import Fingerprint
 from neuraldb_faiss.guard.own_prompt import unheard
 from neuraldb_faiss.guard.texts import Texts
 from neuraldb_faiss.models import (
     EditDefaults,
     FFNSite,
-    Fingerprint,
     edit_defaults,
     find_attention,
     find_site,
     key_ids,
 )
 from neuraldb_faiss.models.adapters import has_virtual_tokens
-from neuraldb_faiss.models.defaults import GAMMAS
 from neuraldb_faiss.models.fingerprint import fingerprint
+from neuraldb_faiss.models.identity import check_model, model_name
 from neuraldb_faiss.models.interventions import check_causal
 from neuraldb_faiss.models.tokenization import encode_prompt, has_chat
 from neuraldb_faiss.solver.keys import KeyRows, compute_keys
 from neuraldb_faiss.solver.prefixes import generate_prefixes
-from neuraldb_faiss.solver.residuals import FactOutcome, ResidualConfig, solve_residuals
-from neuraldb_faiss.strict_json import shown
+from neuraldb_faiss.solver.residuals import FactOutcome, solve_residuals
 
-RESIDUALS = ("memit", "pmet", "none")
-KEYS = ("two", "paper")
 _TIMES = 3  # the steps that a fact may take which is not said after its usual ones
-GUARDS = ("subject", "whole-words", "none")
 
 
 @dataclass(frozen=True)
@@ -96,8 +101,8 @@ class Editor:
                 "PEFT puts learnt tokens in front of this model's every prompt (prompt learning), and keys are made"
                 " without them: build inside `with model.disable_adapter():`, and attach there too"
             )
-        _one_of("residual", residual, RESIDUALS)
-        _one_of("keys", keys, KEYS)
+        check_choice("residual", residual, RESIDUALS)
+        check_choice("keys", keys, KEYS)
         defaults = edit_defaults(model, ffn_module, residual)[0]
         site = find_site(model, defaults.layer if layer is None else layer, ffn_module)
         if residual == "pmet":
@@ -125,30 +130,27 @@ class Editor:
         )
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any], model: Any, tokenizer: Any) -> Editor:
-        """To change the database that has these settings.
+    def of(cls, config: DatabaseConfig, model: Any, tokenizer: Any) -> Editor:
+        """Create an editor from the stored settings of a database.
 
         Raises:
             FingerprintError: it was built with another model, layer or revision.
             CorruptError: its settings are none that this program writes.
         """
-        for name, known in (("keys", KEYS), ("residual", RESIDUALS), ("guard", (*GUARDS, None))):
-            if settings.get(name) not in known:
-                raise CorruptError(f"the stored setting {name} is {shown(settings.get(name))}, which it cannot be")
-        stored = Fingerprint.from_json(settings["fingerprint"])
+        config.check_known()
         return cls(
             model=model,
             tokenizer=tokenizer,
-            site=check_model(stored, settings, model),
-            fingerprint=stored,
-            prefixes=tuple(settings["prefixes"]),
-            keys=settings["keys"],
-            residual=settings["residual"],
-            config=_stored_config(settings["config"]),
-            guard=settings.get("guard") or "none",
-            gamma=settings["gamma"],
-            ffn_module=settings["ffn_module"],
-            name=settings.get("model_name"),
+            site=check_model(config, model),
+            fingerprint=config.model,
+            prefixes=config.prefixes,
+            keys=config.keys,
+            residual=config.residual,
+            config=config.objective,
+            guard=config.guard,
+            gamma=config.gamma,
+            ffn_module=config.ffn_module,
+            name=config.model_name,
         )
 
     def settings(self) -> dict[str, Any]:
@@ -205,79 +207,6 @@ def digest_of(settings: Mapping[str, Any]) -> str:
     """`Editor.digest` of an editor with these settings."""
     deciding = {name: value for name, value in settings.items() if name != "model_name"}
     return hashlib.sha256(repr(sorted(deciding.items())).encode()).hexdigest()
-
-
-def model_name(model: Any) -> str | None:
-    """What the model was loaded from: a hub's name, or a folder's absolute path; None where it was not loaded."""
-    name = getattr(model, "name_or_path", None)
-    if not isinstance(name, str) or not name:
-        return None
-    folder = Path(name).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else name
-
-
-def check_model(stored: Fingerprint, settings: Mapping[str, Any], model: Any, *, strict: bool = True) -> FFNSite:
-    """The site in `model` that a database with these settings edits.
-
-    Raises:
-        FingerprintError: the model is not the one the database was built with (both are named).
-    """
-    site = find_site(model, settings["layer"], settings["ffn_module"])
-    found = fingerprint(model, site)
-    if (site.d1, site.d2) != (settings["d1"], settings["d2"]) or (strict and not stored.matches(found)):
-        raise FingerprintError(
-            f"the database was built with {stored.describe()}; this model is {found.describe()}. Load the right"
-            " model, or make the database anew for this one (`neuraldb rebuild`)"
-        )
-    return site
-
-
-def check_replacement(path: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """Whether what works with the database `before` at `path` may go on with `after`, which lies there now (settings).
-
-    Raises:
-        FingerprintError: it belongs to another model or layer. StoreError: its gate is another one.
-    """
-    old, new = Fingerprint.from_json(before["fingerprint"]), Fingerprint.from_json(after["fingerprint"])
-    if not old.matches(new) or before["ffn_module"] != after["ffn_module"]:
-        raise FingerprintError(
-            f"{path} was replaced by a database that was built with {new.describe()}; the one before with"
-            f" {old.describe()}. Put one back that fits, or open (or serve) the new one with its own model"
-        )
-    gates = [f"guard {one.get('guard') or 'none'}, gamma {one['gamma']:g}" for one in (before, after)]
-    if gates[0] != gates[1]:
-        raise StoreError(
-            f"{path} was replaced by a database with another gate ({gates[1]}; before {gates[0]}): open it again"
-        )
-
-
-def check_gamma(gamma: float) -> float:
-    """Raises BuildError unless 0 <= gamma < 1: the gates a search accepts."""
-    if not 0 <= gamma < 1:
-        raise BuildError(
-            f"gamma is {gamma}: it is a cosine, at least 0 and below 1 (by default {GAMMAS['subject']} with the guard"
-            f" subject, {GAMMAS['none']} with none)"
-        )
-    return float(gamma)
-
-
-def check_guard(guard: str) -> str:
-    """Raises BuildError for an unknown guard."""
-    _one_of("guard", guard, GUARDS)
-    return guard
-
-
-def _one_of(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise BuildError(f"{name} is {value!r}: it must be one of {', '.join(known)}")
-
-
-def _stored_config(stored: Mapping[str, Any]) -> ResidualConfig:
-    try:
-        return ResidualConfig(**stored)
-    except TypeError:  # names that there are not, values of another type
-        names = ", ".join(map(ascii, stored))[:200]
-        raise CorruptError(f"the stored setting config cannot be read (it has {names})") from None
 
 
 def _config(defaults: EditDefaults, overrides: Mapping[str, Any]) -> ResidualConfig:

@@ -12,39 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from neuraldb_faiss.errors import BuildError
+from neuraldb_faiss.config import ResidualConfig
 from neuraldb_faiss.solver.batch import Picks
-
-
-@dataclass(frozen=True, slots=True)
-class ResidualConfig:
-    """Settings of equation 21 (sources: the paper's table of settings and the reference code of MEMIT).
-
-    `weight_decay` weighs ||r|| / ||h_init||^2, `clamp` bounds ||r|| by clamp * ||h_init||, `steps` counts
-    loss evaluations (the last one is not followed by an update), `stop_loss` ends a group early. A group with a fact
-    that the model does not say by then goes on until it says them all, up to `max_steps`: facts that share a key, and
-    long targets, ask for more of one vector.
-
-    `kl_prompts` are templates with one {} for the subject. Beside what follows the subject itself (in "{} is a", as
-    in the reference code), what the model would say next behind each of these is kept: the KL term is their mean.
-    """
-
-    steps: int
-    lr: float
-    weight_decay: float
-    clamp: float
-    kl_factor: float
-    stop_loss: float = 0.05
-    kl_prompts: tuple[str, ...] = ()
-    chat: bool = False
-    max_steps: int = 0
-
-    def __post_init__(self) -> None:
-        """Raises BuildError for a KL prompt without one {}."""
-        for template in self.kl_prompts:
-            if template.count("{}") != 1:
-                raise BuildError(f"the KL prompt {template!r} must hold one {{}}, where the subject goes")
-        object.__setattr__(self, "kl_prompts", tuple(self.kl_prompts))  # JSON has lists
 
 
 @dataclass(frozen=True, slots=True)

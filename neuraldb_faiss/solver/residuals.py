@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neuraldb_faiss.config import ResidualConfig
 from neuraldb_faiss.errors import BuildError
 from neuraldb_faiss.models.interventions import frozen
 from neuraldb_faiss.models.memory import in_parts, places_with_gradients
@@ -26,7 +27,7 @@ from neuraldb_faiss.solver.forward.base import Forward
 from neuraldb_faiss.solver.forward.packed import Heads
 from neuraldb_faiss.solver.forward.strategy import Ways, is_packed
 from neuraldb_faiss.solver.objectives import pmet
-from neuraldb_faiss.solver.optimizer import Adam, ResidualConfig, evaluate, outcomes, project
+from neuraldb_faiss.solver.optimizer import Adam, evaluate, outcomes, project
 
 if TYPE_CHECKING:
     from neuraldb_faiss.facts.fact import Fact

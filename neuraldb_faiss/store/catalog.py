@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from neuraldb_faiss.config import DatabaseConfig, check_settings
 from neuraldb_faiss.errors import CorruptError, StoreError
 from neuraldb_faiss.store import files, schema, sqlite_files
 from neuraldb_faiss.store.digests import digest_of
@@ -26,8 +27,7 @@ from neuraldb_faiss.store.records import (
     to_row,
 )
 from neuraldb_faiss.store.segments import ARRAYS, Manifest, SegmentRecord
-from neuraldb_faiss.store.settings import check_settings
-from neuraldb_faiss.strict_json import INTEGERS, MAX_TEXT, is_count, parse, parse_object, parse_strings
+from neuraldb_faiss.strict_json import MAX_TEXT, is_count, parse, parse_object, parse_strings
 
 VISIBLE = "made <= :g AND (ended IS NULL OR ended > :g)"
 FIRING = ("live", "contested")
@@ -247,9 +247,16 @@ class Catalog:
             raise CorruptError(f"{self.path}: {which}{error} ({_CURE})") from None
         return settings
 
+    def config(self, generation: int) -> DatabaseConfig:
+        """The settings at `generation`. Raises CorruptError where they are missing or damaged."""
+        settings = self.settings(generation)
+        if not settings:
+            raise CorruptError(f"{self.path}: its settings are missing")
+        return DatabaseConfig.from_json(settings)
+
     def check_history(self, newest: int) -> int:
         """The first generation that is kept, `newest` being the last. Raises CorruptError where there is none."""
-        start: int = self.settings(newest).get("history_start", INTEGERS)
+        start = self.config(newest).history_start
         if start > newest:
             raise CorruptError(f"{self.path}: its settings do not say where its history starts ({_CURE})")
         return start

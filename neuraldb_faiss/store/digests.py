@@ -29,7 +29,7 @@ _TABLES = (
 
 def digest_of(catalog: Catalog, generation: int) -> str:
     """Hex; the rows of `generation` must be in place."""
-    ((_, digest),) = digests(catalog, [generation], catalog.settings(generation).get("history_start", 1))
+    ((_, digest),) = digests(catalog, [generation], catalog.config(generation).history_start)
     return digest
 
 

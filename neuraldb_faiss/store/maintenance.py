@@ -23,7 +23,7 @@ def rollback(store: Store, generation: int, *, wait: float = 10.0) -> Generation
         StoreError: there is no such generation, it was compacted away, or it is the current one.
     """
     with store.write(f"rollback --to {generation}", wait=wait) as tx:
-        settings = store.check_generation(generation)
+        store.check_generation(generation)
         if generation == tx.base:
             raise StoreError(f"{store.root} is at generation {generation} already")
         catalog = store.catalog
@@ -38,6 +38,7 @@ def rollback(store: Store, generation: int, *, wait: float = 10.0) -> Generation
             tx.set_state(row["entry"], "live")
         for entry, state in states_then.items():  # dead, where it came later
             tx.set_state(entry, state)
+        settings = catalog.settings(generation)
         for name, value in catalog.settings(tx.base).items():
             if settings.get(name) != value:  # None stands for a setting that there was not yet
                 tx.set_setting(name, settings.get(name))
@@ -76,7 +77,7 @@ def rewrite(tx: Transaction, without: Collection[int] = ()) -> None:
         live = partial(column, kept=group, error_of=error_of)
         tx.add_segment(tx.write_columns(entries, keys, live, offset, prefixes))
     tx.replace_segments(record.segment for record in records)
-    tx.set_setting("epoch", catalog.settings(tx.base)["epoch"] + 1)
+    tx.set_setting("epoch", catalog.config(tx.base).epoch + 1)
     tx.set_setting("history_start", tx.generation)
 
 

@@ -127,6 +127,6 @@ def _bad_settings(catalog: Catalog) -> Iterator[str]:
     later = catalog.stream("SELECT DISTINCT made FROM settings WHERE made > ? ORDER BY made", (start,))
     for made in (start, *(made for (made,) in later)):
         try:
-            catalog.settings(made)
+            catalog.config(made)
         except StoreError as error:
             yield f"settings of generation {made}: {error}"

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from neuraldb_faiss.config import DatabaseConfig
 from neuraldb_faiss.errors import CompactedError
 from neuraldb_faiss.facts.names import names_in_texts
 from neuraldb_faiss.store.catalog import FIRING, VISIBLE, Catalog
@@ -30,17 +31,17 @@ class Snapshot:
     """
 
     def __init__(
-        self, root: Path, catalog: Catalog, generation: int, settings: dict[str, Any],
+        self, root: Path, catalog: Catalog, generation: int, config: DatabaseConfig,
         segments: dict[int, Segment] | None = None, lineage: object = None,
     ) -> None:  # fmt: skip
-        """settings: those of `generation`. segments: open ones, lent by another snapshot of the same `lineage`."""
+        """config: the settings of `generation`. segments: open ones, lent by another snapshot of the same `lineage`."""
         self.generation = generation
         self.place = catalog.place
         self.stamp = catalog.stamp_of(generation)
-        self.settings = settings
-        self.epoch: int = settings["epoch"]
-        self.d1: int = settings["d1"]
-        self.d2: int = settings["d2"]
+        self.config = config
+        self.epoch = config.epoch
+        self.d1 = config.d1
+        self.d2 = config.d2
         self.search_folder: Path | None = root / "search"  # what is derived from this snapshot may be kept there
         # Equal where keys and entries are only ever added from one snapshot to another.
         self.lineage: object = lineage or (catalog.place, self.epoch)
@@ -154,8 +155,7 @@ class Snapshot:
     @cached_property
     def floors(self) -> dict[str, float]:
         """Name -> the cosine that `neuraldb calibrate` found it needs."""
-        found = self.settings.get("floors")
-        return {name: float(floor) for name, floor in found.items()} if isinstance(found, dict) else {}
+        return {name: float(floor) for name, floor in self.config.floors.items()}
 
     def subject_names(self, after: int = -1) -> Iterator[tuple[int, int, str]]:
         """(row, entry, name) for every name of every fact published up to this generation, later than `after`.

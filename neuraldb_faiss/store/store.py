@@ -8,7 +8,8 @@ from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from neuraldb_faiss.errors import CompactedError, CorruptError, NeuralDBError, StoreError
+from neuraldb_faiss.config import DatabaseConfig
+from neuraldb_faiss.errors import CompactedError, NeuralDBError, StoreError
 from neuraldb_faiss.store import atomic, files, schema
 from neuraldb_faiss.store.catalog import Catalog
 from neuraldb_faiss.store.lock import LOCK, RECORD, writer_lock
@@ -109,8 +110,9 @@ class Store:
         """The last committed generation, read anew."""
         return self.catalog.generation
 
-    def settings(self, generation: int) -> dict[str, Any]:
-        return self.catalog.settings(generation)
+    def config(self, generation: int | None = None) -> DatabaseConfig:
+        """The settings at `generation` (the newest: None)."""
+        return self.catalog.config(self.generation if generation is None else generation)
 
     def snapshot(self, generation: int | None = None, *, like: Snapshot | None = None) -> Snapshot:
         """The database as it was at `generation` (the newest: None); `like` lends its open segments.
@@ -125,8 +127,8 @@ class Store:
                 with self.catalog.reading():
                     newest = self.catalog.generation
                     wanted = newest if generation is None else generation
-                    settings = self.check_generation(wanted)
-                    snapshot = self._snapshot(wanted, settings, like)
+                    config = self.check_generation(wanted)
+                    snapshot = self._snapshot(wanted, config, like)
                 if not self.catalog.in_place:
                     raise StoreError(f"{self.root} was moved or replaced since it was opened: open it again")
                 return snapshot
@@ -135,14 +137,14 @@ class Store:
                 if self.catalog.generation == newest:
                     raise
 
-    def _snapshot(self, generation: int, settings: dict[str, Any], like: Snapshot | None) -> Snapshot:
-        if like is None or like.epoch != settings["epoch"]:
-            return Snapshot(self.root, self.catalog, generation, settings)
+    def _snapshot(self, generation: int, config: DatabaseConfig, like: Snapshot | None) -> Snapshot:
+        if like is None or like.epoch != config.epoch:
+            return Snapshot(self.root, self.catalog, generation, config)
         if self.continues(like):
             lent = {segment.record.segment: segment for segment in like.segments}
-            return Snapshot(self.root, self.catalog, generation, settings, lent, like.lineage)
-        another = (self.catalog.place, settings["epoch"], self.catalog.stamp_of(generation))
-        return Snapshot(self.root, self.catalog, generation, settings, lineage=another)
+            return Snapshot(self.root, self.catalog, generation, config, lent, like.lineage)
+        another = (self.catalog.place, config.epoch, self.catalog.stamp_of(generation))
+        return Snapshot(self.root, self.catalog, generation, config, lineage=another)
 
     def continues(self, snapshot: Snapshot) -> bool:
         """Whether the database at our path is the one that `snapshot` was read from: the same file, with the history
@@ -157,17 +159,15 @@ class Store:
             self._looked_at = changed
         return self.catalog.stamp_of(snapshot.generation) == snapshot.stamp
 
-    def check_generation(self, generation: int) -> dict[str, Any]:
+    def check_generation(self, generation: int) -> DatabaseConfig:
         """The settings at `generation`. Raises StoreError where it does not exist, CompactedError where it is gone."""
         newest = self.catalog.generation
-        first = self.catalog.settings(newest).get("history_start")
-        if first is None:
-            raise CorruptError(f"{self.catalog.path}: its settings are missing")
+        first = self.catalog.config(newest).history_start
         if not first <= generation <= newest:
             gone = 0 < generation < first
             kind, why = (CompactedError, "was compacted away") if gone else (StoreError, "does not exist")
             raise kind(f"{self.root}: generation {generation} {why}; there are {first} to {newest}")
-        return self.catalog.settings(generation)
+        return self.catalog.config(generation)
 
     @contextmanager
     def write(self, command: str, *, wait: float = 10.0) -> Iterator[Transaction]:

@@ -57,10 +57,10 @@ class Transaction:
         self.command = command
         self.base = catalog.generation
         self.generation = self.base + 1
-        settings = catalog.settings(self.generation)
-        self.d1: int = settings["d1"]
-        self.d2: int = settings["d2"]
-        self.prefixes: tuple[str, ...] = tuple(settings["prefixes"])
+        config = catalog.config(self.generation)
+        self.d1 = config.d1
+        self.d2 = config.d2
+        self.prefixes = config.prefixes
         self._ended: set[int] = set()
         self._inserted: list[StoredFact] = []
         self._states: dict[int, str] = {}

@@ -74,10 +74,10 @@ def _verify(store: Store, deep: bool) -> Iterator[Problem]:
 
 def _segments(store: Store, generation: int, *, deep: bool) -> Iterator[Problem]:
     """What is wrong with the arrays that `generation` names."""
-    settings = store.settings(generation)
+    config = store.config(generation)
     for record in store.catalog.segments(generation):
         try:
-            Segment(store.root, record, settings["d1"], settings["d2"])
+            Segment(store.root, record, config.d1, config.d2)
         except StoreError as error:
             yield Problem(f"segments/{record.name}", str(error), record.segment)
         if deep:
@@ -112,10 +112,10 @@ def _references(store: Store, newest: int, *, whole: bool) -> Iterator[Problem]:
         yield Problem(catalog.path.name, f"{counted} facts live, the generation says {last.facts}")
     if not whole:  # what damaged arrays say about entries is nothing to compare with
         return
-    settings = store.settings(newest)
+    config = store.config(newest)
     known: set[int] = set()
     for record in catalog.segments(newest):
-        segment = Segment(store.root, record, settings["d1"], settings["d2"])
+        segment = Segment(store.root, record, config.d1, config.d2)
         try:
             known.update(map(int, segment.entries))
             _ = segment.key_rows

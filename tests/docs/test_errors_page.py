@@ -105,6 +105,10 @@ def fingerprint(run: Run, folder: Path, _: pytest.MonkeyPatch) -> str:
 
 
 def building(run: Run, folder: Path, _: pytest.MonkeyPatch) -> str:
+    return last(run, "build", "good.jsonl", "--out", "indexes/new", "--model", "models/mine", "--kl-prompt", "It is")
+
+
+def config(run: Run, folder: Path, _: pytest.MonkeyPatch) -> str:
     return last(run, "build", "good.jsonl", "--out", "indexes/new", "--model", "models/mine", "--gamma", 1.5)
 
 
@@ -153,7 +157,7 @@ PROVOKED: dict[str, Provoke] = {
     "FactError": fact, "ConflictError": conflict, "ModelError": model, "FingerprintError": fingerprint,
     "BuildError": building, "StoreError": store, "FormatError": format_, "CorruptError": corrupt,
     "CompactedError": compacted, "LockedError": locked,
-    "SearchError": search, "EvaluationError": evaluation, "ServeError": serve,
+    "SearchError": search, "ConfigError": config, "EvaluationError": evaluation, "ServeError": serve,
 }  # fmt: skip
 
 

@@ -156,7 +156,7 @@ def test_any_history_gives_an_equal_database(first: list[Fact], history: list[tu
                 compact(store)
             elif step == "rollback":
                 back = store.generation - what  # type: ignore[operator]
-                if back >= store.settings(store.generation)["history_start"]:
+                if back >= store.config().history_start:
                     rollback(store, back)
             elif step == "solve":
                 changes.solve(store, EDITOR)
@@ -234,8 +234,8 @@ def test_other_models_layers_and_gates_are_refused(rich: Store, quick_path: Path
     with pytest.raises(StoreError, match=r"different gates \(0.5, 0.65\)"):
         import_file(file, into=gate.root)
     import_file(file, into=gate.root, gamma=0.6)
-    assert gate.settings(2)["gamma"] == 0.6
-    assert import_file(file, out=quick_path / "new", gamma=0.7).settings(1)["gamma"] == 0.7
+    assert gate.config(2).gamma == 0.6
+    assert import_file(file, out=quick_path / "new", gamma=0.7).config(1).gamma == 0.7
 
 
 def test_where_to_must_be_said_and_free(rich: Store, quick_path: Path) -> None:

@@ -89,8 +89,8 @@ def assert_equal(one: Store, other: Store, generation: int | None = None) -> Non
         assert mine[name].dtype == theirs[name].dtype
         assert mine[name].tobytes() == theirs[name].tobytes(), name
     local = {"epoch", "history_start"}
-    assert {k: v for k, v in one.settings(at).items() if k not in local} == {
-        k: v for k, v in other.settings(other.generation).items() if k not in local
+    assert {k: v for k, v in one.config(at).to_json().items() if k not in local} == {
+        k: v for k, v in other.config().to_json().items() if k not in local
     }
     queries = np.concatenate([np.stack([vector(f"query {n}", D1) for n in range(50)]), mine["keys"].astype(np.float32)])
     assert_fires_alike(one.snapshot(at), other.snapshot(), queries)

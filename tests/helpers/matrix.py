@@ -41,7 +41,7 @@ class Subject:
         self.kind = kind
         self.model, self.tokenizer = tiny(kind)
         self.db = build([FACT], self.model, self.tokenizer, folder, layer=LAYER, steps=STEPS, max_steps=0)
-        self.editor = Editor.of(self.db.settings, self.model, self.tokenizer)
+        self.editor = Editor.of(self.db.config, self.model, self.tokenizer)
         self.site = self.editor.site
         prompts = (FACT.text, f"{self.editor.prefixes[0]}. {FACT.text}", "Rome is the capital", FACT.text + " Italy")
         self.texts = [self.tokenizer(prompt)["input_ids"] for prompt in prompts]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from neuraldb_faiss import Fact, NeuralDB, build
 from neuraldb_faiss.errors import FingerprintError, ModelError
 from neuraldb_faiss.models import adapters, find_site
 from neuraldb_faiss.models.fingerprint import Fingerprint, fingerprint
-from neuraldb_faiss.solver.editor import check_model
+from neuraldb_faiss.models.identity import check_model
 
 peft = pytest.importorskip("peft")
 mapping = pytest.importorskip("peft.mapping")
@@ -146,7 +147,7 @@ def test_databases_are_refused_both_ways(name: str, plain_db: NeuralDB) -> None:
     with pytest.raises(FingerprintError, match="this model is .*with an adapter .PEFT. at or below"):
         plain_db.attach(wrapped, tiny_tokenizer())
     with pytest.raises(FingerprintError, match="built with .*with an adapter"):
-        check_model(of(wrapped), plain_db.settings, tiny("llama")[0])
+        check_model(replace(plain_db.config, fingerprint=of(wrapped).to_json()), tiny("llama")[0])
     with wrapped.disable_adapter(), plain_db.attach(wrapped, tiny_tokenizer()):
         pass
     plain_db.attach(wrapped, tiny_tokenizer(), strict=False).remove()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers.fake_editor import FakeEditor
+from neuraldb_faiss import config
 from neuraldb_faiss.edits import merge
 from neuraldb_faiss.store import joining
 
@@ -31,8 +32,8 @@ class FakeFingerprint:
 
 @pytest.fixture(autouse=True)
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merge, "Fingerprint", FakeFingerprint)
-    monkeypatch.setattr(merge.Editor, "of", lambda settings, model, tokenizer: FakeEditor(settings["fingerprint"]))
+    monkeypatch.setattr(config, "Fingerprint", FakeFingerprint)
+    monkeypatch.setattr(merge.Editor, "of", lambda config, model, tokenizer: FakeEditor(config.fingerprint))
 
 
 @pytest.fixture

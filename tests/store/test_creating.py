@@ -70,7 +70,7 @@ def test_nobody_comes_between_a_new_folder_and_its_first_write(
     store = Store(work / "new")
     assert store.generation == 1 and verify(store, deep=True) == []
     assert "Rome" not in {found.subject for found in store.catalog.facts(1)}
-    assert store.settings(1)["gamma"] == 0.65
+    assert store.config(1).gamma == 0.65
 
 
 def test_of_two_builds_at_once_one_makes_the_database(quick_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_of_two_builds_at_once_one_makes_the_database(quick_path: Path) -> None:
         store = Store(root)
         (found,) = store.catalog.facts(store.generation)
         assert found.subject == ("Paris", "Oslo")[codes.index(0)]
-        assert store.settings(1)["gamma"] == (0.65, 0.9)[codes.index(0)]
+        assert store.config(1).gamma == (0.65, 0.9)[codes.index(0)]
         assert verify(store, deep=True) == []
         store.close()
 

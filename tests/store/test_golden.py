@@ -47,8 +47,8 @@ def test_history_and_settings(root: Path) -> None:
     store = Store(root)
     told = [(g.command, g.added, g.updated, g.removed, g.facts, g.entries) for g in store.catalog.generations()]
     assert told == [("build", 4, 0, 0, 4, 4), ("add", 1, 0, 0, 5, 5), ("add", 0, 1, 0, 5, 5), ("remove", 0, 0, 1, 4, 4)]
-    settings = store.settings(4)
-    assert (settings["fingerprint"], settings["d1"], settings["d2"], settings["epoch"]) == ("golden", 12, 8, 1)
+    config = store.config(4)
+    assert (config.fingerprint, config.d1, config.d2, config.epoch) == ("golden", 12, 8, 1)
 
 
 def test_arrays_byte_for_byte(root: Path) -> None:

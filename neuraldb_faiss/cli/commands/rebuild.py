@@ -29,10 +29,10 @@ def rebuild(db: Path, out: Path, model: str, as_json: bool, **making: Any) -> No
     from neuraldb_faiss.database import NeuralDB
 
     with NeuralDB.open(db) as database:
-        facts, old = database.facts(), database.settings
+        facts, old = database.facts(), database.config
     if not facts:
         raise FactError(f"{db} holds no facts to build anew")
-    kept = {"residual": old["residual"], "keys": old["keys"], "guard": old.get("guard") or "none"}
+    kept = {"residual": old.residual, "keys": old.keys, "guard": old.guard}
     settings = {**kept, **settings}
     made = build_database(facts, out, model, f"rebuild {db.name}", settings)
     if as_json:

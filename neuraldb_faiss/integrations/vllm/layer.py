@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from neuraldb_faiss.config import GAMMAS
 from neuraldb_faiss.database import NeuralDB
 from neuraldb_faiss.errors import CompactedError, FingerprintError, ModelError, ServeError
 from neuraldb_faiss.hook.forward_call import Tokens
@@ -24,7 +25,6 @@ from neuraldb_faiss.index.matcher import Matcher
 from neuraldb_faiss.index.transfers import to_device
 from neuraldb_faiss.integrations.vllm.batches import Requests, Step
 from neuraldb_faiss.integrations.vllm.settings import OPERATOR, Settings
-from neuraldb_faiss.models.defaults import GAMMAS
 from neuraldb_faiss.models.fingerprint import Fingerprint, sample_weight
 from neuraldb_faiss.models.loading import tokenizer_of
 from neuraldb_faiss.models.sites import projection_shape
@@ -168,7 +168,7 @@ def serve(model: nn.Module, text_config: Any, settings: Settings, tokenizer: str
         ModelError: the layer is not found, or only a part of it. FingerprintError: the database is another model's.
     """
     db = NeuralDB.open(settings.path)
-    stored = Fingerprint.from_json(db.settings["fingerprint"])
+    stored = db.config.model
     name, module = find_layer(model, stored)
     check_weights(model, text_config, stored, name)
     found = Served.of(db, settings, tokenizer, device)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from neuraldb_faiss.config import check_gamma, check_guard
 from neuraldb_faiss.errors import ServeError
 
 NAME = "neuraldb"
@@ -53,10 +54,9 @@ class Settings:
         Raises StoreError, FormatError or CorruptError where it cannot be opened.
         """
         from neuraldb_faiss.database import NeuralDB
-        from neuraldb_faiss.models.fingerprint import Fingerprint
 
         db = NeuralDB.open(self.path)
-        module = Fingerprint.from_json(db.settings["fingerprint"]).module_name
+        module = db.config.model.module_name
         return Settings(str(Path(self.path).resolve()), self.guard, self.gamma, module)
 
     def as_dict(self) -> dict[str, Any]:
@@ -111,14 +111,10 @@ def adapt(config: Any, settings: Settings) -> None:
 
 
 def _guard(guard: Any) -> str | None:
-    from neuraldb_faiss.solver.editor import check_guard
-
     return None if guard is None else check_guard(str(guard))
 
 
 def _gamma(gamma: Any, where: str) -> float | None:
-    from neuraldb_faiss.solver.editor import check_gamma
-
     if gamma is None:
         return None
     try:

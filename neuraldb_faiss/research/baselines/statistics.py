@@ -23,10 +23,10 @@ from neuraldb_faiss.facts.readers import read_texts
 from neuraldb_faiss.models import FFNSite, Fingerprint, find_site
 from neuraldb_faiss.models.batching import by_length, pad
 from neuraldb_faiss.models.fingerprint import fingerprint
+from neuraldb_faiss.models.identity import model_name
 from neuraldb_faiss.models.interventions import frozen, on_input, stop_at
 from neuraldb_faiss.models.sites import input_device, unwrap
 from neuraldb_faiss.research.baselines import arrays
-from neuraldb_faiss.solver.editor import model_name
 
 FOLDER = "statistics"
 TOKENS = 1_000_000

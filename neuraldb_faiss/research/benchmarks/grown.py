@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ def grow(source: NeuralDB, path: Path, entries: int, *, seed: int = 0) -> Store:
     real = _by_entry(source)
     snapshot, order = source.snapshot, np.argsort(source.snapshot.key_entries, kind="stable")
     owners = np.asarray(snapshot.key_entries)[order]
-    settings = {**source.settings, "epoch": 1, "history_start": 1}
+    settings = replace(source.config, epoch=1, history_start=1).to_json()
     with Store.creating(path, settings, "grown", keep_staged=True) as store, store.write("grown") as transaction:
         transaction.resume(f"grown {source.path} {entries} {seed}")
         for start in range(0, entries, PIECE):

@@ -34,7 +34,7 @@ def bench_lookup(db: NeuralDB, model: Any, tokenizer: Any, *, guards: Sequence[s
         rows = ids[:, :64].expand(batch, -1).contiguous()
         works[f"decode_{batch}"] = lambda rows=rows: decode(model, rows)  # type: ignore[misc]
     report: dict[str, Any] = {"facts": len(db), "entries": db.info()["entries"], "seconds": {}, "hits": {}}
-    site = find_site(model, db.layer, db.settings["ffn_module"])
+    site = find_site(model, db.layer, db.config.ffn_module)
     for guard in guards:
         attached = partial(attach, db.gate(model, tokenizer, guard=guard), model, site=site)
         for name, work in works.items():

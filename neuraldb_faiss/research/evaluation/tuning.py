@@ -149,9 +149,9 @@ def tune(
         ModelError: an unknown layer, or one without an FFN to edit.
         BuildError: a γ or a guard out of range.
     """
+    from neuraldb_faiss.config import check_gamma, check_guard
     from neuraldb_faiss.models import find_site
     from neuraldb_faiss.models.fingerprint import fingerprint
-    from neuraldb_faiss.solver.editor import check_gamma, check_guard
 
     sample, usual = Sample.of(facts, text), spread(model, ffn_module)
     tried = usual if layers is None else sorted(set(layers))
@@ -207,7 +207,7 @@ def _measured(
     db: NeuralDB, model: Any, tokenizer: Any, sample: Sample, pieces: Sequence[str], gammas: Sequence[float],
     said: Sequence[str],
 ) -> Row:  # fmt: skip
-    from neuraldb_faiss.models.defaults import GAMMAS as USUAL
+    from neuraldb_faiss.config import GAMMAS as USUAL
 
     gates = _gates(db, model, tokenizer, sample, pieces, gammas)
     # The γ that loses neither the facts' own texts nor others; of equals the one nearest the guard's usual one.
@@ -253,7 +253,7 @@ def _gates(
     """For every γ: the share of own prompts and paraphrases whose subject fires, and what fires in other texts."""
     from neuraldb_faiss.models import find_site
 
-    site = find_site(model, db.layer, db.settings["ffn_module"])
+    site = find_site(model, db.layer, db.config.ffn_module)
     gate = db.gate(model, tokenizer, gamma=0.0)
     entries: dict[str, set[int]] = {}
     for stored in db.facts():

@@ -110,10 +110,9 @@ class Lab:
 
     def site(self, db: NeuralDB) -> FFNSite:
         """Where the model is edited by `db`. Raises FingerprintError for another model's database."""
-        from neuraldb_faiss.models import Fingerprint
-        from neuraldb_faiss.solver.editor import check_model
+        from neuraldb_faiss.models.identity import check_model
 
-        return check_model(Fingerprint.from_json(db.settings["fingerprint"]), db.settings, self.model)
+        return check_model(db.config, self.model)
 
     def database(
         self, count: int | None = None, *, facts: Sequence[Fact] = (), name: str | None = None, **build: Any

@@ -1,0 +1,257 @@
+"""Vocabulary, defaults, checks and stored settings of a database; needs no numerical library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any
+
+from neuraldb_faiss.errors import BuildError, ConfigError, CorruptError
+from neuraldb_faiss.fingerprint import Fingerprint
+from neuraldb_faiss.strict_json import is_count, is_number, is_strings, shown
+
+GUARDS = ("subject", "whole-words", "none")
+RESIDUALS = ("memit", "pmet", "none")
+KEYS = ("two", "paper")
+
+# The gate γ (a cosine, eq. 11) by guard: the paper's where the cosine alone decides; lower where the text must name the
+# subject, for then it need only tell the subject from a namesake (measured in docs/gate.md).
+GAMMAS = {"subject": 0.45, "whole-words": 0.45, "none": 0.65}
+
+MAX_WIDTH = 1 << 24  # numbers in one key or residual
+_MAX_LAYERS = 1 << 16
+
+
+# ---- checks of what a user gives
+
+
+def check_gamma(gamma: float) -> float:
+    """The gate as a float. Raises ConfigError unless 0 <= gamma < 1."""
+    if not 0 <= gamma < 1:
+        raise ConfigError(
+            f"gamma is {gamma}: it is a cosine, at least 0 and below 1 (by default {GAMMAS['subject']} with the guard"
+            f" subject, {GAMMAS['none']} with none)"
+        )
+    return float(gamma)
+
+
+def check_guard(guard: str) -> str:
+    """Raises ConfigError for an unknown guard."""
+    return check_choice("guard", guard, GUARDS)
+
+
+def check_choice(name: str, value: str, known: Sequence[str]) -> str:
+    """The value of the setting `name`. Raises ConfigError where it is not one of `known`."""
+    if value not in known:
+        raise ConfigError(f"{name} is {value!r}: it must be one of {', '.join(known)}")
+    return value
+
+
+# ---- settings
+
+
+@dataclass(frozen=True, slots=True)
+class ResidualConfig:
+    """Settings of equation 21 (sources: the paper's table of settings and the reference code of MEMIT).
+
+    `weight_decay` weighs ||r|| / ||h_init||^2, `clamp` bounds ||r|| by clamp * ||h_init||, `steps` counts
+    loss evaluations (the last one is not followed by an update), `stop_loss` ends a group early. A group with a fact
+    that the model does not say by then goes on until it says them all, up to `max_steps`: facts that share a key, and
+    long targets, ask for more of one vector.
+
+    `kl_prompts` are templates with one {} for the subject. Beside what follows the subject itself (in "{} is a", as
+    in the reference code), what the model would say next behind each of these is kept: the KL term is their mean.
+    """
+
+    steps: int
+    lr: float
+    weight_decay: float
+    clamp: float
+    kl_factor: float
+    stop_loss: float = 0.05
+    kl_prompts: tuple[str, ...] = ()
+    chat: bool = False
+    max_steps: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises BuildError for a KL prompt without one {}."""
+        for template in self.kl_prompts:
+            if template.count("{}") != 1:
+                raise BuildError(f"the KL prompt {template!r} must hold one {{}}, where the subject goes")
+        object.__setattr__(self, "kl_prompts", tuple(self.kl_prompts))  # JSON has lists
+
+
+@dataclass(frozen=True)
+class IndexConfig:
+    """How keys are searched.
+
+    Attributes:
+        kind: "flat", "ivf" or "sketch".
+        nlist: clusters of "ivf"; None: by the number of keys.
+        nprobe: clusters that "ivf" looks into; None: by `nlist`.
+    """
+
+    kind: str = "flat"
+    nlist: int | None = None
+    nprobe: int | None = None
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> IndexConfig:
+        return cls(stored["kind"], stored.get("nlist"), stored.get("nprobe"))
+
+    def to_json(self) -> dict[str, Any]:
+        """Without the sizes that are not set."""
+        return {one.name: value for one in fields(self) if (value := getattr(self, one.name)) is not None}
+
+
+@dataclass(frozen=True)
+class DatabaseConfig:
+    """The settings of a database at one generation, as its catalog stores them.
+
+    Attributes:
+        fingerprint: JSON of the model's fingerprint (parsed: `model`).
+        layer: the decoder layer whose FFN is edited, from 0.
+        ffn_module: the down-projection's name with {} for the layer; None where it is found by itself.
+        d1, d2: numbers in a key and in a residual.
+        prefixes: contexts behind which prefixed keys and residuals are made.
+        keys: "two" keys a fact (raw, and mean behind prefixes), or the "paper"'s one average (eq. 20).
+        residual: the objective: "memit", "pmet" or "none".
+        config: settings of the objective as stored (parsed: `objective`).
+        gamma: the gate; a residual fires where the cosine exceeds it (eq. 11).
+        guard: what the text must show before the gate is asked. Databases from before guards have "none".
+        floors: name -> the cosine that calibration found it needs.
+        index: how keys are searched.
+        model_name: where the model came from; for people, compared with nothing.
+        epoch: number of the current numbering of keys; every compaction begins another.
+        history_start: the first generation that is kept.
+        stored: the JSON object that this was read from; keeps what this version does not know.
+    """
+
+    fingerprint: str
+    layer: int
+    ffn_module: str | None
+    d1: int
+    d2: int
+    prefixes: tuple[str, ...]
+    keys: str
+    residual: str
+    config: Mapping[str, Any]
+    gamma: float
+    guard: str = "none"
+    floors: Mapping[str, float] = field(default_factory=dict)
+    index: IndexConfig = IndexConfig()
+    model_name: str | None = None
+    epoch: int = 1
+    history_start: int = 1
+    stored: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> DatabaseConfig:
+        """Read stored settings; of one folder's own (index, epoch, history_start) a missing one has its default.
+
+        Raises:
+            ValueError: one is missing, or has a value that it cannot have.
+        """
+        check_settings({**_OWN, **stored})
+        found = {one.name: stored[one.name] for one in fields(cls) if stored.get(one.name) is not None}
+        found |= {"ffn_module": stored["ffn_module"], "prefixes": tuple(stored["prefixes"]), "stored": dict(stored)}
+        if "index" in found:
+            found["index"] = IndexConfig.from_json(found["index"])
+        return cls(**found)
+
+    def to_json(self) -> dict[str, Any]:
+        """What the catalog keeps: exactly what was read where nothing was replaced, and what else it held."""
+        was = self.from_json(self.stored)._values() if self.stored else {"floors": {}}
+        mine = self._values()
+        return {**self.stored, **{name: mine[name] for name in mine if name not in was or was[name] != mine[name]}}
+
+    def _values(self) -> dict[str, Any]:
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "stored"}
+        plain = {"prefixes": list(self.prefixes), "config": dict(self.config), "floors": dict(self.floors)}
+        return {**values, **plain, "index": self.index.to_json()}
+
+    @cached_property
+    def model(self) -> Fingerprint:
+        """The model it was built with. Raises FingerprintError where what is stored cannot be read."""
+        return Fingerprint.from_json(self.fingerprint)
+
+    @cached_property
+    def objective(self) -> ResidualConfig:
+        """The settings of the residuals' objective. Raises CorruptError where what is stored cannot be read."""
+        try:
+            return ResidualConfig(**self.config)
+        except TypeError:  # names that there are not, values of another type
+            names = ", ".join(map(ascii, self.config))[:200]
+            raise CorruptError(f"the stored setting config cannot be read (it has {names})") from None
+
+    def check_known(self) -> None:
+        """Raises CorruptError where keys, residual or guard are of a kind that this version does not know."""
+        for name, known in (("keys", KEYS), ("residual", RESIDUALS), ("guard", GUARDS)):
+            if (value := getattr(self, name)) not in known:
+                raise CorruptError(f"the stored setting {name} is {shown(value)}, which it cannot be")
+
+
+# ---- checks of what is stored
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Names that are not listed here may have any value.
+
+    Raises:
+        ValueError: one is missing, or has a value that it cannot have.
+    """
+    for name, fits in _NEEDED.items():
+        if name not in settings:
+            raise ValueError(f"the setting {name} is missing")
+        if not fits(settings[name]):
+            raise ValueError(f"the setting {name} is {shown(settings[name])}, which it cannot be")
+    for name, fits in _OPTIONAL.items():
+        if settings.get(name) is not None and not fits(settings[name]):
+            raise ValueError(f"the setting {name} is {shown(settings[name])}, which it cannot be")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_width(value: object) -> bool:
+    return is_count(value, MAX_WIDTH) and value != 0
+
+
+def _is_gate(value: Any) -> bool:
+    return is_number(value) and 0 <= value < 1
+
+
+def _is_config(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(v, bool) or is_number(v) or is_strings(v) for v in value.values())
+
+
+def _is_index(value: object) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
+        return False
+    sizes = (value.get("nlist"), value.get("nprobe"))
+    return all(size is None or (is_count(size, 1 << 31) and size > 0) for size in sizes)
+
+
+def _is_floors(value: object) -> bool:
+    return isinstance(value, dict) and all(map(is_number, value.values()))
+
+
+_NEEDED: dict[str, Callable[[Any], bool]] = {
+    "fingerprint": _is_text,
+    "layer": lambda value: is_count(value, _MAX_LAYERS),
+    "ffn_module": lambda value: value is None or isinstance(value, str),
+    "d1": _is_width,
+    "d2": _is_width,
+    "prefixes": is_strings,
+    "keys": _is_text,
+    "residual": _is_text,
+    "config": _is_config,
+    "gamma": _is_gate,
+    "index": _is_index,
+    "epoch": is_count,
+    "history_start": is_count,
+}
+_OPTIONAL: dict[str, Callable[[Any], bool]] = {"guard": _is_text, "floors": _is_floors, "model_name": _is_text}
+_OWN: dict[str, Any] = {"index": {"kind": "flat"}, "epoch": 1, "history_start": 1}  # not in an exported file
