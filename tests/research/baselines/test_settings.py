@@ -16,7 +16,7 @@ from helpers.tiny import tiny
 from neuraldb_faiss.errors import BuildError
 from neuraldb_faiss.research.baselines import METHODS, default_settings
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2-xl": ("gpt2", {"n_embd": 1600, "n_layer": 48, "n_head": 25}),
     "gpt-j": ("gptj", {}),

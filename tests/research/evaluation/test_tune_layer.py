@@ -14,7 +14,6 @@ import torch
 from helpers.commands import Run, digest, write
 from helpers.tiny import tiny
 from neuraldb_faiss import Fact, NeuralDB, making
-from neuraldb_faiss.cli import main
 from neuraldb_faiss.errors import EvaluationError, FactError, ModelError
 from neuraldb_faiss.facts import read_facts
 from neuraldb_faiss.research.evaluation import tuning
@@ -30,9 +29,7 @@ def texts(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def go(run: Run, tiny_model: Path, cases_file: Path, texts: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setitem(main.COMMANDS, "tune-layer", "tuning:tune_layer")
-
+def go(run: Run, tiny_model: Path, cases_file: Path, texts: Path) -> Run:
     def invoke(*arguments: object, facts: object = cases_file, **how: Any) -> Any:
         return run("tune-layer", tiny_model, "--facts", facts, "--text", texts, "--device", "cpu", *arguments, **how)
 

@@ -94,7 +94,7 @@ def test_an_empty_shard_says_so(model: Path, tmp_path: Path) -> None:
 
 def test_the_scripts_in_the_docs_are_what_the_command_line_takes() -> None:
     """Every `neuraldb` line of the page, with its variables filled in."""
-    text = (Path(__file__).parents[2] / "docs" / "scaling-out.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "docs" / "scaling-out.md").read_text(encoding="utf-8")
     for script in re.findall(r"```bash\n(.*?)```", text, re.S):
         assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
     commands = re.findall(r"^(?! *[|-]).*\bneuraldb ((?:build|merge|verify) [^`\n]*--[^`\n]*)$", text, re.M)

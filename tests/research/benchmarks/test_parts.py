@@ -1,6 +1,6 @@
 """The parts that run at every token or change, each on its own. They run once as tests; to time them:
 
-.venv/bin/python -m pytest tests/benchmarks/test_parts.py --benchmark-enable --benchmark-only
+.venv/bin/python -m pytest tests/research/benchmarks/test_parts.py --benchmark-enable --benchmark-only
 """
 
 from __future__ import annotations

@@ -11,14 +11,9 @@ from click.testing import CliRunner, Result
 from helpers.commands import Run, write
 from helpers.tiny import save_tiny
 from neuraldb_faiss import build
-from neuraldb_faiss.cli import main
+from neuraldb_faiss.cli.main import cli
 from neuraldb_faiss.facts import read_facts
 from neuraldb_faiss.models import load_model
-
-_COMMANDS = {
-    "eval": "evaluating:evaluate", "lm-eval": "evaluating:lm_eval", "report": "evaluating:report",
-    "experiment": "experimenting:experiment",
-}  # fmt: skip
 
 
 def counterfact(number: int, subject: str, place: str, target: str, true: str) -> dict[str, Any]:
@@ -75,13 +70,11 @@ def db(cases_file: Path, loaded: tuple[Any, Any], tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+def run() -> Run:
     """`run("eval", db, ...)`: the command in this process, stdout and stderr apart."""
-    for name, place in _COMMANDS.items():
-        monkeypatch.setitem(main.COMMANDS, name, place)
 
     def invoke(*arguments: object, **how: Any) -> Result:
-        return CliRunner().invoke(main.cli, [str(one) for one in arguments], **how)
+        return CliRunner().invoke(cli, [str(one) for one in arguments], **how)
 
     return invoke
 

@@ -16,7 +16,7 @@ from neuraldb_faiss.errors import EvaluationError, NeuralDBError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.research.evaluation.cases import in_place, read_cases, read_references, sha256
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 NESTED: dict[str, Any] = {
     "case_id": 7,
     "requested_rewrite": {

@@ -16,7 +16,7 @@ from neuraldb_faiss.index import faiss_module, gpu
 from neuraldb_faiss.research.benchmarks.gpu import SPOKEN, Bench, count_waits
 from neuraldb_faiss.research.benchmarks.random_model import words
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")

@@ -157,7 +157,7 @@ def test_refresh_empties_the_prefix_cache_or_says_that_it_cannot() -> None:
 
 def test_the_plugin_is_declared_and_light() -> None:
     """Every process of vLLM loads it, also where no database is served."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     assert 'neuraldb = "neuraldb_faiss.integrations.vllm.plugin:register"' in (root / "pyproject.toml").read_text()
     code = (
         "import sys; import neuraldb_faiss.integrations.vllm.plugin;"
