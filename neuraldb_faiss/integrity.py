@@ -6,7 +6,7 @@ from pathlib import Path
 
 from neuraldb_faiss import store as st
 from neuraldb_faiss.guard.name_files import damaged_subjects, forget_subjects
-from neuraldb_faiss.index.clustering import damaged_files, forget_clustering
+from neuraldb_faiss.index.clustering_files import damaged_files, forget_clustering
 from neuraldb_faiss.store import Problem, Repaired, Store
 
 DERIVED = "search"

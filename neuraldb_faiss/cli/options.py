@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from neuraldb_faiss.errors import SearchError
 from neuraldb_faiss.facts import FORMATS
+from neuraldb_faiss.index import registry as index_registry
 
 PAPER: dict[str, Any] = {"keys": "paper", "guard": "none", "gamma": 0.65, "max_steps": 0}
 
@@ -21,6 +24,21 @@ def both(*decorators: Any) -> Any:
         return function
 
     return decorate
+
+
+class Kinds(click.Choice):
+    """Names of a registry, which is read when they are needed: other packages may add some."""
+
+    def __init__(self, names: Callable[[], Iterable[str]]) -> None:
+        self._names = names
+        super().__init__(())
+
+    @property
+    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(self._names())
+
+    @choices.setter
+    def choices(self, value: tuple[str, ...]) -> None: ...
 
 
 db = click.argument("db", type=click.Path(path_type=Path))
@@ -60,7 +78,7 @@ gate_now = both(
     gamma_now,
     click.option("--guard", type=guards, help="Another guard than the database's, this once."),
 )
-kinds = click.Choice(["flat", "ivf", "sketch", "auto"])
+kinds = Kinds(index_registry.names)
 index = click.option("--index", type=kinds, default="auto", show_default=True, help="How keys are searched.")
 index_required = click.option("--index", type=kinds, required=True, help="How keys are searched from now on.")
 lists = both(
@@ -136,7 +154,8 @@ def with_preset(preset: str | None, given: dict[str, Any]) -> dict[str, Any]:
 
 def index_settings(kind: str, nlist: int | None, nprobe: int | None) -> dict[str, Any]:
     """The setting `index` of a database; auto is flat, the kind that is exact."""
-    if kind != "ivf" and (nlist or nprobe):
-        raise click.UsageError("--nlist and --nprobe belong to --index ivf")
-    named = (("kind", "flat" if kind == "auto" else kind), ("nlist", nlist), ("nprobe", nprobe))
-    return {name: value for name, value in named if value}
+    options = {name: value for name, value in (("nlist", nlist), ("nprobe", nprobe)) if value}
+    try:
+        return {"kind": index_registry.check_kind(kind, options), **options}
+    except SearchError as error:
+        raise click.UsageError(str(error)) from None

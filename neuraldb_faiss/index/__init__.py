@@ -1,4 +1,4 @@
-"""Top-1 under the gate: which stored key, if any, answers a query."""
+"""Nearest-neighbour search over stored keys: the index kinds, on CPUs and GPUs, and the exact decision."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from neuraldb_faiss.index.base import KINDS, EntrySource, KeySource, Searcher, make_searcher
+    from neuraldb_faiss.index.base import EntrySource, KeySource, Searcher
+    from neuraldb_faiss.index.factory import make_searcher
     from neuraldb_faiss.index.faiss_module import FaissMissing
     from neuraldb_faiss.index.matcher import Matcher, Matches
 
 __all__ = [
-    "KINDS",
     "EntrySource",
     "FaissMissing",
     "KeySource",
@@ -24,12 +24,11 @@ __all__ = [
 _HOMES = {
     "EntrySource": ".base",
     "FaissMissing": ".faiss_module",
-    "KINDS": ".base",
     "KeySource": ".base",
     "Matcher": ".matcher",
     "Matches": ".matcher",
     "Searcher": ".base",
-    "make_searcher": ".base",
+    "make_searcher": ".factory",
 }
 
 

@@ -1,19 +1,16 @@
-"""What a backend must do, what it reads, and which kinds there are."""
+"""Searcher interface, and the interfaces of the snapshots that searchers and gates read."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from neuraldb_faiss.errors import SearchError
-
 if TYPE_CHECKING:
     import torch
-
-KINDS = ("auto", "flat", "ivf", "sketch")
 
 
 class KeySource(Protocol):
@@ -48,6 +45,19 @@ class EntrySource(KeySource, Protocol):
     def fact_ids(self, entry_id: int) -> tuple[str, ...]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a searcher may keep things.
+
+    Attributes:
+        directory: the database's `search/` folder, for files that can be made anew; None to keep none.
+        gpu: a GPU that the installed FAISS can use and that the queries will come from, or None.
+    """
+
+    directory: Path | None = None
+    gpu: torch.device | None = None
+
+
 class Searcher(Protocol):
     """Proposes the nearest keys; the matcher decides. Positions are the order of adding.
 
@@ -78,51 +88,3 @@ class Searcher(Protocol):
     def follow(self, source: KeySource) -> None:
         """From now on read stored keys, where that is needed, from this snapshot: all that were added are in it."""
         return None
-
-
-def check_kind(kind: str) -> str:
-    """The kind itself; `auto` is `flat`, the exact one. Raises SearchError for an unknown one."""
-    if kind not in KINDS:
-        raise SearchError(f"unknown index kind {kind!r}: choose one of {', '.join(KINDS)}")
-    return "flat" if kind == "auto" else kind
-
-
-def make_searcher(
-    source: KeySource,
-    kind: str = "auto",
-    *,
-    nlist: int | None = None,
-    nprobe: int | None = None,
-    directory: Path | None = None,
-    device: torch.device | None = None,
-) -> Searcher:
-    """A searcher that holds all keys of the source, live or not.
-
-    `directory` is the database's `search/` folder: `ivf` keeps its clustering there. `device` is the model's: where it
-    is a GPU that the installed FAISS can use, the index lies there (a sketch stays on the host). Raises SearchError for
-    an unknown kind, a setting the kind does not have, or where FAISS is missing.
-    """
-    from neuraldb_faiss.index.faiss_module import gpu_count
-    from neuraldb_faiss.index.flat import FlatSearcher
-    from neuraldb_faiss.index.gpu import GpuFlatSearcher, choose_gpus
-    from neuraldb_faiss.index.ivf import open_ivf
-    from neuraldb_faiss.index.sketch import SketchSearcher
-    from neuraldb_faiss.index.transfers import is_gpu
-    from neuraldb_faiss.index.vectors import unit_blocks
-
-    on_gpu = device is not None and is_gpu(device) and gpu_count() > 0
-    if check_kind(kind) == "ivf":
-        return open_ivf(source, nlist=nlist, nprobe=nprobe, directory=directory, device=device if on_gpu else None)
-    if nlist is not None or nprobe is not None:
-        raise SearchError("nlist and nprobe belong to the index kind 'ivf': ask for it, or leave them out")
-    searcher: Searcher
-    if kind == "sketch":
-        searcher = SketchSearcher(source)
-    elif on_gpu and device is not None:
-        gpus = choose_gpus(device, 2 * 2 * source.n_keys * source.d1)  # float16, twice while it grows
-        searcher = GpuFlatSearcher(source.d1, device, gpus)
-    else:
-        searcher = FlatSearcher(source.d1)
-    for block in unit_blocks(source):
-        searcher.add(block)
-    return searcher

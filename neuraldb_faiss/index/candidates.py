@@ -1,4 +1,4 @@
-"""Candidates from an index on a GPU: what came back from it, and what is still to be asked for."""
+"""Candidate keys from an index on a GPU."""
 
 from __future__ import annotations
 

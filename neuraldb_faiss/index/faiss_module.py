@@ -1,4 +1,4 @@
-"""The only place that imports faiss, and the one global setting of it that matters here."""
+"""FAISS, imported here alone, with the one global setting of it that matters."""
 
 from __future__ import annotations
 

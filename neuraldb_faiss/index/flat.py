@@ -1,10 +1,11 @@
-"""Exact search: every key, by inner product of unit vectors."""
+"""Index kind `flat`: every key, by inner product of unit vectors."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from neuraldb_faiss.index.base import Searcher
+from neuraldb_faiss.index import gpu
+from neuraldb_faiss.index.base import KeySource, Place, Searcher
 from neuraldb_faiss.index.faiss_module import load_faiss, selector, small_batches
 
 
@@ -35,3 +36,11 @@ class FlatSearcher(Searcher):
         # FAISS never uses GEMM with a selector, so the matcher comes here only with the rows that need it.
         chosen, _bits = selector(allowed)
         return self._index.search(queries, k, params=self._faiss.SearchParameters(sel=chosen))
+
+
+def open_flat(source: KeySource, place: Place) -> Searcher:
+    """An empty searcher, on the GPU of `place` if one is given."""
+    if place.gpu is None:
+        return FlatSearcher(source.d1)
+    gpus = gpu.choose_gpus(place.gpu, 2 * 2 * source.n_keys * source.d1)  # float16, twice while it grows
+    return gpu.GpuFlatSearcher(source.d1, place.gpu, gpus)

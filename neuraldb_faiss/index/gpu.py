@@ -1,4 +1,4 @@
-"""FAISS on GPUs: `flat` with float16 keys, `ivf`, each over one GPU or over several.
+"""Searchers on GPUs: `flat` with float16 keys, and `ivf`, each over one GPU or over several.
 
 FAISS's own IndexShards takes neither a second `add` (with positions for numbers) nor tensors that lie on a GPU, and
 importing faiss.contrib.torch_utils takes the search parameters away from every CPU index of the process. So the shards
@@ -22,8 +22,8 @@ import torch
 
 from neuraldb_faiss.errors import SearchError
 from neuraldb_faiss.index.base import Searcher
+from neuraldb_faiss.index.clustering import automatic_nprobe
 from neuraldb_faiss.index.faiss_module import gpu_count, load_faiss
-from neuraldb_faiss.index.ivf import automatic_nprobe
 from neuraldb_faiss.index.transfers import Transfer, to_device
 
 TEMP_BYTES = 256 << 20  # StandardGpuResources takes 1.5 GiB unless told otherwise

@@ -1,32 +1,20 @@
-"""Approximate search: keys clustered around centroids, of which each query visits the nearest few."""
+"""Index kind `ivf`: keys clustered around centroids, of which each query visits the nearest few."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from neuraldb_faiss.errors import SearchError
-from neuraldb_faiss.index.base import KeySource, Searcher
-from neuraldb_faiss.index.clustering import Clustering, load_clustering, save_clustering
-from neuraldb_faiss.index.faiss_module import gpu_count, load_faiss, selector, small_batches
-from neuraldb_faiss.index.vectors import unit_blocks, unit_rows
+from neuraldb_faiss.index import gpu
+from neuraldb_faiss.index.base import KeySource, Place, Searcher
+from neuraldb_faiss.index.clustering import automatic_nlist, automatic_nprobe, train
+from neuraldb_faiss.index.clustering_files import Clustering, load_clustering, save_clustering
+from neuraldb_faiss.index.faiss_module import load_faiss, selector, small_batches
+from neuraldb_faiss.index.vectors import unit_blocks
 
-TRAINING_ROWS_PER_LIST = 64  # FAISS asks for 39 at least and gains little from more
 SAVE_AGAIN = 1.05  # a saved clustering is written anew once it misses 5 % of the keys
-
-
-def automatic_nlist(n_keys: int) -> int:
-    """4 * sqrt(n), FAISS's own advice, as long as each list is left with enough rows to be trained on."""
-    return max(1, min(int(4 * math.sqrt(n_keys)), n_keys // TRAINING_ROWS_PER_LIST))
-
-
-def automatic_nprobe(nlist: int) -> int:
-    """An eighth of the lists, and at least 16 of them."""
-    return min(nlist, max(16, math.ceil(nlist / 8)))
 
 
 class IvfSearcher(Searcher):
@@ -81,21 +69,18 @@ class IvfSearcher(Searcher):
             return self._index.search(queries, k, params=self._faiss.SearchParametersIVF(**settings))
 
 
-def open_ivf(
-    source: KeySource, *, nlist: int | None = None, nprobe: int | None = None, directory: Path | None = None,
-    device: torch.device | None = None,
-) -> Searcher:  # fmt: skip
-    """All keys of the source, clustered as the files in `directory` say, else anew and saved there; on the GPU `device`
-    if one is given.
+def open_ivf(source: KeySource, place: Place, *, nlist: int | None = None, nprobe: int | None = None) -> Searcher:
+    """A searcher of all keys of the source, clustered as the files in the folder say, else anew and saved there; on the
+    GPU of `place` if one is given.
 
     Files that are missing, damaged, from another folder or of another size are replaced; a folder that
-    cannot be written is left alone. Raises SearchError for nlist or nprobe below 1.
-    """
-    from neuraldb_faiss.index.gpu import GpuIvfSearcher, choose_gpus
+    cannot be written is left alone.
 
-    for name, value in (("nlist", nlist), ("nprobe", nprobe)):
-        if value is not None and value < 1:
-            raise SearchError(f"{name} is {value}: it must be 1 or more")
+    Args:
+        nlist: number of lists; None: by the number of keys.
+        nprobe: lists that each query visits; None: by the number of lists.
+    """
+    directory = place.directory
     wanted = automatic_nlist(source.n_keys) if nlist is None else min(nlist, max(1, source.n_keys))
     saved = load_clustering(directory, source) if directory else None
     # Automatic sizes follow the database slowly: clustering anew at every key would save nothing.
@@ -105,12 +90,12 @@ def open_ivf(
     centroids = saved.centroids if saved else train(source, wanted)
     known = saved.lists if saved else np.empty(0, np.int32)
     save = directory is not None and (not saved or source.n_keys > SAVE_AGAIN * len(known))
-    searcher: IvfSearcher | GpuIvfSearcher
-    if device is None:
+    searcher: IvfSearcher | gpu.GpuIvfSearcher
+    if place.gpu is None:
         searcher = IvfSearcher(centroids, nprobe=nprobe)
     else:
-        gpus = choose_gpus(device, 2 * 4 * source.n_keys * source.d1)  # float32, twice while its lists grow
-        searcher = GpuIvfSearcher(centroids, device, gpus, nprobe=nprobe)
+        gpus = gpu.choose_gpus(place.gpu, 2 * 4 * source.n_keys * source.d1)  # float32, twice while its lists grow
+        searcher = gpu.GpuIvfSearcher(centroids, place.gpu, gpus, nprobe=nprobe)
     lists = []
     for block in unit_blocks(source):
         if isinstance(searcher, IvfSearcher):
@@ -146,25 +131,3 @@ def share_clustering(
         searcher.add(block)
     saved_now = save_clustering(directory, target, Clustering(centroids, searcher.lists))
     return -number if saved_now else None
-
-
-def train(source: KeySource, nlist: int) -> np.ndarray:
-    """float32 [nlist, d1]: centroids of spherical k-means over a sample of the keys, always the same on one machine;
-    on all GPUs that FAISS can use."""
-    n = source.n_keys
-    if n == 0:
-        return np.zeros((1, source.d1), np.float32)
-    size = min(n, TRAINING_ROWS_PER_LIST * nlist)
-    # Random, not every tenth: raw and mean keys alternate in the store.
-    sample = np.sort(np.random.default_rng(0).choice(n, size, replace=False))
-    rows, usable = unit_rows(source.keys(sample).astype(np.float32))
-    rows = rows[usable]
-    if nlist == 1 or len(rows) <= nlist:
-        return rows[:nlist] if len(rows) else np.zeros((1, source.d1), np.float32)
-    faiss = load_faiss()
-    means = faiss.Kmeans(
-        source.d1, nlist, niter=10, spherical=True, seed=1234, min_points_per_centroid=1, gpu=gpu_count() > 0
-    )
-    with small_batches(source.d1):
-        means.train(rows)
-    return np.ascontiguousarray(means.centroids)

@@ -1,4 +1,4 @@
-"""Many readers or one writer."""
+"""Lock for many readers or one writer."""
 
 from __future__ import annotations
 

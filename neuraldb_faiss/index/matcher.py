@@ -12,9 +12,10 @@ import torch
 
 from neuraldb_faiss.config import check_gamma
 from neuraldb_faiss.errors import SearchError
-from neuraldb_faiss.index.base import EntrySource, Searcher, make_searcher
+from neuraldb_faiss.index.base import EntrySource, Searcher
 from neuraldb_faiss.index.candidates import propose
 from neuraldb_faiss.index.device_matcher import Candidates
+from neuraldb_faiss.index.factory import make_searcher
 from neuraldb_faiss.index.gpu import GpuSearcher
 from neuraldb_faiss.index.locks import ReadWriteLock
 from neuraldb_faiss.index.vectors import exact_cosines, unit_blocks, unit_rows
@@ -84,7 +85,8 @@ class Matcher:
         Raises SearchError for an unknown kind, bad settings, or where FAISS is missing.
         """
         self.gamma = check_gamma(gamma)
-        self._make = partial(make_searcher, kind=kind, nlist=nlist, nprobe=nprobe, directory=directory, device=device)
+        options = {name: value for name, value in (("nlist", nlist), ("nprobe", nprobe)) if value is not None}
+        self._make = partial(make_searcher, kind=kind, options=options, directory=directory, device=device)
         self._lock = ReadWriteLock()
         self._searcher: Searcher = self._make(source)
         self._view = _View.of(source)

@@ -1,4 +1,4 @@
-"""Search by a sketch: a short random rotation of the keys picks candidates, the stored keys decide.
+"""Index kind `sketch`: a short random rotation of the keys picks candidates, the stored keys decide.
 
 A query is rarely near any key at all, and a projection to a few random directions shows it: over m of them the measured
 cosine of a pair whose cosine is c scatters as a correlation over m samples does, its atanh about atanh(c) with
@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from neuraldb_faiss.index.base import KeySource, Searcher
+from neuraldb_faiss.index.base import KeySource, Place, Searcher
 from neuraldb_faiss.index.vectors import unit_rows
 
 WIDTH = 160  # directions: more cost more a key, fewer leave more candidates
@@ -164,6 +164,11 @@ class SketchSearcher(Searcher):
                 cosines = products / torch.linalg.vector_norm(keys, dim=1).numpy()
             out[part] = np.where(np.isfinite(cosines), cosines, -np.inf)  # no direction: near nothing
         return out
+
+
+def open_sketch(source: KeySource, place: Place) -> SketchSearcher:
+    """An empty searcher; it keeps nothing, and stays on the host."""
+    return SketchSearcher(source)
 
 
 def _in_bytes(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Between a GPU and the host: copies that nobody waits for, and one wait where the host must know.
+"""Asynchronous copies between a GPU and the host.
 
 Whoever waits for a copy has everything that was put on its way before, in the same stream; so a forward that starts
 all its copies and then waits for the last one stops once. Other accelerators than CUDA's are read with plain copies.

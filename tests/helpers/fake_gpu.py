@@ -13,7 +13,7 @@ import faiss
 import numpy as np
 import pytest
 
-from neuraldb_faiss.index import faiss_module, flat, gpu, ivf, transfers
+from neuraldb_faiss.index import clustering, faiss_module, flat, gpu, ivf, transfers
 
 
 def array_at(pointer: Any, shape: tuple[int, ...], kind: Any) -> np.ndarray:
@@ -113,7 +113,7 @@ def fake_faiss(count: int) -> SimpleNamespace:
 def install(patch: pytest.MonkeyPatch, gpus: int = 1) -> None:
     """From now on CPU tensors count as lying on a GPU, and FAISS sees this many of them."""
     module = fake_faiss(gpus)
-    for room in (faiss_module, flat, gpu, ivf):
+    for room in (clustering, faiss_module, flat, gpu, ivf):
         patch.setattr(room, "load_faiss", lambda: module)
     patch.setattr(gpu, "choose_gpus", lambda device, need: list(range(gpus)))
     patch.setattr(transfers, "is_gpu", lambda device: True)

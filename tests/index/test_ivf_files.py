@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from helpers.fake_snapshot import FakeSnapshot
-from neuraldb_faiss.index import Matcher, clustering, faiss_module, ivf
-from neuraldb_faiss.index.clustering import CENTROIDS, LISTS, MANIFEST, load_clustering
+from neuraldb_faiss.index import Matcher, clustering_files, faiss_module, ivf
+from neuraldb_faiss.index.clustering_files import CENTROIDS, LISTS, MANIFEST, load_clustering
 
 KEYS = np.random.default_rng(0).standard_normal((2000, 32))
 
@@ -133,8 +133,8 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "replace", full)
     works(tmp_path / "full")
     assert list((tmp_path / "full").iterdir()) == []  # no temporary file left
-    made = clustering.Clustering(KEYS, KEYS)
-    assert clustering.save_clustering(tmp_path / "full", FakeSnapshot(KEYS), made) is False
+    made = clustering_files.Clustering(KEYS, KEYS)
+    assert clustering_files.save_clustering(tmp_path / "full", FakeSnapshot(KEYS), made) is False
 
 
 def test_blas_threshold_is_put_back() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from neuraldb_faiss.errors import SearchError
-from neuraldb_faiss.index.base import KeySource, make_searcher
+from neuraldb_faiss.index.base import KeySource
+from neuraldb_faiss.index.factory import make_searcher
 from neuraldb_faiss.research.benchmarks.timing import Timing, seconds_of
 
 BATCHES = (1, 64)
