@@ -229,7 +229,7 @@ def use(root: Path) -> None:
             assert "\n" not in str(error), str(error)
 
 
-@pytest.mark.filterwarnings("ignore:.*neuraldb verify --deep")
+@pytest.mark.filterwarnings("ignore:.*neuraldb verify")
 @settings(max_examples=FORGERIES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     place=some.sampled_from(PLACES),
