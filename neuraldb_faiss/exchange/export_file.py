@@ -66,8 +66,16 @@ def export(
         blocks = _jsonl(store.catalog.facts(generation))
     else:
         blocks = _safetensors(store, generation)
+    blocks = _kept(store, generation, blocks)
     written = _write_stream(out, blocks) if not isinstance(out, (str, Path)) else _write_file(Path(out), blocks)
     return Exported(generation, number, written)
+
+
+def _kept(store: Store, generation: int, blocks: Iterable[memoryview]) -> Iterator[memoryview]:
+    """The same, if none of the facts was forgotten while they were read."""
+    yield from blocks
+    if not store.catalog.keeps(generation):
+        raise StoreError(f"{store.root} was compacted while generation {generation} was exported: export again")
 
 
 def _write_stream(out: BinaryIO, blocks: Iterable[memoryview]) -> int:

@@ -234,8 +234,13 @@ def stream_array(
 
 
 def open_array(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A `.npy` file, read-only, after checking that it is exactly what the catalog says: memory-mapped, or read where
-    it is no larger than `SMALL`.
+    """`open_whole` without the header."""
+    return open_whole(path, dtype, shape)[1]
+
+
+def open_whole(path: Path, dtype: str, shape: tuple[int, ...]) -> tuple[bytes, np.ndarray]:
+    """A `.npy` file, read-only, after checking that it is exactly what the catalog says: its header and its array,
+    memory-mapped, or read where the file is no larger than `SMALL`.
 
     Nothing in the header is trusted: type and shape must be the expected ones, and the file exactly as long
     as they need, so a hostile header can neither run code nor make us allocate.
@@ -260,15 +265,17 @@ def open_array(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
             have = os.fstat(file.fileno()).st_size
             if have != want:
                 raise CorruptError(f"{path}: {have} bytes long, should be {want} (a half-copied file?)")
+            file.seek(0)
+            header = file.read(start)
             if 0 in shape:
-                return np.empty(shape, dtype)
+                return header, np.empty(shape, dtype)
             if want <= SMALL:
                 data = file.read()
                 if len(data) != want - start:
                     raise CorruptError(f"{path}: {start + len(data)} bytes long, should be {want}")
-                return np.frombuffer(data, dtype).reshape(shape)
+                return header, np.frombuffer(data, dtype).reshape(shape)
             # By the open file, not by its name: a compaction may take that away in between.
-            return np.memmap(file, dtype=dtype, mode="r", offset=start, shape=shape)
+            return header, np.memmap(file, dtype=dtype, mode="r", offset=start, shape=shape)
     except FileNotFoundError:
         raise StoreError(f"{path} is missing (a half-copied database?)") from None
     except OSError as error:

@@ -173,16 +173,25 @@ def _column(name: str, chunks: Iterable[Rows]) -> Iterable[np.ndarray]:
 
 
 class Segment:
-    """A segment on disk, its large arrays memory-mapped. Raises CorruptError where it is not what the catalog says."""
+    """A segment on disk, its large arrays memory-mapped. Its files may go while it is open.
+
+    Attributes:
+        headers: array name -> the bytes that stand before it in its file.
+
+    Raises:
+        CorruptError: it is not what the catalog says.
+    """
 
     def __init__(self, root: Path, record: SegmentRecord, d1: int, d2: int) -> None:
         self.record = record
+        self.headers: dict[str, bytes] = {}
         self.folder = root / "segments" / record.name
         counts = {"key": record.keys, "entry": record.entries}
         widths = {"d1": (d1,), "d2": (d2,), None: ()}
         for name, (dtype, per, width) in ARRAYS.items():
             path = files.within(root, self.folder / f"{name}.npy")
-            setattr(self, f"_{name}", files.open_array(path, dtype, (counts[per], *widths[width])))
+            self.headers[name], array = files.open_whole(path, dtype, (counts[per], *widths[width]))
+            setattr(self, f"_{name}", array)
         # Without it the kernel reads ahead around every row: 114 ms instead of 7 ms for 32 cold rows.
         self._advise("MADV_RANDOM")
 

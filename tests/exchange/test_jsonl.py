@@ -6,6 +6,7 @@ import errno
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from neuraldb_faiss.edits import changes
 from neuraldb_faiss.errors import StoreError
 from neuraldb_faiss.exchange import export
 from neuraldb_faiss.facts import Fact, fold, read_facts
-from neuraldb_faiss.store import Store, files
+from neuraldb_faiss.store import Store, compact, files
 
 SAID = ("id", "identity", "subject", "prompt", "target", "target_true", "relation", "sources", "metadata")
 
@@ -87,6 +88,24 @@ def test_a_failing_disk_leaves_nothing(
             export(rich, quick_path / "facts.out", format)
     assert sorted(path.name for path in quick_path.iterdir()) == before
     assert export(rich, quick_path / "facts.out", format).facts == 5
+
+
+@pytest.mark.parametrize("format", ["jsonl", "safetensors"])
+def test_a_compaction_meanwhile_is_told(
+    rich: Store, quick_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    """Facts that ended since the generation that is exported may be missing from what was read."""
+    real = files.write
+
+    def write(*arguments: Any) -> None:
+        monkeypatch.setattr(files, "write", real)
+        compact(rich)
+        real(*arguments)
+
+    monkeypatch.setattr(files, "write", write)
+    with pytest.raises(StoreError, match="was compacted while generation 2 was exported: export again"):
+        export(rich, quick_path / "facts", format, at=2)
+    assert list(quick_path.glob("*facts*")) == []
 
 
 def test_an_unknown_format_or_generation_is_refused(rich: Store, quick_path: Path) -> None:
