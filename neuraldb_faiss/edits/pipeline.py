@@ -174,14 +174,23 @@ def solve_piece(editor: Editor, piece: list[Group], drop_failed: bool) -> Solved
     """Keys and residuals of one piece.
 
     A text's first token is unlike all others (its hidden state is some nine times longer), so no one residual serves
-    a subject there and behind a prefix: a group whose raw key was taken at position 0 has a second entry for it.
+    a subject there and behind a prefix: a group with a key taken at position 0 has a second entry for it. Where the
+    prompts do not begin with the subject themselves, it is solved on such texts (`leading`).
     """
+    from neuraldb_faiss.index.key_tokens import at_start, is_bare
+    from neuraldb_faiss.solver.prefixes import leading
+
     # Facts of a group have the same key: the first one's rows stand for all.
     rows = editor.make_keys([group.facts[0] for group in piece])
     edited = editor.make_residuals([group.facts for group in piece])
-    heads = [int(number) for number in rows.fact[rows.token >= 0]]
-    alone = editor.make_residuals([piece[n].facts for n in heads], prefixed=False) if heads else []
-    at_head = dict(zip(heads, alone, strict=True))
+    first = at_start(rows.token)
+    begun: dict[int, tuple[Fact, ...]] = {}
+    for number, bare in zip(rows.fact[first].tolist(), is_bare(rows.token[first]), strict=True):
+        facts_there = [text for fact in piece[number].facts for text in leading(fact)] if bare else piece[number].facts
+        if facts_there:
+            begun[number] = tuple(facts_there)
+    alone = editor.make_residuals(list(begun.values()), prefixed=False) if begun else []
+    at_head = dict(zip(begun, alone, strict=True))
     time = now()
     facts: list[StoredFact] = []
     kept: list[Edited] = []
@@ -189,13 +198,14 @@ def solve_piece(editor: Editor, piece: list[Group], drop_failed: bool) -> Solved
     key_rows: list[int] = []
     for number, (group, one) in enumerate(zip(piece, edited, strict=True)):
         head = at_head.get(number)
-        outcomes = (head or one).facts  # on the raw prompt
+        raw_there = head is not None and begun[number] is group.facts
+        outcomes = (head if raw_there and head else one).facts  # on the raw prompt
         if drop_failed and any(outcome is not None and not outcome.took for outcome in outcomes):
             continue
         mine = rows.fact == number
-        entries = [(group.key_id, one, mine & (rows.token < 0))]
+        entries = [(group.key_id, one, mine & ~first)]
         if head is not None:
-            entries.append((group.key_id + HEAD, head, mine & (rows.token >= 0)))
+            entries.append((group.key_id + HEAD, head, mine & first))
         for key_id, solved, keys in entries:
             for fact, outcome in zip(group.facts, outcomes, strict=True):
                 known: Mapping[str, object] = {} if outcome is None else {

@@ -15,6 +15,7 @@ from neuraldb_faiss.guard.name_files import load_subjects, save_subjects
 from neuraldb_faiss.guard.name_index import Folded, Speller, Subjects
 from neuraldb_faiss.index.base import EntrySource
 from neuraldb_faiss.index.device_matcher import Candidates
+from neuraldb_faiss.index.key_tokens import YIELD, as_bare
 from neuraldb_faiss.index.matcher import Matches, as_rows, decide
 from neuraldb_faiss.index.vectors import unit_rows
 
@@ -122,7 +123,8 @@ class SubjectMatcher:
             wide = as_rows(queries[torch.from_numpy(asked).to(queries.device)])
             usable = unit_rows(wide)[1][place]
             best, cosines = np.full(len(asked), -1, np.int64), np.zeros(len(asked), np.float64)
-            decide(source, wide, place[usable], positions[usable], best, cosines, floors[usable])
+            parts = (part[usable] for part in (floors, found.behind))
+            decide(source, wide, place[usable], positions[usable], best, cosines, *parts)
             found_one = best >= 0
             entries[asked[found_one]] = source.key_entries[best[found_one]]
             scores[asked[found_one]] = cosines[found_one]
@@ -140,5 +142,7 @@ class SubjectMatcher:
         which, positions = view.keys_of(entries)
         rows, floors = rows[which], floors[which]
         source = view.source
-        fits = source.live[positions] & (source.key_tokens[positions] == first_tokens[rows])
-        return Candidates(rows[fits], positions[fits], floors[fits], source)
+        tokens, first = source.key_tokens[positions], first_tokens[rows]
+        bare = tokens == as_bare(first)
+        fits = source.live[positions] & (bare | (tokens == first))
+        return Candidates(rows[fits], positions[fits], floors[fits], source, np.where(bare, YIELD, 0.0)[fits])

@@ -70,4 +70,4 @@ def propose(
             near, at = Transfer(searcher.nearest(again, k, later)).arrays()
     which, keys = (np.concatenate([*parts, np.empty(0)]).astype(np.int64) for parts in (rows, positions))
     order = np.lexsort((keys, which))
-    return Candidates(which[order], keys[order], np.full(len(order), -1.0), source)
+    return Candidates(which[order], keys[order], np.full(len(order), -1.0), source, np.zeros(len(order)))

@@ -19,12 +19,14 @@ from neuraldb_faiss.index.vectors import rows_per_block
 @dataclass(frozen=True, slots=True)
 class Candidates:
     """Keys that may answer. rows: int64 [m], numbers of queries, ascending. positions: int64 [m], of stored keys; no
-    pair comes twice. floors: float64 [m], the cosine that each needs beside the gate. source: the snapshot."""
+    pair comes twice. floors: float64 [m], the cosine that each needs beside the gate. source: the snapshot. behind:
+    float64 [m], how much nearer than another each must be to win."""
 
     rows: np.ndarray
     positions: np.ndarray
     floors: np.ndarray
     source: EntrySource
+    behind: np.ndarray
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -50,7 +52,8 @@ def unit_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def decide(candidates: Candidates, queries: torch.Tensor, gamma: float) -> Decision:
     """The exact winner of every row among its candidates, where its cosine exceeds gamma and its floor.
 
-    queries: [n, d1], floating, any norm; a row without a direction fires nothing. Equal cosines go to the lowest key.
+    queries: [n, d1], floating, any norm; a row without a direction fires nothing. The winner has the highest cosine
+    after `behind` is taken off; equal ones go to the lowest key.
     """
     device, source = queries.device, candidates.source
     groups, place = np.unique(candidates.rows, return_inverse=True)
@@ -68,9 +71,10 @@ def decide(candidates: Candidates, queries: torch.Tensor, gamma: float) -> Decis
         cosines[part] = torch.where(torch.isfinite(norms) & (norms > 0) & torch.isfinite(found), found, 0.0)
     least = to_device(candidates.floors, device)
     high = (cosines >= least) & (cosines > gamma)
-    top = torch.full((len(groups),), -2.0, dtype=torch.float64, device=device)
-    top = top.scatter_reduce(0, group, torch.where(high, cosines, -2.0), "amax")
-    best = high & (cosines == top[group])
+    rank = cosines - to_device(candidates.behind, device)
+    top = torch.full((len(groups),), -4.0, dtype=torch.float64, device=device)
+    top = top.scatter_reduce(0, group, torch.where(high, rank, -4.0), "amax")
+    best = high & (rank == top[group])
     beyond = source.n_keys
     lowest = torch.full((len(groups),), beyond, dtype=torch.int64, device=device)
     lowest = lowest.scatter_reduce(0, group, torch.where(best, positions, beyond), "amin")

@@ -17,6 +17,7 @@ from neuraldb_faiss.index.candidates import propose
 from neuraldb_faiss.index.device_matcher import Candidates
 from neuraldb_faiss.index.factory import make_searcher
 from neuraldb_faiss.index.gpu import GpuSearcher
+from neuraldb_faiss.index.key_tokens import is_bare
 from neuraldb_faiss.index.locks import ReadWriteLock
 from neuraldb_faiss.index.vectors import exact_cosines, unit_blocks, unit_rows
 
@@ -42,7 +43,7 @@ class Matches:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """What one generation allows. Masks are None where they would be all True."""
+    """What one generation allows, keys of bare names left out. Masks are None where they would be all True."""
 
     source: EntrySource
     live: np.ndarray | None
@@ -52,8 +53,8 @@ class _View:
 
     @classmethod
     def of(cls, source: EntrySource) -> _View:
-        live = np.asarray(source.live, bool)
         tokens = np.asarray(source.key_tokens)
+        live = np.asarray(source.live, bool) & ~is_bare(tokens)
         heads: dict[int, list[int]] = {}
         for position in np.flatnonzero(live & (tokens >= 0)):
             heads.setdefault(int(tokens[position]), []).append(int(position))
@@ -225,12 +226,12 @@ class Matcher:
 
 def decide(
     source: EntrySource, rows: np.ndarray, which: np.ndarray, positions: np.ndarray, best: np.ndarray,
-    scores: np.ndarray, floors: np.ndarray | None = None,
+    scores: np.ndarray, floors: np.ndarray | None = None, behind: np.ndarray | None = None,
 ) -> None:  # fmt: skip
     """The exact winner among candidates: queries `which` [m] of `rows` against the keys at `positions` [m].
 
     Fills the queries' places in `best` (key position) and `scores` (cosine, float64). A candidate whose cosine is below
-    its floor [m] is none.
+    its floor [m] is none. behind [m]: how much nearer than another each must be to win.
     """
     if not len(which):
         return
@@ -238,9 +239,10 @@ def decide(
     if floors is not None:
         high = cosines >= floors
         which, positions, cosines = which[high], positions[high], cosines[high]
+        behind = None if behind is None else behind[high]
         if not len(which):
             return
-    order = np.lexsort((positions, -cosines, which))
+    order = np.lexsort((positions, -cosines if behind is None else behind - cosines, which))
     winners = order[np.r_[True, np.diff(which[order]) != 0]]
     best[which[winners]] = positions[winners]
     scores[which[winners]] = cosines[winners]

@@ -37,6 +37,7 @@ from neuraldb_faiss.models.fingerprint import fingerprint
 from neuraldb_faiss.models.identity import check_model, model_name
 from neuraldb_faiss.models.interventions import check_causal
 from neuraldb_faiss.models.tokenization import encode_prompt, has_chat
+from neuraldb_faiss.solver.bare_keys import with_bare_keys
 from neuraldb_faiss.solver.keys import KeyRows, compute_keys
 from neuraldb_faiss.solver.prefixes import generate_prefixes
 from neuraldb_faiss.solver.residuals import FactOutcome, solve_residuals
@@ -183,9 +184,12 @@ class Editor:
         return key_ids(self.tokenizer, facts)
 
     def make_keys(self, facts: Sequence[Fact]) -> KeyRows:
-        """Keys of these facts (eq. 20), one or two rows each."""
+        """Keys of these facts (eq. 20), one or two rows each; under a guard, those of bare names behind them."""
         mode: Literal["two", "paper"] = "paper" if self.keys == "paper" else "two"
-        return compute_keys(self.model, self.tokenizer, self.site, facts, self.prefixes, mode)
+        rows = compute_keys(self.model, self.tokenizer, self.site, facts, self.prefixes, mode)
+        if mode == "paper" or self.guard == "none":
+            return rows
+        return with_bare_keys(self.model, self.tokenizer, self.site, rows, facts, self.prefixes)
 
     def make_residuals(self, groups: Sequence[Sequence[Fact]], *, prefixed: bool = True) -> list[Edited]:
         """One residual a group, of the database's kind ("none": zeros); for raw prompts alone without `prefixed`."""

@@ -38,8 +38,8 @@ Ids = tuple[int, ...]
 class KeyRows:
     """Keys of some facts, not normalised; n rows, ordered by fact.
 
-    `keys` float32 [n, d1]; `fact` int64 [n], the index of each row's fact; `token` int32 [n], the token's
-    id where a raw key was taken at position 0 of its text (only the token tells such keys apart), else -1.
+    `keys` float32 [n, d1]; `fact` int64 [n], the index of each row's fact; `token` int32 [n], where each was taken
+    (see `index.key_tokens`).
     """
 
     keys: np.ndarray
@@ -75,7 +75,7 @@ def compute_keys(
     heads = iter([row.ids[: row.last + 1] for row in encoded])
     for i in range(len(facts)):
         group[i] = known.setdefault(tuple(islice(heads, 1 + len(prefixes))), len(known))
-    runner = _Runner(model, site, max_tokens)
+    runner = KeyRunner(model, site, max_tokens)
     raw = np.zeros((len(known), site.d1), dtype=np.float32)
     mean = np.zeros_like(raw)
     with frozen(model), torch.no_grad():
@@ -108,7 +108,7 @@ def _check(raw: np.ndarray, mean: np.ndarray, group: np.ndarray, facts: Sequence
         )
 
 
-class _Runner:
+class KeyRunner:
     """Forward passes that end at the site's module and give its input at each row's last token."""
 
     def __init__(self, model: Any, site: FFNSite, max_tokens: int) -> None:

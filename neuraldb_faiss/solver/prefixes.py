@@ -8,20 +8,19 @@ nor the device changes them, and a database stores them: without them no build c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from neuraldb_faiss.errors import BuildError
+from neuraldb_faiss.errors import BuildError, FactError
+from neuraldb_faiss.facts.fact import MARK, Fact
 from neuraldb_faiss.models.interventions import frozen
 from neuraldb_faiss.models.sites import input_device
 from neuraldb_faiss.models.tokenization import encode_prompts
 
-if TYPE_CHECKING:
-    from neuraldb_faiss.facts.fact import Fact
-
 SEEDS: tuple[str, ...] = ("The", "Therefore", "Because", "I", "You")
 TOP_K = 5
+SIGNS = (". ", ": ", "\n")
 
 
 def contexts(fact: Fact, prefixes: Sequence[str]) -> list[tuple[str, tuple[int, int]]]:
@@ -32,6 +31,23 @@ def contexts(fact: Fact, prefixes: Sequence[str]) -> list[tuple[str, tuple[int, 
         shift = len(prefix) + 2
         places.append((f"{prefix}. {text}", (start + shift, end + shift)))
     return places
+
+
+def leading(fact: Fact) -> list[Fact]:
+    """The fact as texts that begin with its subject, the rest of its prompt behind some sign; none where the prompt
+    begins so itself, or where that cannot be said.
+
+    "The capital of Japan is" becomes "Japan. The capital of is", and so on: no sentence, but the subject stands at the
+    text's beginning and nowhere else, and what is asked about it is there.
+    """
+    (start, end), text = fact.subject_span, fact.text
+    rest = " ".join((text[:start].strip() + " " + text[end:].strip()).split())
+    if not text[:start].strip():
+        return []
+    try:
+        return [Fact(fact.subject, f"{MARK}{sign}{rest}", fact.target) for sign in SIGNS]
+    except FactError:  # the rest, put together, names the subject
+        return []
 
 
 def generate_prefixes(model: Any, tokenizer: Any, *, seed: int = 0, length: int = 10) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ class StoredFact(Fact):
     Attributes:
         entry: id of the entry that serves it (while staging: row within the staged piece).
         key_id: facts of equal key_id have the same key (same tokens up to the subject's end); "@0" at its end marks
-            the entry that serves a subject which is the text's first token there, beside one for all other places.
+            the entry that serves a subject which is the text's first token, beside one for all other places.
         residual: kind of its residual ("memit", "pmet", "none").
         loss: final value of the objective (eq. 21), None where there was no residual to solve.
         nll, probability: of the target behind the raw prompt, mean per token; took: all its tokens were arg-max.

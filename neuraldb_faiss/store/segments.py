@@ -36,7 +36,7 @@ class Rows:
         keys: float16 [n, d1], unit length.
         key_norms: float32 [n], the length each key had (the linear editors need it).
         key_rows: int32 [n], the row of `entries` that each key belongs to.
-        key_tokens: int32 [n], the token id of a key taken at position 0, else -1.
+        key_tokens: int32 [n], where each key was taken: see `index.key_tokens`.
         entries: int64 [m], ascending entry ids.
         residuals: float16 [m, d2], to be multiplied by `residual_scales`, float32 [m].
     """

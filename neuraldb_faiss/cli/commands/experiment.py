@@ -53,6 +53,7 @@ def experiment(
     scaling            false fires, lookups, opening, memory, merging, up to 1,000,000 entries
     gate               false fires in ordinary text against recall, for each guard
     gate-variants      other keys for the plain gate
+    bare-names         names of one word wherever they stand, and what finding them costs
     many-facts         subjects with several facts
     contexts           facts asked alone, behind long text, in chats
     perplexity         of ordinary text, where subjects are named and where not

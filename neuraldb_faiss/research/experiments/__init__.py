@@ -14,6 +14,7 @@ from neuraldb_faiss.errors import EvaluationError
 EXPERIMENTS = {
     "gate": "gate",
     "gate-variants": "gate_variants",
+    "bare-names": "bare_names",
     "many-facts": "many_facts",
     "contexts": "contexts",
     "perplexity": "perplexity",

@@ -194,6 +194,27 @@ def test_contexts(go: Any, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert (alone["begins"], alone["said"]) == (0.5, 1.0)
 
 
+def test_bare_names(go: Any, texts: Path, tmp_path: Path) -> None:
+    cases = [
+        {"subject": name, "prompt": "{} is in", "target_new": "Rome", "ground_truth": "Paris", "case_id": number,
+         "rephrase_prompt": f"It is far. {name} is a city in", "locality_prompt": "Tokyo is in",
+         "locality_ground_truth": "Japan"}
+        for number, name in enumerate(["Madrid", "Berlin", "The", "Eiffel Tower", "Marie Curie"])
+    ]  # fmt: skip
+    file = write(tmp_path / "names.jsonl", cases)
+    how = ("--set", f"texts='{texts}'", "--set", "tokens=60", "--set", "letters=3", "--set", "answers=2")
+    rows, out = go("bare-names", "--cases", file, *how, "--set", "length=2", "--set", "floors=[0.0,1.0]", facts=5)
+    (cost,) = [row for row in rows if row["what"] == "cost"]
+    assert (cost["facts"], cost["names"], cost["keys"]) == (5, 3, 10) and cost["bare_entries"] == 1
+    fires = {(row["text"], row["floor"]): row["fired"] for row in rows if row["what"] == "fires"}
+    assert fires["start", 0.0] == 1.0  # the very key
+    assert all(fires[kind, 0.0] >= fires[kind, 1.0] for kind, _ in fires)
+    assert {row["tokens"] >= 60 for row in rows if row["what"] == "ordinary text"} == {True}
+    answers = {(row["method"], row["name"]): row["facts"] for row in rows if row["what"] == "answers"}
+    assert answers == {(method, name): 1 for method in ("base", "neuraldb") for name in ("one token", "several")}
+    assert (out / "fires-false-fires.svg").exists()
+
+
 def test_what_an_answer_says() -> None:
     assert says("It is Rome.", "Rome") and says("C++, of course", "C++")
     assert not says("A Roman. Romeo", "Rome")
