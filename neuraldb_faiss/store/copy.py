@@ -48,7 +48,7 @@ def copy(
                     _fill(store, temporary, link, beside)
                 break
             except FileNotFoundError as error:
-                # A compaction may have replaced the segments after the catalog was read.
+                # A commit may have joined or compacted the segments after the catalog was read.
                 if store.generation == newest:
                     raise StoreError(f"{error.filename} is missing (a half-copied database?)") from None
     except OSError as error:
@@ -58,10 +58,13 @@ def copy(
 
 
 def _fill(store: Store, folder: Path, link: bool, beside: Callable[[Store], Mapping[str, bytes]] | None) -> None:
-    _copy_catalog(store, folder)
-    with closing(Catalog(folder)) as catalog:
-        check_catalog(catalog, store.root)
+    path = folder / schema.NAME
+    store.catalog.copy_to(path)
+    with closing(Catalog(folder, write=True)) as catalog:
         _copy_segments(store, catalog, folder, link)
+        catalog.clean()
+        check_catalog(catalog, store.root)
+    files.sync_file(path)
     copied = Store(folder)
     try:
         copied.snapshot()  # raises where an array is not what the catalog says
@@ -72,21 +75,10 @@ def _fill(store: Store, folder: Path, link: bool, beside: Callable[[Store], Mapp
         atomic.write_file(folder / name, data)
 
 
-def _copy_catalog(store: Store, folder: Path) -> None:
-    path = folder / schema.NAME
-    store.catalog.copy_to(path)
-    catalog = Catalog(folder, write=True)
-    try:
-        catalog.clean()
-    finally:
-        catalog.close()
-    files.sync_file(path)
-
-
 def _copy_segments(store: Store, catalog: Catalog, folder: Path, link: bool) -> None:
-    """The segments that the copied `catalog` names."""
+    """The segments that the copied `catalog` names; the newest first, which are small: a commit may join them soon."""
     error_of = error_for(store.catalog, catalog.generation)
-    for record in catalog.segments(catalog.generation):
+    for record in reversed(catalog.segments(catalog.generation)):
         target = folder / "segments" / record.name
         files.make_folder(target)
         for name in (f"{array}.npy" for array in ARRAYS):

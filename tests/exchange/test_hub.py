@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard, constants
@@ -106,16 +108,15 @@ def test_a_copy_is_of_the_last_commit_while_a_writer_works(rich: Store, quick_pa
 def test_a_compaction_amid_a_copy_starts_it_again(
     rich: Store, quick_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from neuraldb_faiss.store import copy as copying
+    copying = import_module("neuraldb_faiss.store.copy")  # its name in the package is that of the function
+    real, reader = copying._copy_segments, Store(rich.root)
 
-    real, reader = copying._copy_catalog, Store(rich.root)
-
-    def then_compact(store: Store, folder: Path) -> None:
-        real(store, folder)
+    def after_a_compaction(store: Store, *arguments: Any) -> None:
         if store.generation == 4:
             compact(rich)
+        real(store, *arguments)
 
-    monkeypatch.setattr(copying, "_copy_catalog", then_compact)
+    monkeypatch.setattr(copying, "_copy_segments", after_a_compaction)
     copied = copy(reader, quick_path / "copy")
     assert copied.generation == 5 and verify(copied, deep=True) == []
 
