@@ -12,7 +12,6 @@ from neuraldb_faiss.fingerprint import Fingerprint
 from neuraldb_faiss.strict_json import is_count, is_number, is_strings, shown
 
 GUARDS = ("subject", "whole-words", "none")
-RESIDUALS = ("memit", "pmet", "none")
 KEYS = ("two", "paper")
 
 # The gate γ (a cosine, eq. 11) by guard: the paper's where the cosine alone decides; lower where the text must name the
@@ -186,8 +185,8 @@ class DatabaseConfig:
             raise CorruptError(f"the stored setting config cannot be read (it has {names})") from None
 
     def check_known(self) -> None:
-        """Raises CorruptError where keys, residual or guard are of a kind that this version does not know."""
-        for name, known in (("keys", KEYS), ("residual", RESIDUALS), ("guard", GUARDS)):
+        """Raises CorruptError where keys or guard are of a kind that this version does not know."""
+        for name, known in (("keys", KEYS), ("guard", GUARDS)):
             if (value := getattr(self, name)) not in known:
                 raise CorruptError(f"the stored setting {name} is {shown(value)}, which it cannot be")
 

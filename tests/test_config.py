@@ -82,7 +82,7 @@ def test_objective_and_fingerprint_are_read_when_asked_for() -> None:
         _ = config.model
 
 
-@pytest.mark.parametrize("name", ["keys", "residual", "guard"])
+@pytest.mark.parametrize("name", ["keys", "guard"])
 def test_a_stored_kind_that_is_not_known_is_damage(name: str) -> None:
     config = DatabaseConfig.from_json({**STORED, name: "odd"})
     with pytest.raises(CorruptError, match=f"the stored setting {name} is 'odd'"):

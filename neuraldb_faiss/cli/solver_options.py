@@ -8,12 +8,13 @@ from typing import Any
 import click
 
 from neuraldb_faiss.cli import options as opt
+from neuraldb_faiss.solver.objectives import registry as objectives
 
 solver_options = opt.both(
     opt.layer,
     click.option(
         "--residual",
-        type=click.Choice(["memit", "pmet", "none"]),
+        type=opt.Kinds(objectives.names),
         help="Whose objective solves residuals; none makes keys only, to measure gates and lookups. [default: memit]",
     ),
     opt.keys,

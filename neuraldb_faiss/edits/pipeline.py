@@ -11,15 +11,13 @@ import numpy as np
 
 from neuraldb_faiss.errors import BuildError
 from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.solver.objectives.registry import REGISTRY
 from neuraldb_faiss.store import StoredFact, Transaction
 from neuraldb_faiss.store.records import canonical
 from neuraldb_faiss.store.transaction import now
 
 if TYPE_CHECKING:  # it imports torch
     from neuraldb_faiss.solver.editor import Edited, Editor
-
-# Facts a staged piece holds, by residual: what a kill can cost is one piece.
-PIECE = {"none": 512, "memit": 16, "pmet": 16}
 
 # Ends the key_id of a group's second entry, which serves its raw prompts at position 0.
 HEAD = "@0"
@@ -134,7 +132,7 @@ def solve_into(
     Raises:
         BuildError: a key or a loss is not finite, or drop_failed leaves nothing.
     """
-    pieces = _pieces(groups, PIECE[planner.residual])
+    pieces = _pieces(groups, REGISTRY[planner.residual].piece)
     staged = transaction.resume(_plan(planner, groups, drop_failed)) if resume else 0
     sizes = [sum(len(group.facts) for group in piece) for piece in pieces]
     total, done = sum(sizes), sum(sizes[:staged])

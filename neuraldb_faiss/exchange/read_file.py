@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from neuraldb_faiss.config import DatabaseConfig
 from neuraldb_faiss.errors import CorruptError, FactError, FormatError, NeuralDBError, StoreError
 from neuraldb_faiss.exchange.layout import LOCAL, MARK, STATES, TENSORS, TYPES, VERSION, Sizes, read_line
+from neuraldb_faiss.solver.objectives.registry import check_stored
 from neuraldb_faiss.store import Piece, StoredFact
 from neuraldb_faiss.store.transaction import SEGMENT_ENTRIES
 from neuraldb_faiss.strict_json import INTEGERS, MAX_TEXT, is_count, is_strings, parse, parse_object
@@ -178,6 +179,7 @@ class VectorFile:
         try:
             config = DatabaseConfig.from_json({name: value for name, value in settings.items() if name not in LOCAL})
             config.check_known()
+            check_stored(config.residual)
             _ = config.model
         except (NeuralDBError, ValueError) as error:
             raise self._corrupt(str(error)) from None

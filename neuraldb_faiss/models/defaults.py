@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import nn
 
@@ -25,13 +24,13 @@ class EditDefaults:
     kl_factor: float
 
 
-_Shape = tuple[str, int, int, int]
+Shape = tuple[str, int, int, int]  # model type, hidden size d2, layers, intermediate size d1
 
 _COMMON = EditDefaults(layer=1, steps=20, lr=0.5, weight_decay=0.5, clamp=0.75, kl_factor=0.0625)
 
-# (model type, hidden size d2, layers, intermediate size d1). The first three rows are the paper's choice of
+# The first three rows are the paper's choice of
 # layer (arXiv 2507.18028) with MEMIT's settings (arXiv 2210.07229); the last was measured on CounterFact.
-_KNOWN: dict[_Shape | None, EditDefaults] = {
+_KNOWN: dict[Shape | None, EditDefaults] = {
     ("gpt2", 1600, 48, 6400): replace(_COMMON, layer=17),  # GPT-2 XL
     ("gptj", 4096, 28, 16384): replace(_COMMON, layer=8, steps=25),  # GPT-J 6B
     ("llama", 4096, 32, 14336): replace(_COMMON, layer=7, steps=25, lr=0.1),  # Llama 3 and 3.1 8B
@@ -39,31 +38,27 @@ _KNOWN: dict[_Shape | None, EditDefaults] = {
 }
 
 
-# What PMET has otherwise: its reference code's for GPT-J 6B (arXiv 2308.08742), and a model's own where that does
-# not do. SmolLM2's FFN gives at layer 3 a vector a quarter as long as the layer's, so the bound must be wider.
-_PMET: dict[str, Any] = {"steps": 30, "lr": 0.2, "kl_factor": 1.0}
-_PMET_OWN: dict[_Shape | None, dict[str, Any]] = {
-    ("llama", 576, 30, 1536): {"lr": 0.5, "kl_factor": 0.0625, "clamp": 4.0},
-}
-
-
-def edit_defaults(
-    model: nn.Module, ffn_module: str | None = None, residual: str = "memit"
-) -> tuple[EditDefaults, bool]:
-    """The settings for ``model`` and this kind of residual, and whether its shape is a known one.
+def edit_defaults(model: nn.Module, ffn_module: str | None = None) -> tuple[EditDefaults, bool]:
+    """The settings for ``model``, and whether its shape is a known one.
 
     An unknown model gets a middle-early layer, a fifth of the way up, where the methods of this family edit;
     it should be checked (``--layer``). Raises ModelError where the model has no layers that could be edited.
     """
-    n_layers = layer_count(model, ffn_module)
-    guess = min(max(1, round(n_layers * 0.2)), n_layers - 1)
-    found, shape = replace(_COMMON, layer=guess), None
+    shape = model_shape(model, ffn_module)
+    return _KNOWN.get(shape) or replace(_COMMON, layer=_guess(model, ffn_module)), shape in _KNOWN
+
+
+def model_shape(model: nn.Module, ffn_module: str | None = None) -> Shape | None:
+    """(model type, d2, layers, d1); None where the layer that would be edited by default has no FFN of its own (a
+    mixture of experts, say; another one may still be chosen). Raises ModelError where the model has no layers."""
+    guess = _guess(model, ffn_module)
     try:
         site = find_site(model, guess, ffn_module)
-        shape = (model_type(model), site.d2, n_layers, site.d1)
-        found = _KNOWN.get(shape, found)
-    except ModelError:  # that layer is a mixture of experts, say; another one may still be chosen
-        pass
-    if residual == "pmet":
-        found = replace(found, **{**_PMET, **_PMET_OWN.get(shape, {})})
-    return found, shape in _KNOWN
+    except ModelError:
+        return None
+    return model_type(model), site.d2, layer_count(model, ffn_module), site.d1
+
+
+def _guess(model: nn.Module, ffn_module: str | None) -> int:
+    n_layers = layer_count(model, ffn_module)
+    return min(max(1, round(n_layers * 0.2)), n_layers - 1)

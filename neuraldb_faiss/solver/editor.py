@@ -1,4 +1,4 @@
-"""A model set up to make keys and residuals in one fixed way: the settings a database keeps."""
+"""Editor: a model, and the settings by which a database's keys and residuals are made with it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 from neuraldb_faiss.config import (
     GAMMAS,
     KEYS,
-    RESIDUALS,
     DatabaseConfig,
     ResidualConfig,
     check_choice,
@@ -27,8 +26,6 @@ from neuraldb_faiss.guard.texts import Texts
 from neuraldb_faiss.models import (
     EditDefaults,
     FFNSite,
-    edit_defaults,
-    find_attention,
     find_site,
     key_ids,
 )
@@ -39,6 +36,7 @@ from neuraldb_faiss.models.interventions import check_causal
 from neuraldb_faiss.models.tokenization import encode_prompt, has_chat
 from neuraldb_faiss.solver.bare_keys import with_bare_keys
 from neuraldb_faiss.solver.keys import KeyRows, compute_keys
+from neuraldb_faiss.solver.objectives.registry import DEFAULT, REGISTRY, check_stored
 from neuraldb_faiss.solver.prefixes import generate_prefixes
 from neuraldb_faiss.solver.residuals import FactOutcome, solve_residuals
 
@@ -78,7 +76,7 @@ class Editor:
         tokenizer: Any,
         *,
         layer: int | None = None,
-        residual: str = "memit",
+        residual: str = DEFAULT,
         keys: str = "two",
         guard: str = "subject",
         gamma: float | None = None,
@@ -86,7 +84,7 @@ class Editor:
         seed: int = 0,
         **overrides: Any,
     ) -> Editor:
-        """For a new database. None stands for the model's default (`edit_defaults`).
+        """For a new database. None stands for the default of the model and the objective.
 
         Args:
             overrides: fields of ResidualConfig (steps, lr, weight_decay, clamp, kl_factor, stop_loss, kl_prompts,
@@ -94,7 +92,7 @@ class Editor:
 
         Raises:
             BuildError: an unknown kind, or a value out of range.
-            ModelError: no FFN, no such layer, no attention where PMET needs one, a model that is not causal, one with
+            ModelError: no FFN, no such layer, not what the objective needs, a model that is not causal, one with
                 learnt virtual tokens (PEFT), or a tokenizer that the guard cannot read.
         """
         if has_virtual_tokens(model):
@@ -102,12 +100,11 @@ class Editor:
                 "PEFT puts learnt tokens in front of this model's every prompt (prompt learning), and keys are made"
                 " without them: build inside `with model.disable_adapter():`, and attach there too"
             )
-        check_choice("residual", residual, RESIDUALS)
         check_choice("keys", keys, KEYS)
-        defaults = edit_defaults(model, ffn_module, residual)[0]
+        objective = REGISTRY[residual].load()
+        defaults = objective.defaults(model, ffn_module)
         site = find_site(model, defaults.layer if layer is None else layer, ffn_module)
-        if residual == "pmet":
-            find_attention(model, site)  # before anything slow
+        objective.second_site(model, site)  # a model that lacks it is refused before anything slow
         config = _config(defaults, overrides)
         if config.chat and not has_chat(tokenizer):
             raise BuildError("the tokenizer has no chat template, so nothing can be solved for one: leave out --chat")
@@ -139,6 +136,7 @@ class Editor:
             CorruptError: its settings are none that this program writes.
         """
         config.check_known()
+        check_stored(config.residual)
         return cls(
             model=model,
             tokenizer=tokenizer,
@@ -192,14 +190,13 @@ class Editor:
         return with_bare_keys(self.model, self.tokenizer, self.site, rows, facts, self.prefixes)
 
     def make_residuals(self, groups: Sequence[Sequence[Fact]], *, prefixed: bool = True) -> list[Edited]:
-        """One residual a group, of the database's kind ("none": zeros); for raw prompts alone without `prefixed`."""
-        if self.residual == "none":
+        """One residual a group, by the database's objective; for raw prompts alone without `prefixed`."""
+        if not REGISTRY[self.residual].load().solves:
             zero = np.zeros(self.site.d2, np.float32)
             return [Edited(zero, None, (None,) * len(group)) for group in groups]
         prefixes = self.prefixes if prefixed else ()
         config = self.config if prefixed else replace(self.config, chat=False)
-        kind: Literal["memit", "pmet"] = "pmet" if self.residual == "pmet" else "memit"
-        solved = solve_residuals(self.model, self.tokenizer, self.site, groups, prefixes, config, kind=kind)
+        solved = solve_residuals(self.model, self.tokenizer, self.site, groups, prefixes, config, kind=self.residual)
         return [Edited(one.residual, one.loss, one.facts) for one in solved]
 
     def digest(self) -> str:

@@ -1,69 +1,14 @@
-"""The objective of equation 21 over a batch of groups, and Adam that can drop groups on the way.
-
-A group has S vectors: one for MEMIT's residual (added to the FFN's output), two for PMET's (see `pmet`).
-"""
+"""Adam on vectors of which some may be dropped on the way, their bound, and what becomes of the facts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from neuraldb_faiss.config import ResidualConfig
 from neuraldb_faiss.solver.batch import Picks
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Losses of G groups."""
-
-    loss: Tensor  # float32 [G], differentiable
-    stop: Tensor  # float32 [G]: the loss with the largest fact's NLL in place of the mean one
-    kl: Tensor  # float32 [G]
-    hit: Tensor  # bool [G]: every target token of every row is the arg-max
-
-
-def evaluate(
-    logits: Tensor,
-    base: Tensor,
-    r: Tensor,
-    h_norm: Tensor,
-    picks: Picks,
-    config: ResidualConfig,
-    nll_scale: Tensor,
-) -> Evaluation:
-    """Equation 21 from the logits [N + K, vocab] at `picks`.
-
-    `base` [K, vocab] are the unedited log-probabilities at the KL places, `r` float32 [G, S, d2], `h_norm`
-    float32 [G, S], `nll_scale` float32 [G] a factor on the NLL term. The divergence is KL(edited || base), the
-    weight decay that of all S vectors. Everything is computed in float32.
-    """
-    n, n_facts = len(picks.target), len(picks.group_of_fact)
-    logits = logits.float()
-    nll = F.cross_entropy(logits[:n], picks.target, reduction="none")
-    fact_nll = nll.new_zeros(n_facts).index_add(0, picks.fact, nll * picks.share)
-    n_groups = len(r)
-    mean_nll = group_mean(fact_nll, picks.group_of_fact, n_groups)
-    edited = F.log_softmax(logits[n:], dim=1)
-    kl = group_mean((edited.exp() * (edited - base)).sum(1), picks.group_of_kl, n_groups)
-    decay = (r.norm(dim=2) / h_norm.square()).sum(1)
-    rest = config.kl_factor * kl + config.weight_decay * decay
-    with torch.no_grad():
-        worst = fact_nll.new_full((n_groups,), float("-inf"))
-        worst = worst.scatter_reduce(0, picks.group_of_fact, fact_nll, "amax")
-        wrong = logits[:n].argmax(1) != picks.target
-        missed = torch.bincount(picks.group_of_fact[picks.fact[wrong]], minlength=n_groups)
-        stop = nll_scale * worst + rest
-    return Evaluation(nll_scale * mean_nll + rest, stop, kl.detach(), missed == 0)
-
-
-def group_mean(values: Tensor, group: Tensor, n_groups: int) -> Tensor:
-    """float32 [n_groups]: the mean of each group's `values` [n]; `group` int64 [n] names every group."""
-    total = values.new_zeros(n_groups).index_add(0, group, values)
-    return total / torch.bincount(group, minlength=n_groups)
 
 
 @torch.no_grad()

@@ -1,5 +1,4 @@
-"""Residuals: what must be added to the FFN's output at a subject for the model to say the new object (eq.
-21), found by MEMIT's objective or by PMET's.
+"""Residuals: what must be added to the FFN's output at a subject for the model to say the new object.
 
 Facts that share a key are one group and get one residual. Groups are independent of each other; they run
 together in batches because a model computes many rows at little more than the price of one.
@@ -11,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,13 +20,14 @@ from neuraldb_faiss.config import ResidualConfig
 from neuraldb_faiss.errors import BuildError
 from neuraldb_faiss.models.interventions import frozen
 from neuraldb_faiss.models.memory import in_parts, places_with_gradients
-from neuraldb_faiss.models.sites import FFNSite, find_attention, input_device, unwrap
+from neuraldb_faiss.models.sites import FFNSite, input_device, unwrap
 from neuraldb_faiss.solver.batch import Batch, Picks, Row, group_rows, prefix_tokens
 from neuraldb_faiss.solver.forward.base import Forward
 from neuraldb_faiss.solver.forward.packed import Heads
 from neuraldb_faiss.solver.forward.strategy import Ways, is_packed
-from neuraldb_faiss.solver.objectives import pmet
-from neuraldb_faiss.solver.optimizer import Adam, evaluate, outcomes, project
+from neuraldb_faiss.solver.objectives.base import Objective, Step
+from neuraldb_faiss.solver.objectives.registry import DEFAULT, REGISTRY
+from neuraldb_faiss.solver.optimizer import Adam, outcomes, project
 
 if TYPE_CHECKING:
     from neuraldb_faiss.facts.fact import Fact
@@ -58,7 +58,7 @@ class FactOutcome:
 class Solved:
     """A group's residual (float32 [d2]), its loss, the number of loss evaluations to it, and its facts' outcomes.
 
-    PMET's loss is that of both its vectors, the outcomes are those of the residual alone.
+    Where there is a second vector, the loss is that of both, and the outcomes are those of the residual alone.
     """
 
     residual: np.ndarray
@@ -75,7 +75,7 @@ def solve_residuals(
     prefixes: Sequence[str],
     config: ResidualConfig,
     *,
-    kind: Literal["memit", "pmet"] = "memit",
+    kind: str = DEFAULT,
     max_tokens: int | None = None,
 ) -> list[Solved]:
     """One residual for every group of facts that share a key, in the groups' order.
@@ -87,14 +87,13 @@ def solve_residuals(
     ||r|| <= clamp * ||h_init|| after each step (equation 21 with the reference code's settings). A group stops once
     the loss, with its worst fact's NLL in the place of the mean, is below stop_loss, and after config.steps once every
     fact is said (see `ResidualConfig`); if they never are, the vector with the lowest such loss from there on is taken.
-    kind="pmet" adds a second vector,
-    bounds both otherwise, and may stop earlier: see `pmet`.
+    That is `kind` "memit"; "pmet" adds a second vector, bounds both otherwise, and may stop earlier: see `objectives`.
 
     The model may be of any dtype; residuals and losses are float32. Weights are never changed. `max_tokens`
     bounds the places computed in one pass, by default by the free memory; groups are split into passes by length, and
     a pass that does not fit into memory is halved. Raises
     BuildError where a group has no facts, its loss is not finite, or the model has no gradient, and ModelError
-    where PMET finds no attention.
+    where the objective needs what the model does not have (PMET an attention).
     """
     if any(not group for group in groups):
         raise BuildError("cannot solve a residual for a group without facts: leave empty groups out")
@@ -107,7 +106,8 @@ def solve_residuals(
         raise BuildError(
             "the model was loaded under torch.inference_mode, so nothing can be solved with it: load it outside"
         )
-    attention = find_attention(model, site) if kind == "pmet" else None
+    objective = REGISTRY[kind].load()
+    attention = objective.second_site(model, site)
     if max_tokens is None:
         fill = CPU_TOKENS if input_device(model).type == "cpu" else GPU_TOKENS
         max_tokens = places_with_gradients(model, site, fill)
@@ -121,7 +121,9 @@ def solve_residuals(
         way = ways.fastest(Batch((rows[0],)), config.clamp)
 
         def solve(members: Sequence[int]) -> list[Solved | None]:
-            return _solve_batch(partial(ways.start, way), Batch(tuple(rows[g] for g in members)), config, site, kind)
+            return _solve_batch(
+                partial(ways.start, way), Batch(tuple(rows[g] for g in members)), config, site, objective
+            )
 
         batches = _split(rows, max_tokens, is_packed(way))
         for members, results in in_parts(batches, lambda members: _places(rows, members, is_packed(way)), solve):
@@ -168,7 +170,7 @@ def _split(rows: Sequence[tuple[Row, ...]], max_tokens: int, packed: bool) -> li
 
 
 def _solve_batch(
-    start: Callable[[Batch], Forward], batch: Batch, config: ResidualConfig, site: FFNSite, kind: str
+    start: Callable[[Batch], Forward], batch: Batch, config: ResidualConfig, site: FFNSite, objective: Objective
 ) -> list[Solved | None]:
     """Run one batch to its end; None stands for a group whose loss is not finite."""
     forward, whole = start(batch), batch
@@ -188,12 +190,10 @@ def _solve_batch(
         logits = forward.logits(r)
         if base is None:
             base = logits[len(picks.target) :].detach().float().log_softmax(1)
-        now = evaluate(logits, base, r, h_norm, picks, config, nll_scale)
+        now = objective.evaluate(Step(logits, base, r, h_norm, picks, nll_scale), config)
         stop = now.stop.tolist()
-        end = now.stop < config.stop_loss
-        if kind == "pmet":
-            end |= pmet.may_end(now)
-            nll_scale = pmet.next_nll_scale(now)
+        end = objective.ends(now, config)
+        nll_scale = objective.next_nll_scale(now)
         ended = [ends or step == most or not math.isfinite(stop[i]) for i, ends in enumerate(end.tolist())]
         late = step >= config.steps
         facts = _outcomes(logits, picks, len(active)) if late or any(ended) else []
@@ -224,7 +224,7 @@ def _solve_batch(
             picks = batch.picks(device)
             active = [active[i] for i in kept]
         r = project(adam.update(r, grad / scale), config.clamp * h_norm)
-    return results if kind == "memit" else _kept_alone(results, start(whole), whole, site.d2)
+    return results if h_norm.shape[1] == 1 else _kept_alone(results, start(whole), whole, site.d2)
 
 
 def _kept_alone(results: Sequence[Solved | None], forward: Forward, batch: Batch, d2: int) -> list[Solved | None]:

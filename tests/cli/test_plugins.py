@@ -14,6 +14,7 @@ from helpers.plugins import installed
 from neuraldb_faiss import NeuralDB
 from neuraldb_faiss.errors import SearchError
 from neuraldb_faiss.index.registry import REGISTRY as INDEX_KINDS
+from neuraldb_faiss.solver.objectives.registry import REGISTRY as OBJECTIVES
 
 TOY_INDEX = """
     import numpy as np
@@ -46,6 +47,24 @@ TOY_INDEX = """
             at = np.argsort(-scores, axis=1, kind="stable")[:, :k]
             near = np.take_along_axis(scores, at, axis=1)
             return near, np.where(np.isfinite(near), at, -1)
+"""
+
+
+TOY_OBJECTIVE = """
+    from neuraldb_faiss.solver.objectives.memit import Memit
+    from neuraldb_faiss.solver.objectives.registry import ObjectiveKind
+
+    row = ObjectiveKind("toy", "MEMIT's for two steps", "toy_objective:Toy")
+
+
+    class Toy(Memit):
+        def defaults(self, model, ffn_module=None):
+            from dataclasses import replace
+
+            return replace(super().defaults(model, ffn_module), steps=2)
+
+        def ends(self, now, config):
+            return now.stop < 1e9
 """
 
 
@@ -85,3 +104,19 @@ def test_without_the_package_the_error_names_the_kinds(run: Run, db: Path, tmp_p
     with NeuralDB.open(db) as opened, pytest.raises(SearchError, match="index kind 'toy': choose one of flat, ivf"):
         opened.matcher()
     assert run("reindex", db, "--index", "flat").exit_code == 0
+
+
+def test_another_packages_objective_builds_adds_and_is_named_in_help(run: Run, model: Path, tmp_path: Path) -> None:
+    facts, path = write(tmp_path / "facts.jsonl", FACTS[:2]), tmp_path / "db"
+    with installed(tmp_path, "toy_objective", TOY_OBJECTIVE, OBJECTIVES, "row"):
+        done = run("build", facts, "--out", path, "--model", model, "--residual", "toy", "--max-steps", 0)
+        assert done.exit_code == 0, done.output
+        added = run("add", path, write(tmp_path / "more.jsonl", FACTS[2:3]), "--model", model)
+        assert added.exit_code == 0, added.output
+        with NeuralDB.open(path) as db:
+            assert {fact.residual for fact in db.facts()} == {"toy"}
+            assert db.config.config["steps"] == 2
+            assert np.abs(db.snapshot.residuals(np.array([0]))).max() == 0  # ended at the first step: nothing was added
+        assert "memit|pmet|none|toy" in run("build", "--help").output
+    refused = run("add", path, write(tmp_path / "last.jsonl", FACTS[3:]), "--model", model)
+    assert refused.exit_code == 1 and "the stored setting residual is 'toy', which is not installed" in refused.stderr

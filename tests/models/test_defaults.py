@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from helpers.tiny import tiny
 from neuraldb_faiss.models.defaults import EditDefaults, edit_defaults
+from neuraldb_faiss.solver.objectives.pmet import Pmet
 
 LLAMA_8B = {
     "hidden_size": 4096,
@@ -58,7 +59,8 @@ def test_known_shapes(kind: str, config: dict[str, Any], expected: EditDefaults)
     ],
 )
 def test_known_shapes_for_pmet(kind: str, config: dict[str, Any], expected: EditDefaults) -> None:
-    assert edit_defaults(_shape(kind, **config), residual="pmet") == (expected, True)
+    model = _shape(kind, **config)
+    assert Pmet().defaults(model) == expected and edit_defaults(model)[1]
 
 
 def test_another_architecture_of_a_known_size_is_unknown() -> None:

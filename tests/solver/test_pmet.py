@@ -17,12 +17,13 @@ from helpers.tiny import save_tiny, tiny
 from neuraldb_faiss import Fact, NeuralDB, build
 from neuraldb_faiss.cli.commands.build import build as build_command
 from neuraldb_faiss.errors import BuildError, ModelError
-from neuraldb_faiss.models import edit_defaults, find_attention, find_site
+from neuraldb_faiss.models import find_attention, find_site
 from neuraldb_faiss.models.sites import FFNSite
 from neuraldb_faiss.solver import ResidualConfig, Solved, solve_residuals
 from neuraldb_faiss.solver.forward.strategy import Ways
 from neuraldb_faiss.solver.objectives import pmet
-from neuraldb_faiss.solver.optimizer import Evaluation
+from neuraldb_faiss.solver.objectives.base import Evaluation
+from neuraldb_faiss.solver.objectives.registry import REGISTRY
 
 PREFIXES = (
     "The city of",
@@ -199,7 +200,7 @@ def test_a_layer_without_attention_is_refused() -> None:
 
 
 def test_defaults_are_the_references_on_top_of_the_models() -> None:
-    memit, pmets = (edit_defaults(tiny("gptj")[0], residual=kind)[0] for kind in ("memit", "pmet"))
+    memit, pmets = (REGISTRY[kind].load().defaults(tiny("gptj")[0]) for kind in ("memit", "pmet"))
     assert (pmets.steps, pmets.lr, pmets.kl_factor) == (30, 0.2, 1.0)
     kept = ("layer", "weight_decay", "clamp")
     assert [getattr(pmets, name) for name in kept] == [getattr(memit, name) for name in kept]

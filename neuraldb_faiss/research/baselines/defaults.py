@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from neuraldb_faiss.models import EditDefaults, edit_defaults, find_site, layer_count
+from neuraldb_faiss.models import EditDefaults, find_site, layer_count
 from neuraldb_faiss.models.sites import model_type
 from neuraldb_faiss.research.baselines.settings import KINDS, Settings, check_method
+from neuraldb_faiss.solver.objectives.registry import REGISTRY
 
 _SPREAD = 5  # layers that MEMIT edits in most models
 
@@ -65,7 +66,7 @@ def default_settings(name: str, model: nn.Module) -> Settings:
     the model has no layers that could be edited.
     """
     check_method(name)
-    common, _ = edit_defaults(model, residual="pmet" if name == "pmet" else "memit")
+    common = REGISTRY["pmet" if name == "pmet" else "memit"].load().defaults(model)
     table = _KNOWN.get(_shape(model, common.layer), {})
     chosen = dict(table.get("memit" if name == "rect" else name, {}))
     one_layer = name in ("rome", "ft")

@@ -1,1 +1,1 @@
-"""Objectives for residuals: one module each."""
+"""Objectives of residuals: one module each."""
