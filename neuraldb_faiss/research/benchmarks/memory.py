@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 
 from neuraldb_faiss.database import NeuralDB
@@ -29,10 +30,8 @@ def memory_of(path: Path) -> dict[str, int]:
 
 
 def _resident() -> dict[str, int]:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)
-             if name in ("RssAnon", "RssFile")}  # fmt: skip
-    return {"anonymous": sizes["RssAnon"], "mapped": sizes["RssFile"]}
+    memory = psutil.Process().memory_info()
+    return {"anonymous": memory.rss - memory.shared, "mapped": memory.shared}
 
 
 def _answer(db: NeuralDB) -> None:
