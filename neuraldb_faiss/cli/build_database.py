@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neuraldb_faiss.cli.build_report import Listener
-from neuraldb_faiss.cli.loading import load_model
+from neuraldb_faiss.cli.build_report import UnheardRecorder
+from neuraldb_faiss.cli.loading import ModelChoice
 from neuraldb_faiss.cli.output import count, progress, say, warn
 
 if TYPE_CHECKING:
@@ -19,50 +19,56 @@ if TYPE_CHECKING:
 _Made = tuple["NeuralDB", "tuple[Fact, ...]"]  # the database, and the facts that were left out
 
 
-def build_database(
-    facts: Sequence[Fact],
-    out: Path,
-    model: str,
-    command: str,
-    settings: dict[str, Any],
-    cluster: tuple[str, int] | None = None,
-) -> dict[str, Any]:
-    """Build, here or on a Ray cluster (address, workers), and say what came of it, as JSON values."""
-    started = time.monotonic()
-    make = _build_here if cluster is None else partial(_build_on_ray, cluster)
-    db, unheard = make(facts, out, model, command, settings)
-    with db:
-        if settings["index"]["kind"] != "flat":
-            db.matcher()  # the index is made now, not when the first question is asked
-        info = db.info()
-    shown = {name: info[name] for name in ("facts", "entries", "failed", "generation")}
-    told = [fact.id for fact in unheard]
-    return {"path": str(out), **shown, "unheard": told, "seconds": round(time.monotonic() - started, 1)}
+@dataclass(frozen=True)
+class Build:
+    """A new database to build.
 
+    Attributes:
+        out: its folder.
+        model: named, not the database's.
+        command: as the history records it.
+        settings: of `solver_options.solver_settings`.
+        cluster: (address, number of workers) on Ray, or None for this process.
+    """
 
-def _build_here(facts: Sequence[Fact], out: Path, model: str, command: str, settings: dict[str, Any]) -> _Made:
-    from neuraldb_faiss.making import build as make
-    from neuraldb_faiss.making import guessed_layer
+    out: Path
+    model: ModelChoice
+    command: str
+    settings: dict[str, Any]
+    cluster: tuple[str, int] | None = None
 
-    loaded, tokenizer = load_model(model, settings.pop("device", None), settings.pop("dtype", None))
-    if "layer" not in settings and (guess := guessed_layer(loaded, settings.get("ffn_module"))):
-        warn(guess)
-    with progress("building") as report:
-        listener = Listener(report)
-        db = make(facts, loaded, tokenizer, out, report=listener, command=command, **settings)
-    return db, listener.unheard
+    def run(self, facts: Sequence[Fact]) -> dict[str, Any]:
+        """Build it of these facts, and return what came of it, as JSON values."""
+        started = time.monotonic()
+        db, unheard = self._here(facts) if self.cluster is None else self._on_ray(facts, *self.cluster)
+        with db:
+            if self.settings["index"]["kind"] != "flat":
+                db.matcher()  # the index is made now, not when the first question is asked
+            info = db.info()
+        shown = {name: info[name] for name in ("facts", "entries", "failed", "generation")}
+        left_out = [fact.id for fact in unheard]
+        return {"path": str(self.out), **shown, "unheard": left_out, "seconds": round(time.monotonic() - started, 1)}
 
+    def _here(self, facts: Sequence[Fact]) -> _Made:
+        from neuraldb_faiss.making import build, guessed_layer
 
-def _build_on_ray(
-    cluster: tuple[str, int], facts: Sequence[Fact], out: Path, model: str, command: str, settings: dict[str, Any]
-) -> _Made:
-    from neuraldb_faiss.integrations.ray import build_on_ray
+        model, tokenizer = self.model.load()
+        if "layer" not in self.settings and (guess := guessed_layer(model, self.settings.get("ffn_module"))):
+            warn(guess)
+        with progress("building") as report:
+            recorder = UnheardRecorder(report)
+            db = build(facts, model, tokenizer, self.out, report=recorder, command=self.command, **self.settings)
+        return db, recorder.unheard
 
-    address, workers = cluster
-    say(f"{count(workers, 'worker')} on Ray at {address}: loading {model}")
-    with progress("building") as report:
-        listener = Listener(report)
-        db = build_on_ray(
-            facts, model, out, address=address, workers=workers, report=listener, command=command, **settings
-        )
-    return db, listener.unheard
+    def _on_ray(self, facts: Sequence[Fact], address: str, workers: int) -> _Made:
+        from neuraldb_faiss.integrations.ray import build_on_ray
+
+        say(f"{count(workers, 'worker')} on Ray at {address}: loading {self.model.model}")
+        assert self.model.model is not None  # the option is required
+        with progress("building") as report:
+            recorder = UnheardRecorder(report)
+            db = build_on_ray(
+                facts, self.model.model, self.out, address=address, workers=workers, device=self.model.device,
+                dtype=self.model.dtype, report=recorder, command=self.command, **self.settings,
+            )  # fmt: skip
+        return db, recorder.unheard

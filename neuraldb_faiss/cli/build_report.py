@@ -1,4 +1,4 @@
-"""What build, rebuild and add report: counts, conflicts, failed facts, and the history's line."""
+"""Counts that build, rebuild and add report: conflicts, failed facts, facts left out."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from neuraldb_faiss.facts import Fact
 
 
-class Listener:
-    """A report that passes on what it is told, and remembers which facts were left out because they cannot fire."""
+class UnheardRecorder:
+    """A progress report that is passed on, and the facts that were left out because they cannot fire."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
@@ -26,18 +26,8 @@ class Listener:
         self._report(now)
 
 
-def about(made: dict[str, Any]) -> dict[str, Any]:
+def database_counts(made: dict[str, Any]) -> dict[str, Any]:
     return {"database": made["path"], "facts": f"{made['facts']:,}", "entries": f"{made['entries']:,}"}
-
-
-def history_command(name: str, sources: tuple[str, ...], limit: int | None, shard: tuple[int, int] | None) -> str:
-    """What the history calls this: the file names, not where they lay."""
-    words = [name, *(source if ":" in source else Path(source).name for source in sources)]
-    if limit is not None:
-        words.append(f"--limit {limit}")
-    if shard is not None:
-        words.append(f"--shard {shard[0]}/{shard[1]}")
-    return " ".join(words)
 
 
 def input_counts(given: Input) -> dict[str, int]:
@@ -48,15 +38,19 @@ def input_counts(given: Input) -> dict[str, int]:
     }
 
 
-def conflicts_text(given: Input, on_conflict: str) -> str:
+def input_lines(given: Input, on_conflict: str) -> dict[str, Any]:
+    """`input_counts` for people."""
     conflicts = given.folded.conflicts
-    return f"{conflicts} (the {on_conflict} target was taken)" if conflicts else "0"
+    return {
+        "folded duplicates": given.folded.duplicates,
+        "conflicts": f"{conflicts} (the {on_conflict} target was taken)" if conflicts else "0",
+        "skipped bad records": given.skipped,
+    }
 
 
-def failed_text(failed: int, db: Path) -> str:
-    return f"{count(failed, 'fact')}; list with `neuraldb facts {db} --failed`" if failed else "0"
-
-
-def cannot_fire(unheard: Sequence[Any]) -> dict[str, str]:
-    """A line about facts that were left out, where there are any; a warning has named them."""
-    return {"cannot fire": f"{count(len(unheard), 'fact')}, left out (see the warning)"} if unheard else {}
+def solved_lines(failed: int, unheard: Sequence[Any], db: Path) -> dict[str, str]:
+    """Facts that failed, and those left out because they cannot fire, where there are any: a warning named them."""
+    lines = {"failed facts": f"{count(failed, 'fact')}; list with `neuraldb facts {db} --failed`" if failed else "0"}
+    if unheard:
+        lines["cannot fire"] = f"{count(len(unheard), 'fact')}, left out (see the warning)"
+    return lines

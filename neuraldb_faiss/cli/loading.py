@@ -1,15 +1,16 @@
-"""What commands load before they work: models, fact files, databases with their models."""
+"""What commands load before they work: models, fact files, and packages that only some commands need."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neuraldb_faiss.cli.output import say, warn
-from neuraldb_faiss.errors import ModelError
+from neuraldb_faiss.errors import ModelError, ServeError
 from neuraldb_faiss.facts import BadRecord, Fact, Folded, fold, read_facts
 
 if TYPE_CHECKING:
@@ -26,35 +27,86 @@ class Input:
     skipped: int
 
 
-def load_facts(
-    sources: Sequence[str],
-    format_: str,
-    *,
-    limit: int | None,
-    on_conflict: Any,
-    skip_bad: bool,
-    shard: tuple[int, int] | None = None,
-) -> Input:
-    """Read, slice and fold. `limit` counts over all sources, before the slice is taken."""
-    from neuraldb_faiss.facts.shard import shard as slice_of
+@dataclass(frozen=True)
+class FactFiles:
+    """Files of facts, and how to read them.
 
-    skipped = 0
+    Attributes:
+        sources: files, "-" for stdin, or datasets:NAME[:SPLIT].
+        format_: one of `neuraldb_faiss.facts.FORMATS`.
+        limit: facts to read over all sources, before the slice is taken.
+        on_conflict: "error", "first" or "last": which target counts where a subject and prompt has several.
+        skip_bad: whether bad records are left out, named and counted instead of raised.
+        shard: (number, of) keeps one slice of the subjects.
+    """
 
-    def on_bad(record: BadRecord) -> None:
-        nonlocal skipped
-        skipped += 1
-        if skipped <= SHOWN:
-            warn(f"skipped: {record}")
+    sources: tuple[str, ...]
+    format_: str = "auto"
+    limit: int | None = None
+    on_conflict: Any = "error"
+    skip_bad: bool = False
+    shard: tuple[int, int] | None = None
 
-    def read() -> Iterator[Fact]:
-        for source in sources:
-            yield from read_facts(source, format_, limit=limit, on_bad=on_bad if skip_bad else None)
+    def load(self) -> Input:
+        """Read, slice and fold."""
+        from neuraldb_faiss.facts.shard import shard as slice_of
 
-    facts: Iterator[Fact] = islice(read(), limit)
-    folded = fold(facts if shard is None else slice_of(facts, *shard), on_conflict)
-    if skipped > SHOWN:
-        warn(f"skipped: {skipped - SHOWN} more")
-    return Input(folded, skipped)
+        skipped = 0
+
+        def on_bad(record: BadRecord) -> None:
+            nonlocal skipped
+            skipped += 1
+            if skipped <= SHOWN:
+                warn(f"skipped: {record}")
+
+        def read() -> Iterator[Fact]:
+            for source in self.sources:
+                yield from read_facts(
+                    source, self.format_, limit=self.limit, on_bad=on_bad if self.skip_bad else None
+                )  # fmt: skip
+
+        facts: Iterator[Fact] = islice(read(), self.limit)
+        folded = fold(facts if self.shard is None else slice_of(facts, *self.shard), self.on_conflict)
+        if skipped > SHOWN:
+            warn(f"skipped: {skipped - SHOWN} more")
+        return Input(folded, skipped)
+
+    def command(self, name: str) -> str:
+        """The command as the history records it: the file names, without their folders."""
+        words = [name, *(source if ":" in source else Path(source).name for source in self.sources)]
+        if self.limit is not None:
+            words.append(f"--limit {self.limit}")
+        if self.shard is not None:
+            words.append(f"--shard {self.shard[0]}/{self.shard[1]}")
+        return " ".join(words)
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """A model to load: folder or hub name (None: the one that the database records), device, type of the weights."""
+
+    model: str | None
+    device: str | None
+    dtype: str | None
+
+    def load(self) -> tuple[Any, Any]:
+        """The model named and its tokenizer; (None, None) where none is named."""
+        return (None, None) if self.model is None else load_model(self.model, self.device, self.dtype)
+
+    def load_for(self, db: NeuralDB) -> tuple[Any, Any]:
+        """The model named, or else the one that the database was built with, and its tokenizer.
+
+        Raises:
+            ModelError: no name was given and none is recorded, or the model cannot be loaded.
+        """
+        name = self.model
+        if name is None:
+            name = db.config.model_name
+            if name is None:
+                raise ModelError(f"{db.path} does not record where its model is: name it with --model")
+            if Path(name).is_absolute() and not Path(name).exists():
+                raise ModelError(f"the model of {db.path} is no longer at {name}: name it with --model")
+        return load_model(name, self.device, self.dtype)
 
 
 def load_model(name: str, device: str | None, dtype: str | None) -> tuple[Any, Any]:
@@ -69,16 +121,10 @@ def load_model(name: str, device: str | None, dtype: str | None) -> tuple[Any, A
     return load(name, device=device, dtype=dtype)
 
 
-def model_of(db: NeuralDB, name: str | None, device: str | None, dtype: str | None) -> tuple[Any, Any]:
-    """The model named, or else the one that the database was built with.
-
-    Raises:
-        ModelError: no name was given and none is recorded, or the model cannot be loaded.
-    """
-    if name is None:
-        name = db.config.model_name
-        if name is None:
-            raise ModelError(f"{db.path} does not record where its model is: name it with --model")
-        if Path(name).is_absolute() and not Path(name).exists():
-            raise ModelError(f"the model of {db.path} is no longer at {name}: name it with --model")
-    return load_model(name, device, dtype)
+def require_server_packages() -> None:
+    """Raise ServeError where a package of the extra `serve` is not installed."""
+    for package in ("fastapi", "prometheus_client", "uvicorn"):
+        try:
+            import_module(package)
+        except ImportError as error:
+            raise ServeError(f"{error.name} is not installed: pip install 'neuraldb-faiss[serve]'") from None

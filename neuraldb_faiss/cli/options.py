@@ -1,18 +1,23 @@
-"""Options that mean the same everywhere, declared once."""
+"""Options that mean the same in every command, each declared once.
+
+A command takes a group of options as one argument: `bundle` makes a typed object of their values.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
+from neuraldb_faiss.cli.loading import FactFiles, ModelChoice
+from neuraldb_faiss.cli.param_types import Kinds
 from neuraldb_faiss.errors import SearchError
 from neuraldb_faiss.facts import FORMATS
 from neuraldb_faiss.index import registry as index_registry
-
-PAPER: dict[str, Any] = {"keys": "paper", "guard": "none", "gamma": 0.65, "max_steps": 0}
 
 
 def both(*decorators: Any) -> Any:
@@ -26,45 +31,113 @@ def both(*decorators: Any) -> Any:
     return decorate
 
 
-class Kinds(click.Choice):
-    """Names of a registry, which is read when they are needed: other packages may add some."""
+def bundle(name: str, make: Callable[..., Any], *options: Any) -> Any:
+    """Options whose values reach the command as the one argument `name`.
 
-    def __init__(self, names: Callable[[], Iterable[str]]) -> None:
-        self._names = names
-        super().__init__(())
+    Args:
+        name: the command function's parameter.
+        make: called with every option's value by its parameter name; a dataclass, or a function that checks them.
+        options: the decorators of click, the first one's option first in the help text.
+    """
+    declared = both(*options)
+    names = [param.name for param in declared(lambda: None).__click_params__]
 
-    @property
-    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
-        return tuple(self._names())
+    def decorate(function: Any) -> Any:
+        @functools.wraps(function)
+        def call(*args: Any, **values: Any) -> Any:
+            values[name] = make(**{one: values.pop(one) for one in names})
+            return function(*args, **values)
 
-    @choices.setter
-    def choices(self, value: tuple[str, ...]) -> None: ...
+        return declared(call)
+
+    return decorate
+
+
+def example(*commands: str) -> str:
+    """The end of a help text: what a user might type, each line as it is."""
+    lines = ["\b", "Example:" if len(commands) == 1 else "Examples:", *(f"  {line}" for line in commands)]
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class GateChoice:
+    """Gate, guard and index that replace the database's for one call; None and "auto" keep them."""
+
+    gamma: float | None = None
+    guard: str | None = None
+    index: str = "auto"
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where merge and import put facts: a new folder `out`, or the database `into`; just one of them is given."""
+
+    out: Path | None
+    into: Path | None
+    on_conflict: str
+    gamma: float | None
+
+    def require(self, verb: str) -> None:
+        """Raise UsageError unless exactly one place is given."""
+        if (self.out is None) == (self.into is None):
+            raise click.UsageError(f"say where to {verb}: --out NEW or --into DB")
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server listens, and the names by which clients may ask it."""
+
+    host: str
+    port: int
+    allowed_hosts: tuple[str, ...]
 
 
 db = click.argument("db", type=click.Path(path_type=Path))
-fact_files = click.argument("sources", metavar="FACTS...", nargs=-1, required=True)
-
-model = click.option(
-    "--model", metavar="M", help="Model folder, or hub name. [default: the one recorded in the database]"
+model_named = click.option("--model", metavar="M", required=True, help="Model folder, or a name on the model hub.")
+device = click.option(
+    "--device", help="cpu, cuda, cuda:1, or auto to spread the layers over devices. [default: the GPU if there is one]"
 )
-model_required = click.option("--model", metavar="M", required=True, help="Model folder, or a name on the model hub.")
-device = click.option("--device", help="cpu, cuda, cuda:1, or auto to spread the layers. [default: the GPU if any]")
 dtype = click.option(
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
     help="Type of the model's weights. [default: float32 on a CPU, the stored one elsewhere]",
 )
 where = both(device, dtype)
-allowed_hosts = click.option(
-    "--allowed-host", "allowed_hosts", metavar="NAME", multiple=True,
-    help="Another name, or address, by which clients ask this server (header Host), and whose pages may ask it."
-    " Several: repeat it; '*' for all. [default: localhost, loopback addresses and --host]",
+model = bundle(
+    "model",
+    ModelChoice,
+    click.option("--model", metavar="M", help="Model folder, or hub name. [default: the one recorded in the database]"),
+    where,
+)
+model_required = bundle("model", ModelChoice, model_named, where)
+model_to_solve = bundle(
+    "model",
+    ModelChoice,
+    click.option(
+        "--model",
+        metavar="M",
+        help="Solve facts whose entry changed at once, with this model. [default: they wait for `neuraldb solve`]",
+    ),
+    where,
+)
+reading = both(
+    click.argument("sources", metavar="FACTS...", nargs=-1, required=True),
+    click.option(
+        "--format", "format_", type=click.Choice(list(FORMATS)), default="auto", show_default=True,
+        help="Format of the records.",
+    ),
+    click.option("--limit", type=click.IntRange(1), metavar="N", help="Read only the first N good facts."),
+    click.option(
+        "--on-conflict", type=click.Choice(["error", "first", "last"]), default="error", show_default=True,
+        help="Which target to take where one subject and prompt has several.",
+    ),
+    click.option("--skip-bad", is_flag=True, help="Skip and count bad records, instead of stopping at the first."),
 )  # fmt: skip
-layer = click.option("--layer", type=int, help="Layer to edit, from 0. [default: the known one of the model's shape]")
+fact_files = bundle("files", FactFiles, reading)
 gamma = click.option(
     "--gamma",
     type=float,
-    help="The gate: the cosine above which a fact fires. [default: 0.45 with a guard, 0.65 without]",
+    help="The gate: a fact fires where the cosine exceeds this. [default: 0.45 with a guard, 0.65 without]",
 )
 guards = click.Choice(["subject", "whole-words", "none"])
 guard = click.option(
@@ -73,27 +146,21 @@ guard = click.option(
     help="subject: a fact fires only where the text names its subject; whole-words: and where no word goes on there, in"
     " a prompt; none: by the cosine alone. [default: subject]",
 )
-gamma_now = click.option("--gamma", type=float, help="Another gate than the database's, this once.")
-gate_now = both(
-    gamma_now,
-    click.option("--guard", type=guards, help="Another guard than the database's, this once."),
-)
 kinds = Kinds(index_registry.names)
 index = click.option("--index", type=kinds, default="auto", show_default=True, help="How keys are searched.")
-index_required = click.option("--index", type=kinds, required=True, help="How keys are searched from now on.")
+gate_now = both(
+    click.option("--gamma", type=float, help="Use this gate in place of the database's, for this call."),
+    click.option("--guard", type=guards, help="Use this guard in place of the database's, for this call."),
+)
+gate_choice = bundle("gate", GateChoice, gate_now, index)
 lists = both(
     click.option("--nlist", type=click.IntRange(1), help="ivf: number of lists. [default: by the number of keys]"),
     click.option("--nprobe", type=click.IntRange(1), help="ivf: lists searched. [default: by the number of lists]"),
 )
-keys = click.option(
-    "--keys",
-    type=click.Choice(["two", "paper"]),
-    help="Keys a fact: two (raw, and mean behind prefixes), or the paper's one average. [default: two]",
-)
-preset = click.option(
-    "--preset",
-    type=click.Choice(["paper"]),
-    help="paper: the paper to the letter (--keys paper --guard none --gamma 0.65 --max-steps 0).",
+ffn_module = click.option(
+    "--ffn-module",
+    metavar="PATTERN",
+    help='Name of the FFN\'s down-projection, as in "model.layers.{}.mlp.down_proj", for models where it is not found.',
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 wait = click.option(
@@ -104,58 +171,51 @@ wait = click.option(
     metavar="SECONDS",
     help="How long to wait for another writer.",
 )
-reading = both(
-    click.option(
-        "--format",
-        "format_",
-        type=click.Choice(list(FORMATS)),
-        default="auto",
-        show_default=True,
-        help="What the records look like.",
-    ),
-    click.option("--limit", type=click.IntRange(1), metavar="N", help="Take the first N good facts."),
-    click.option(
-        "--on-conflict",
-        type=click.Choice(["error", "first", "last"]),
-        default="error",
-        show_default=True,
-        help="Which target counts where one subject and prompt has several.",
-    ),
-    click.option("--skip-bad", is_flag=True, help="Leave bad records out and count them, instead of stopping."),
-)
-into_or_out = both(
-    click.option("--out", type=click.Path(path_type=Path), metavar="DB", help="A new folder for the database."),
-    click.option("--into", type=click.Path(path_type=Path), metavar="DB", help="Take the facts into this one instead."),
-    click.option(
-        "--on-conflict",
-        type=click.Choice(["error", "first", "last"]),
-        default="error",
-        show_default=True,
-        help="A fact that comes with several targets: refuse, or take the first or the last (--into counts as first).",
-    ),
-    click.option("--gamma", type=float, help="The gate from now on; needed where the gates differ."),
-    click.option("--model", metavar="M", help="Solve facts that come to share a key at once. [default: they wait]"),
-)
 drop_failed = click.option(
     "--drop-failed", is_flag=True, help="Leave out facts that the model still does not say after solving."
 )
+new_database = click.option(
+    "--out", required=True, type=click.Path(path_type=Path), metavar="DB", help="Folder of the new database."
+)
+destination = bundle(
+    "destination",
+    Destination,
+    click.option("--out", type=click.Path(path_type=Path), metavar="DB", help="Make a new database in this folder."),
+    click.option("--into", type=click.Path(path_type=Path), metavar="DB", help="Add the facts to this database."),
+    click.option(
+        "--on-conflict",
+        type=click.Choice(["error", "first", "last"]),
+        default="error",
+        show_default=True,
+        help="For a fact that comes with several targets: refuse, or take the first or the last (--into comes first).",
+    ),
+    click.option("--gamma", type=float, help="The gate from now on; required where the gates differ."),
+)
 
 
-def with_preset(preset: str | None, given: dict[str, Any]) -> dict[str, Any]:
-    """keys, guard, gamma and max_steps as the preset and the single options say; a contradiction is wrong usage."""
-    if preset is None:
-        return {name: given[name] for name in PAPER}
-    for name, meant in PAPER.items():
-        if given[name] is not None and given[name] != meant:
-            option = f"--{name.replace('_', '-')}"
-            raise click.UsageError(f"--preset paper means {option} {meant}, not {given[name]}: drop one of them")
-    return PAPER
+def address(port: int) -> Any:
+    """Options of a server's address, with this default port."""
+    return bundle(
+        "address",
+        Address,
+        click.option(
+            "--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all of them."
+        ),
+        click.option(
+            "--port", type=click.IntRange(0, 65535), default=port, show_default=True, help="Port; 0 for a free one."
+        ),
+        click.option(
+            "--allowed-host", "allowed_hosts", metavar="NAME", multiple=True,
+            help="Another name, or address, by which clients ask this server (header Host), and whose pages may ask it."
+            " Repeatable; '*' for all. [default: localhost, loopback addresses and --host]",
+        ),
+    )  # fmt: skip
 
 
-def index_settings(kind: str, nlist: int | None, nprobe: int | None) -> dict[str, Any]:
+def index_settings(index: str, nlist: int | None, nprobe: int | None) -> dict[str, Any]:
     """The setting `index` of a database; auto is flat, the kind that is exact."""
     options = {name: value for name, value in (("nlist", nlist), ("nprobe", nprobe)) if value}
     try:
-        return {"kind": index_registry.check_kind(kind, options), **options}
+        return {"kind": index_registry.check_kind(index, options), **options}
     except SearchError as error:
         raise click.UsageError(str(error)) from None

@@ -1,10 +1,26 @@
-"""Types of option values that click does not have: slices, lists of layers, lists of gammas."""
+"""Types of option values that click does not have: names of a registry, slices, lists of layers or gammas."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
+
+
+class Kinds(click.Choice):
+    """Names of a registry, which is read when they are needed: other packages may add some."""
+
+    def __init__(self, names: Callable[[], Iterable[str]]) -> None:
+        self._names = names
+        super().__init__(())
+
+    @property
+    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(self._names())
+
+    @choices.setter
+    def choices(self, value: tuple[str, ...]) -> None: ...
 
 
 class Shard(click.ParamType):

@@ -1,76 +1,100 @@
-"""Options of the commands that solve facts into a new database."""
+"""Options of build and rebuild that say how facts are solved."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from neuraldb_faiss.cli import options as opt
+from neuraldb_faiss.cli.param_types import Kinds
 from neuraldb_faiss.solver.objectives import registry as objectives
 
-solver_options = opt.both(
-    opt.layer,
+PAPER: dict[str, Any] = {"keys": "paper", "guard": "none", "gamma": 0.65, "max_steps": 0}
+
+
+def solver_settings(**given: Any) -> dict[str, Any]:
+    """The options as `neuraldb_faiss.build` takes them, without those left to their defaults.
+
+    Raises:
+        UsageError: options contradict each other.
+        NeuralDBError: a value is out of range; nothing slow has been done by then.
+    """
+    from neuraldb_faiss.config import check_gamma
+
+    given.update(_with_preset(given.pop("preset"), given))
+    given["index"] = opt.index_settings(given["index"], given.pop("nlist"), given.pop("nprobe"))
+    given = {name: value for name, value in given.items() if value is not None}
+    if "gamma" in given:
+        check_gamma(given["gamma"])
+    return given
+
+
+def _with_preset(preset: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    """keys, guard, gamma and max_steps as the preset and the single options say; a contradiction is wrong usage."""
+    if preset is None:
+        return {name: given[name] for name in PAPER}
+    for name, meant in PAPER.items():
+        if given[name] is not None and given[name] != meant:
+            option = f"--{name.replace('_', '-')}"
+            raise click.UsageError(f"--preset paper means {option} {meant}, not {given[name]}: drop one of them")
+    return PAPER
+
+
+solver_options = opt.bundle(
+    "settings",
+    solver_settings,
+    click.option("--layer", type=int, help="Layer to edit, from 0. [default: the known one of the model's shape]"),
     click.option(
         "--residual",
-        type=opt.Kinds(objectives.names),
-        help="Whose objective solves residuals; none makes keys only, to measure gates and lookups. [default: memit]",
+        type=Kinds(objectives.names),
+        help="Objective that residuals are optimised for; none makes keys only, to measure gates and lookups."
+        " [default: memit]",
     ),
-    opt.keys,
-    opt.preset,
+    click.option(
+        "--keys",
+        type=click.Choice(["two", "paper"]),
+        help="Keys of a fact: two (of the bare prompt, and a mean over prefixed prompts), or the paper's one average."
+        " [default: two]",
+    ),
+    click.option(
+        "--preset",
+        type=click.Choice(["paper"]),
+        help="paper: the paper to the letter (--keys paper --guard none --gamma 0.65 --max-steps 0).",
+    ),
     opt.guard,
     opt.gamma,
-    click.option(
-        "--ffn-module",
-        metavar="PATTERN",
-        help='The FFN\'s down-projection, as in "model.layers.{}.mlp.down_proj", where it is not found.',
-    ),
-    click.option("--seed", type=int, default=0, show_default=True, help="Of the context prefixes."),
-    click.option("--steps", type=click.IntRange(1), help="Steps of the optimiser a fact. [default: the model's]"),
+    opt.ffn_module,
+    click.option("--seed", type=int, default=0, show_default=True, help="Seed of the context prefixes."),
+    click.option("--steps", type=click.IntRange(1), help="Optimiser steps for each fact. [default: the model's]"),
     click.option(
         "--max-steps",
         type=click.IntRange(0),
-        help="Steps at most, for facts that the model does not say before. [default: three times as many]",
+        help="Maximum steps for a fact that the model does not say before; 0: no more than --steps."
+        " [default: three times --steps]",
     ),
     click.option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate. [default: the model's]"),
-    click.option("--weight-decay", type=click.FloatRange(0), help="Factor on the residual's length."),
+    click.option("--weight-decay", type=click.FloatRange(0), help="Weight of the penalty on the residual's norm."),
     click.option(
-        "--clamp", type=click.FloatRange(0, min_open=True), help="Longest residual, in lengths of the output."
+        "--clamp", type=click.FloatRange(0, min_open=True), help="Maximum residual norm relative to the layer output."
     ),
-    click.option("--kl-factor", type=click.FloatRange(0), help="Factor on the change of what the subject is."),
+    click.option(
+        "--kl-factor",
+        type=click.FloatRange(0),
+        help="Weight of the KL divergence that keeps what the model says the subject is.",
+    ),
     click.option(
         "--kl-prompt",
         "kl_prompts",
         multiple=True,
         metavar="TEMPLATE",
-        help='Keep also what follows this prompt about another relation, as in "{} was born in". Repeatable.',
+        help='Keep also the continuation of this prompt about another relation, as in "{} was born in". Repeatable.',
     ),
-    click.option("--chat", is_flag=True, default=None, help="Solve also for the prompt asked in the chat template."),
-    click.option("--stop-loss", type=click.FloatRange(0), help="Loss at which a fact is done."),
+    click.option(
+        "--chat", is_flag=True, default=None, help="Solve also for the prompt asked in the model's chat template."
+    ),
+    click.option("--stop-loss", type=click.FloatRange(0), help="Stop optimising a fact at this loss."),
     opt.drop_failed,
     opt.index,
     opt.lists,
-    opt.where,
-    opt.as_json,
 )
-
-
-new_database = click.option(
-    "--out", required=True, type=click.Path(path_type=Path), metavar="DB", help="Folder of the new database."
-)
-
-
-def checked_settings(making: dict[str, Any]) -> dict[str, Any]:
-    """The options as `making.build` takes them, without those left to their defaults.
-
-    Wrong ones are refused here, before anything slow.
-    """
-    from neuraldb_faiss.config import check_gamma
-
-    making.update(opt.with_preset(making.pop("preset"), making))
-    making["index"] = opt.index_settings(making["index"], making.pop("nlist"), making.pop("nprobe"))
-    given = {name: value for name, value in making.items() if value is not None}
-    if "gamma" in given:
-        check_gamma(given["gamma"])
-    return given

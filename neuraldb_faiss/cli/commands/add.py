@@ -7,57 +7,37 @@ from pathlib import Path
 import click
 
 from neuraldb_faiss.cli import options as opt
-from neuraldb_faiss.cli.build_report import (
-    Listener,
-    cannot_fire,
-    conflicts_text,
-    failed_text,
-    history_command,
-    input_counts,
-)
-from neuraldb_faiss.cli.loading import load_facts, model_of
+from neuraldb_faiss.cli.build_report import UnheardRecorder, input_counts, input_lines, solved_lines
+from neuraldb_faiss.cli.loading import FactFiles, ModelChoice
 from neuraldb_faiss.cli.output import emit_json, key_values, progress
 
 
-@click.command()
+@click.command(epilog=opt.example("neuraldb add db more.jsonl"))
 @opt.db
 @opt.fact_files
 @opt.model
-@opt.reading
 @opt.drop_failed
-@opt.where
 @opt.wait
 @opt.as_json
 def add(
-    db: Path,
-    sources: tuple[str, ...],
-    model: str | None,
-    format_: str,
-    limit: int | None,
-    on_conflict: str,
-    skip_bad: bool,
-    drop_failed: bool,
-    device: str | None,
-    dtype: str | None,
-    wait: float,
-    as_json: bool,
-) -> None:
-    """Add facts to a database; one with the subject and prompt of a fact in it updates that fact."""
+    db: Path, files: FactFiles, model: ModelChoice, drop_failed: bool, wait: float, as_json: bool
+) -> None:  # fmt: skip
+    """Add facts to a database; a fact with the subject and prompt of one in it replaces that one."""
     from neuraldb_faiss.database import NeuralDB
 
-    given = load_facts(sources, format_, limit=limit, on_conflict=on_conflict, skip_bad=skip_bad)
+    given = files.load()
     with NeuralDB.open(db, "rw") as database:
-        loaded, tokenizer = model_of(database, model, device, dtype)
+        loaded, tokenizer = model.load_for(database)
         with progress("adding") as report:
-            listener = Listener(report)
+            recorder = UnheardRecorder(report)
             done = database.add(
                 given.folded.facts,
                 loaded,
                 tokenizer,
                 drop_failed=drop_failed,
-                report=listener,
+                report=recorder,
                 wait=wait,
-                command=history_command("add", sources, limit, None),
+                command=files.command("add"),
             )
         failed = database.info()["failed"]
         facts, generation = len(database), database.generation
@@ -71,7 +51,7 @@ def add(
                 "facts": facts,
                 **input_counts(given),
                 "failed": failed,
-                "unheard": [fact.id for fact in listener.unheard],
+                "unheard": [fact.id for fact in recorder.unheard],
             }
         )
         return
@@ -81,10 +61,7 @@ def add(
             "added": added,
             "updated": updated,
             "facts": f"{facts:,}",
-            "folded duplicates": given.folded.duplicates,
-            "conflicts": conflicts_text(given, on_conflict),
-            "skipped bad records": given.skipped,
-            "failed facts": failed_text(failed, db),
-            **cannot_fire(listener.unheard),
+            **input_lines(given, files.on_conflict),
+            **solved_lines(failed, recorder.unheard, db),
         }
     )

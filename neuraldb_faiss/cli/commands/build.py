@@ -8,68 +8,67 @@ from typing import Any
 import click
 
 from neuraldb_faiss.cli import options as opt
-from neuraldb_faiss.cli.build_database import build_database
-from neuraldb_faiss.cli.build_report import (
-    about,
-    cannot_fire,
-    conflicts_text,
-    failed_text,
-    history_command,
-    input_counts,
-)
-from neuraldb_faiss.cli.loading import load_facts
+from neuraldb_faiss.cli.build_database import Build
+from neuraldb_faiss.cli.build_report import database_counts, input_counts, input_lines, solved_lines
+from neuraldb_faiss.cli.loading import FactFiles, ModelChoice
 from neuraldb_faiss.cli.output import duration, emit_json, key_values, say
 from neuraldb_faiss.cli.param_types import Shard
-from neuraldb_faiss.cli.solver_options import checked_settings, new_database, solver_options
+from neuraldb_faiss.cli.solver_options import solver_options
 
 
-@click.command()
-@opt.fact_files
-@new_database
+def _cluster(ray: str | None, workers: int | None) -> tuple[str, int] | None:
+    if (ray is None) != (workers is None):
+        raise click.UsageError("--ray and --workers go together: where the cluster is, and how many work there")
+    return (ray, workers) if ray is not None and workers is not None else None
+
+
+@click.command(
+    epilog=opt.example(
+        "neuraldb build facts.jsonl --out db --model models/SmolLM2-135M-Instruct",
+        "neuraldb build facts.jsonl --out db --model Qwen/Qwen2.5-7B --device cuda --index ivf",
+    )
+)
+@opt.bundle(
+    "files",
+    FactFiles,
+    opt.reading,
+    click.option("--shard", type=Shard(), metavar="I/N", help="Take only slice I of N, by a hash of the subject."),
+)
+@opt.new_database
 @opt.model_required
-@opt.reading
-@click.option("--shard", type=Shard(), metavar="I/N", help="Only slice I of N, by a hash of the subject.")
-@click.option("--ray", metavar="ADDRESS", help="Build on the Ray cluster there: local, auto, or host:port.")
-@click.option("--workers", type=click.IntRange(1), metavar="N", help="Processes on the Ray cluster, each with a model.")
+@opt.bundle(
+    "cluster",
+    _cluster,
+    click.option("--ray", metavar="ADDRESS", help="Build on the Ray cluster there: local, auto, or host:port."),
+    click.option(
+        "--workers", type=click.IntRange(1), metavar="N", help="Processes on the Ray cluster; each loads the model."
+    ),
+)
 @solver_options
+@opt.as_json
 def build(
-    sources: tuple[str, ...],
+    files: FactFiles,
     out: Path,
-    model: str,
-    format_: str,
-    limit: int | None,
-    on_conflict: str,
-    skip_bad: bool,
-    shard: tuple[int, int] | None,
-    ray: str | None,
-    workers: int | None,
+    model: ModelChoice,
+    cluster: tuple[str, int] | None,
+    settings: dict[str, Any],
     as_json: bool,
-    **making: Any,
 ) -> None:
     """Build a database of the facts in FACTS: JSON lines, CounterFact, zsRE or questions.
 
-    FACTS are files (plain or gzipped), - for stdin, or datasets:NAME[:SPLIT]. Killed, the same command goes
-    on where it was.
+    FACTS are files (plain or gzipped), - for stdin, or datasets:NAME[:SPLIT]. If it is interrupted, run the same
+    command again to resume.
     """
-    if (ray is None) != (workers is None):
-        raise click.UsageError("--ray and --workers go together: where the cluster is, and how many work there")
-    cluster = (ray, workers) if ray is not None and workers is not None else None
-    settings = checked_settings(making)
-    given = load_facts(sources, format_, limit=limit, on_conflict=on_conflict, skip_bad=skip_bad, shard=shard)
-    made = build_database(
-        given.folded.facts, out, model, history_command("build", sources, limit, shard), settings, cluster
-    )
+    given = files.load()
+    made = Build(out, model, files.command("build"), settings, cluster).run(given.folded.facts)
     if as_json:
         emit_json({**made, **input_counts(given)})
         return
     key_values(
         {
-            **about(made),
-            "folded duplicates": given.folded.duplicates,
-            "conflicts": conflicts_text(given, on_conflict),
-            "skipped bad records": given.skipped,
-            "failed facts": failed_text(made["failed"], out),
-            **cannot_fire(made["unheard"]),
+            **database_counts(made),
+            **input_lines(given, files.on_conflict),
+            **solved_lines(made["failed"], made["unheard"], out),
             "dropped facts": len(given.folded.facts) - made["facts"] - len(made["unheard"]),
         }
     )

@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 
 from neuraldb_faiss.cli import options as opt
-from neuraldb_faiss.cli.loading import model_of
+from neuraldb_faiss.cli.loading import ModelChoice
 from neuraldb_faiss.cli.output import count, emit_json, plain, progress, say
 
 
-@click.command()
+@click.command(epilog=opt.example("neuraldb calibrate db --text ordinary.jsonl.gz --target-rate 1e-5"))
 @opt.db
 @click.option(
     "--text", "text", required=True, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
@@ -19,18 +19,16 @@ from neuraldb_faiss.cli.output import count, emit_json, plain, progress, say
 )  # fmt: skip
 @click.option(
     "--target-rate", type=click.FloatRange(0, 1), default=1e-4, show_default=True,
-    help="False fires a token that may remain.",
+    help="Target false-fire rate per token.",
 )  # fmt: skip
-@click.option("--tokens", type=click.IntRange(1), default=200_000, show_default=True, help="Of text to look at.")
+@click.option("--tokens", type=click.IntRange(1), default=200_000, show_default=True, help="Tokens of text to read.")
 @opt.model
-@opt.where
 @opt.wait
 @opt.as_json
 def calibrate(
-    db: Path, text: Path, target_rate: float, tokens: int, model: str | None, device: str | None, dtype: str | None,
-    wait: float, as_json: bool,
+    db: Path, text: Path, target_rate: float, tokens: int, model: ModelChoice, wait: float, as_json: bool
 ) -> None:  # fmt: skip
-    """Ask for more from names that fire where their subject is not meant ("Bern" in "Bernoulli").
+    """Raise the gate for names that fire where their subject is not meant ("Bern" in "Bernoulli").
 
     Runs ordinary text through the model up to the edited layer, counts where the subject guard and the gate let an
     entry fire though its subject does not end there, and stores for the worst names a floor above every such cosine.
@@ -39,8 +37,8 @@ def calibrate(
     from neuraldb_faiss.edits.pipeline import Progress
 
     with NeuralDB.open(db, "rw") as database:
-        loaded, tokenizer = model_of(database, model, device, dtype)
-        with progress("looking at text", "token") as report:
+        loaded, tokenizer = model.load_for(database)
+        with progress("reading text", "token") as report:
             done = database.calibrate(
                 loaded, tokenizer, text, target_rate=target_rate, tokens=tokens, wait=wait,
                 report=lambda looked: report(Progress(min(looked, tokens), tokens, 0, None)),

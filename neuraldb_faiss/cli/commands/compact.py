@@ -10,12 +10,12 @@ from neuraldb_faiss.cli import options as opt
 from neuraldb_faiss.cli.output import count, emit_json, progress, say
 
 
-@click.command()
+@click.command(epilog=opt.example("neuraldb compact db"))
 @opt.db
 @opt.wait
 @opt.as_json
 def compact(db: Path, wait: float, as_json: bool) -> None:
-    """Rewrite the arrays without what is dead. Ends the history: no rollback to before it."""
+    """Rewrite the arrays without removed entries, and end the history: there is no rollback to before it."""
     from neuraldb_faiss.database import NeuralDB
 
     with NeuralDB.open(db, "rw") as database:

@@ -20,15 +20,22 @@ WIDTH = 98
 _path = click.Path(path_type=Path)
 
 
-@click.command()
-@click.option("--out", type=_path, default="indexes/demo", show_default=True, metavar="DB", help="The demo's database.")
+@click.command(epilog=opt.example("neuraldb demo"))
+@click.option(
+    "--out",
+    type=_path,
+    default="indexes/demo",
+    show_default=True,
+    metavar="DB",
+    help="Folder of the demonstration's database.",
+)
 @click.option(
     "--model-dir",
     type=_path,
     default="models/SmolLM2-135M-Instruct",
     show_default=True,
     metavar="FOLDER",
-    help="The demo model; downloaded and converted where it is not there.",
+    help="The demonstration's model; downloaded and converted if it is missing.",
 )
 @click.option(
     "--facts",
@@ -37,9 +44,9 @@ _path = click.Path(path_type=Path)
     default="examples/facts.jsonl",
     show_default=True,
     metavar="FILE",
-    help="The edits.",
+    help="The facts to edit in.",
 )
-@click.option("--fresh", is_flag=True, help="Remove the demo's database first, whatever was done to it.")
+@click.option("--fresh", is_flag=True, help="Delete the demonstration's database first, whatever was done to it.")
 @opt.where
 def demo(out: Path, model_dir: Path, facts_file: Path, fresh: bool, device: str | None, dtype: str | None) -> None:
     """Edit a small real model and show its answers before and after, then again in a new process."""

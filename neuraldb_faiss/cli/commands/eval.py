@@ -2,77 +2,106 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
 from neuraldb_faiss.cli import options as opt
-from neuraldb_faiss.cli.evaluation_options import method_of, method_options, model_text, run_file
+from neuraldb_faiss.cli.evaluation_options import MethodChoice, RunChoice, method_options, model_text, run_options
 from neuraldb_faiss.cli.evaluation_tables import estimates_json, print_estimates
-from neuraldb_faiss.cli.loading import model_of
+from neuraldb_faiss.cli.loading import ModelChoice
 from neuraldb_faiss.cli.output import count, emit_json, progress, say
 
 GENERATIONS = 4  # prompts a case: enough for a figure, and 24 facts take minutes on two cores
 
 
-@click.command("eval")
+@dataclass(frozen=True)
+class _Cases:
+    """The cases: their file and dataset, how many of them, and a file of reference texts."""
+
+    dataset: str
+    file: str
+    limit: int | None
+    references: Path | None
+
+
+@dataclass(frozen=True)
+class _Measures:
+    """What is measured: metrics (None: all), generation prompts of each case, quirks, and the seed of texts."""
+
+    metrics: str | None
+    generations: int
+    quirks: tuple[str, ...]
+    seed: int
+
+
+@click.command("eval", epilog=opt.example("neuraldb eval db --dataset counterfact --cases cases.json --out run.jsonl"))
 @opt.db
-@click.option(
-    "--dataset", type=click.Choice(["counterfact", "zsre", "knowedit"]), required=True, help="What the cases look like."
-)
-@click.option("--cases", "file", required=True, metavar="FILE", help="The cases: a file, or datasets:NAME[:SPLIT].")
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="Evaluate the first N cases; all facts stay.")
+@opt.bundle(
+    "cases",
+    _Cases,
+    click.option(
+        "--dataset", type=click.Choice(["counterfact", "zsre", "knowedit"]), required=True, help="Format of the cases."
+    ),
+    click.option("--cases", "file", required=True, metavar="FILE", help="The cases: a file, or datasets:NAME[:SPLIT]."),
+    click.option(
+        "--limit", type=click.IntRange(1), metavar="N", help="Evaluate the first N cases; all facts stay in place."
+    ),
+    click.option(
+        "--references", type=click.Path(path_type=Path), metavar="FILE",
+        help="Texts about objects, for consistency. [default: the case's attribute prompts with the target]",
+    ),
+)  # fmt: skip
 @method_options
-@click.option("--metrics", metavar="NAMES", help="Only these, comma-separated. [default: all of the dataset]")
-@click.option(
-    "--generations", type=click.IntRange(0), default=GENERATIONS, show_default=True, metavar="N",
-    help="Generation prompts a case for fluency and consistency; 0 for none. CounterFact has ten a case.",
+@opt.bundle(
+    "measures",
+    _Measures,
+    click.option("--metrics", metavar="NAMES", help="Only these, comma-separated. [default: all of the dataset]"),
+    click.option(
+        "--generations", type=click.IntRange(0), default=GENERATIONS, show_default=True, metavar="N",
+        help="Generation prompts of each case for fluency and consistency; 0 for none. CounterFact has ten.",
+    ),
+    click.option(
+        "--quirk", "quirks", multiple=True, metavar="NAME", help="Measure as another implementation does. Repeatable."
+    ),
+    click.option("--seed", type=int, default=0, show_default=True, help="Seed of the generated texts."),
 )  # fmt: skip
-@click.option(
-    "--references", type=click.Path(path_type=Path), metavar="FILE",
-    help="Texts about objects, for consistency. [default: the case's attribute prompts with the target]",
-)  # fmt: skip
-@click.option("--quirk", "quirks", multiple=True, metavar="NAME", help="Measure as another code does. Repeatable.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the generated texts.")
-@click.option("--no-base", is_flag=True, help="Leave the base model's figures out.")
-@run_file
+@run_options
 @opt.model
-@opt.where
 @opt.as_json
 def evaluate(
-    db: Path, dataset: str, file: str, limit: int | None, metrics: str | None, generations: int,
-    references: Path | None, quirks: tuple[str, ...], seed: int, no_base: bool, out: Path, model: str | None,
-    device: str | None, dtype: str | None, as_json: bool, **how: Any,
+    db: Path, cases: _Cases, method: MethodChoice, measures: _Measures, run: RunChoice, model: ModelChoice,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Measure what the facts of DB do to its model, on CounterFact, zsRE or KnowEdit cases.
 
     All facts of DB are in place whichever cases are evaluated; cases whose fact is not in DB are left out. The base
-    model is measured beside, once for all runs in the folder of --out.
+    model is measured too, once for all runs in the folder of --out.
     """
     from neuraldb_faiss.database import NeuralDB
     from neuraldb_faiss.research.evaluation.cases import in_place, read_cases
     from neuraldb_faiss.research.evaluation.evaluate import BASE, Settings, Source
-    from neuraldb_faiss.research.evaluation.evaluate import evaluate as run
+    from neuraldb_faiss.research.evaluation.evaluate import evaluate as measure
     from neuraldb_faiss.research.evaluation.statistics import differences, summarise
 
-    names = None if metrics is None else tuple(name.strip() for name in metrics.split(","))
-    settings = Settings(dataset, names, generations, seed=seed, quirks=quirks)
-    every = read_cases(file, dataset, references=references)
+    names = None if measures.metrics is None else tuple(name.strip() for name in measures.metrics.split(","))
+    settings = Settings(cases.dataset, names, measures.generations, seed=measures.seed, quirks=measures.quirks)
+    every = read_cases(cases.file, cases.dataset, references=cases.references)
     with NeuralDB.open(db) as database:
         facts = database.facts()
         known = in_place(every, facts)
-        cases = known[:limit]
-        if cases and len(known) < len(every):
-            say(f"{count(len(every) - len(known), 'case')} of {file} left out: not in {db}")
-        loaded, tokenizer = model_of(database, model, device, dtype)
-        method = method_of(database, loaded, tokenizer, **how)
+        chosen = known[: cases.limit]
+        if chosen and len(known) < len(every):
+            say(f"{count(len(every) - len(known), 'case')} of {cases.file} left out: not in {db}")
+        loaded, tokenizer = model.load_for(database)
+        editor = method.make(database, loaded, tokenizer)
         source = Source(
-            file, model_text(database), facts, [text for case in every for text in case.references],
-            None if references is None else str(references),
+            cases.file, model_text(database), facts, [text for case in every for text in case.references],
+            None if cases.references is None else str(cases.references),
         )  # fmt: skip
-        rows = run(
-            loaded, tokenizer, cases, method, out, settings, source, with_base=not no_base,
+        rows = measure(
+            loaded, tokenizer, chosen, editor, run.out, settings, source, with_base=not run.no_base,
             stage=progress,
         )  # fmt: skip
     found = summarise(rows, settings.names)
@@ -81,8 +110,8 @@ def evaluate(
     apart = differences(by_case, by_case, settings.names, right_prefix=BASE) if based else {}
     if as_json:
         emit_json(
-            estimates_json(found, based, apart, method=method.name, cases=len(rows), facts=len(facts), run=str(out))
+            estimates_json(found, based, apart, method=editor.name, cases=len(rows), facts=len(facts), run=str(run.out))
         )
         return
-    print_estimates(method.name, found, based, apart)
-    say(f"{count(len(rows), 'case')}, {count(len(facts), 'fact')} in place; rows in {out}")
+    print_estimates(editor.name, found, based, apart)
+    say(f"{count(len(rows), 'case')}, {count(len(facts), 'fact')} in place; rows in {run.out}")

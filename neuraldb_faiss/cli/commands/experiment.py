@@ -16,28 +16,38 @@ from neuraldb_faiss.research.experiments import EXPERIMENTS
 from neuraldb_faiss.research.experiments import experiment as find
 
 
+def _given_settings(config: Path | None, sets: tuple[str, ...], **named: Any) -> list[dict[str, Any]]:
+    """The settings of --config, of --set, and of options of their own; later ones win."""
+    return [_read(config), parse_settings(sets), {key: value for key, value in named.items() if value is not None}]
+
+
 @click.command()
 @click.argument("name", type=click.Choice(list(EXPERIMENTS)))
-@click.option(
-    "--config", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.toml", help="The experiment's settings."
-)
-@click.option(
-    "--set", "sets", multiple=True, metavar="NAME=VALUE",
-    help="One of its settings, as in --set facts=200 or --set tasks=[\"sciq\"]. Repeatable.",
+@opt.bundle(
+    "given",
+    _given_settings,
+    click.option(
+        "--config", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.toml",
+        help="File of the experiment's settings.",
+    ),
+    click.option(
+        "--set", "sets", multiple=True, metavar="NAME=VALUE",
+        help="One of its settings, as in --set facts=200 or --set tasks=[\"sciq\"]. Repeatable.",
+    ),
+    click.option("--model", metavar="M", help="Model folder, or hub name: the setting `model`."),
+    click.option("--cases", metavar="FILE", help="The cases, whose facts are edited: the setting `cases`."),
+    click.option("--facts", type=click.IntRange(1), metavar="N", help="Number of cases: the setting `facts`."),
 )  # fmt: skip
-@click.option("--model", metavar="M", help="Model folder, or hub name: the setting `model`.")
-@click.option("--cases", metavar="FILE", help="The cases, whose facts are edited: the setting `cases`.")
-@click.option("--facts", type=click.IntRange(1), metavar="N", help="How many of them: the setting `facts`.")
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
-    help="Databases, runs, rows.jsonl, table.md and plots. If it is there, the experiment goes on.",
+    help="Folder for databases, runs, rows.jsonl, table.md and plots. If it exists, the experiment is resumed.",
 )  # fmt: skip
-@click.option("--show", is_flag=True, help="Print the settings, as a --config file, and exit.")
+@click.option("--show", is_flag=True, help="Print the settings as a --config file, and exit.")
 @opt.where
 @opt.as_json
 def experiment(
-    name: str, config: Path | None, sets: tuple[str, ...], model: str | None, cases: str | None, facts: int | None,
-    out: Path | None, show: bool, device: str | None, dtype: str | None, as_json: bool,
+    name: str, given: list[dict[str, Any]], out: Path | None, show: bool, device: str | None, dtype: str | None,
+    as_json: bool,
 ) -> None:  # fmt: skip
     r"""Reproduce a table or figure of the paper, or of the docs.
 
@@ -58,13 +68,11 @@ def experiment(
     contexts           facts asked alone, behind long text, in chats
     perplexity         of ordinary text, where subjects are named and where not
 
-    The same command goes on where it stopped.
+    If it is interrupted, run the same command again to resume.
     """
     from neuraldb_faiss.research.experiments.lab import COMMON, Lab, merged
 
     module = find(name)
-    named = {"model": model, "cases": cases, "facts": facts}
-    given = [_read(config), parse_settings(sets), {key: value for key, value in named.items() if value is not None}]
     if show:
         click.echo(_toml({**COMMON, **module.DEFAULTS, **{k: v for one in given for k, v in one.items()}}), nl=False)
         return

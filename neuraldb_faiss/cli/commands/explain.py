@@ -2,75 +2,75 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from neuraldb_faiss.cli import options as opt
-from neuraldb_faiss.cli.loading import model_of
+from neuraldb_faiss.cli.loading import ModelChoice
 from neuraldb_faiss.cli.output import console, count, emit_json, fact_summaries, plain, say
 
 if TYPE_CHECKING:
     from neuraldb_faiss.inference.explain import Nearest
 
 
-@click.command()
+@dataclass(frozen=True)
+class _Page:
+    """The page to write, if any, and the length of its answers in tokens."""
+
+    html: Path | None
+    max_new_tokens: int
+
+
+@click.command(epilog=opt.example("neuraldb explain db 'The Eiffel Tower is in the city of' --top 5"))
 @opt.db
 @click.argument("prompt")
 @opt.model
-@click.option("--top", type=click.IntRange(1), metavar="N", help="Only the N tokens that come nearest to an entry.")
-@click.option(
-    "--html",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Write a page instead, with the answers of the model alone and with the database.",
+@click.option("--top", type=click.IntRange(1), metavar="N", help="Only the N tokens with the highest cosine.")
+@opt.bundle(
+    "page",
+    _Page,
+    click.option(
+        "--html",
+        type=click.Path(dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="Write a page instead, with the answers of the model alone and with the database.",
+    ),
+    click.option(
+        "--max-new-tokens",
+        type=click.IntRange(1),
+        default=20,
+        show_default=True,
+        metavar="N",
+        help="--html: maximum length of the answers.",
+    ),
 )
-@click.option(
-    "--max-new-tokens",
-    type=click.IntRange(1),
-    default=20,
-    show_default=True,
-    metavar="N",
-    help="--html: length of the answers, at most.",
-)
-@opt.gate_now
-@opt.index
-@opt.where
+@opt.gate_choice
 @opt.as_json
 def explain(
-    db: Path,
-    prompt: str,
-    model: str | None,
-    top: int | None,
-    html: Path | None,
-    max_new_tokens: int,
-    gamma: float | None,
-    guard: str | None,
-    index: str,
-    device: str | None,
-    dtype: str | None,
-    as_json: bool,
-) -> None:
+    db: Path, prompt: str, model: ModelChoice, top: int | None, page: _Page, gate: opt.GateChoice, as_json: bool
+) -> None:  # fmt: skip
     """Show for every token of PROMPT the nearest entry, its cosine, and whether it fires."""
     from neuraldb_faiss.database import NeuralDB
 
-    if html is not None and (as_json or top is not None):
+    if page.html is not None and (as_json or top is not None):
         raise click.UsageError("--html writes a page: it does not go with --json or --top")
     with NeuralDB.open(db) as database:
-        loaded, tokenizer = model_of(database, model, device, dtype)
-        if html is not None:
+        loaded, tokenizer = model.load_for(database)
+        if page.html is not None:
             from neuraldb_faiss.inspector.rendering import page_of, write_page
             from neuraldb_faiss.inspector.views import Looker
 
-            looker = Looker(database, loaded, tokenizer, gamma=gamma, guard=guard, search=index)
-            seen = looker.look(prompt, max_new_tokens=max_new_tokens)
-            write_page(page_of(seen, prompt, database.info()), html)
-            say(f"written: {html}")
+            looker = Looker(database, loaded, tokenizer, gamma=gate.gamma, guard=gate.guard, search=gate.index)
+            seen = looker.look(prompt, max_new_tokens=page.max_new_tokens)
+            write_page(page_of(seen, prompt, database.info()), page.html)
+            say(f"written: {page.html}")
             return
         from neuraldb_faiss.inference.explain import explain as look
 
-        found, gate = look(database, loaded, tokenizer, prompt, gamma=gamma, guard=guard, search=index)
+        found, used = look(database, loaded, tokenizer, prompt, gamma=gate.gamma, guard=gate.guard, search=gate.index)
     if top is not None:
         nearest = sorted(found, key=lambda one: (one.entry is None, -one.score))[:top]
         found = sorted(nearest, key=lambda one: one.position)
@@ -78,8 +78,8 @@ def explain(
         emit_json(
             {
                 "prompt": prompt,
-                "gamma": gate.gamma,
-                "guard": gate.guard,
+                "gamma": used.gamma,
+                "guard": used.guard,
                 "tokens": [
                     {
                         "position": one.position,
@@ -95,7 +95,7 @@ def explain(
         )
         return
     _print_table(found)
-    say(f"{count(sum(one.fired for one in found), 'token')} fired at gamma {gate.gamma:g}, guard {gate.guard}")
+    say(f"{count(sum(one.fired for one in found), 'token')} fired at gamma {used.gamma:g}, guard {used.guard}")
 
 
 def _print_table(found: list[Nearest]) -> None:

@@ -17,23 +17,23 @@ STDOUT = "-"
 FORMATS = ("jsonl", "safetensors")
 
 
-@click.command()
+@click.command(epilog=opt.example("neuraldb export db --out facts.jsonl", "neuraldb export db --out db.safetensors"))
 @opt.db
 @click.option(
     "--format",
     "format_",
     type=click.Choice(FORMATS),
-    help="jsonl: the facts. safetensors: with their vectors. [default: as the name of --out ends, else jsonl]",
+    help="jsonl: the facts. safetensors: with their vectors. [default: by the suffix of --out, else jsonl]",
 )
 @click.option("--at", type=int, metavar="GEN", help="As of this generation. [default: the newest]")
 @click.option("--out", default=STDOUT, show_default=True, metavar="FILE", help="A new file, or - for stdout.")
-@click.option("--skip-bad", is_flag=True, help="jsonl: leave out facts that cannot be read, and name them on stderr.")
+@click.option("--skip-bad", is_flag=True, help="jsonl: skip facts that cannot be read, and name them on stderr.")
 @opt.as_json
 def export(db: Path, format_: str | None, at: int | None, out: str, skip_bad: bool, as_json: bool) -> None:
-    """Write a database's facts to a file that others read.
+    """Write a database's facts to a file that other programs read.
 
     JSON lines hold what `neuraldb build` and `neuraldb add` read. A safetensors file also holds the vectors and all
-    that the database knows of its facts: `neuraldb import` makes an equal database of it, without a model.
+    else that the database records of its facts: `neuraldb import` makes an equal database of it, without a model.
     """
     if format_ is None:
         format_ = "safetensors" if out.endswith(".safetensors") else "jsonl"

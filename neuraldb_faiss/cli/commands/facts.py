@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,47 +38,52 @@ COLUMNS = (
 )
 
 
-@click.command()
+@dataclass(frozen=True)
+class _Selection:
+    """The facts to list: those that fit everything given."""
+
+    ids: tuple[str, ...]
+    subject: str | None
+    contains: str | None
+    source: str | None
+    failed: bool
+    waiting: bool
+    limit: int | None
+
+
+@click.command(epilog=opt.example("neuraldb facts db --subject 'Eiffel Tower'", "neuraldb facts db --failed --csv"))
 @opt.db
-@click.option("--id", "ids", multiple=True, metavar="ID", help="A fact's id; may be given several times.")
-@click.option("--subject", help="Facts about this subject.")
-@click.option("--contains", metavar="TEXT", help="Facts with this in subject, prompt or target.")
-@click.option("--source", metavar="NAME", help="Facts that came from this source.")
-@click.option("--failed", is_flag=True, help="Facts that the model still did not say after solving.")
-@click.option("--waiting", is_flag=True, help="Facts that wait to be solved anew.")
-@click.option("--at", type=int, metavar="GEN", help="As of this generation.")
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="The first N.")
+@opt.bundle(
+    "which",
+    _Selection,
+    click.option("--id", "ids", multiple=True, metavar="ID", help="The fact with this id. Repeatable."),
+    click.option("--subject", help="Facts about this subject."),
+    click.option("--contains", metavar="TEXT", help="Facts with this text in subject, prompt or target."),
+    click.option("--source", metavar="NAME", help="Facts that came from this source."),
+    click.option("--failed", is_flag=True, help="Facts that the model still does not say after solving."),
+    click.option("--waiting", is_flag=True, help="Facts that wait to be solved again (`neuraldb solve`)."),
+    click.option("--limit", type=click.IntRange(1), metavar="N", help="The first N of these facts."),
+)
+@click.option("--at", type=int, metavar="GEN", help="As of this generation. [default: the newest]")
 @opt.as_json
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
-def facts(
-    db: Path,
-    ids: tuple[str, ...],
-    subject: str | None,
-    contains: str | None,
-    source: str | None,
-    failed: bool,
-    waiting: bool,
-    at: int | None,
-    limit: int | None,
-    as_json: bool,
-    as_csv: bool,
-) -> None:
-    """List the facts in a database, in the order they came."""
+def facts(db: Path, which: _Selection, at: int | None, as_json: bool, as_csv: bool) -> None:
+    """List the facts in a database, in the order in which they were added."""
     if as_json and as_csv:
         raise click.UsageError("choose one of --json and --csv")
     from neuraldb_faiss.database import NeuralDB
 
     with NeuralDB.open(db, generation=at) as database:
         found = database.facts(
-            ids=list(ids) or None,
-            subject=subject,
-            contains=contains,
-            source=source,
-            failed=failed,
-            waiting=waiting,
-            limit=limit,
+            ids=list(which.ids) or None,
+            subject=which.subject,
+            contains=which.contains,
+            source=which.source,
+            failed=which.failed,
+            waiting=which.waiting,
+            limit=which.limit,
         )
-        norms = {fact.id: {"key_norms": database.key_norms(fact)} for fact in found} if ids else {}
+        norms = {fact.id: {"key_norms": database.key_norms(fact)} for fact in found} if which.ids else {}
     if as_json:
         emit_json_list({**fact.to_dict(), **norms.get(fact.id, {})} for fact in found)
     elif as_csv:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from neuraldb_faiss.cli import options as opt
-from neuraldb_faiss.cli.loading import model_of
+from neuraldb_faiss.cli.loading import ModelChoice
 from neuraldb_faiss.cli.output import console, emit_json, fact_summaries, plain, say
 
 if TYPE_CHECKING:
@@ -16,62 +17,62 @@ if TYPE_CHECKING:
     from neuraldb_faiss.store import StoredFact
 
 
-@click.command()
+@dataclass(frozen=True)
+class _Answering:
+    """What is generated and shown: also the base model's answer, in the chat template, and marks where facts fired."""
+
+    compare: bool
+    chat: bool
+    max_new_tokens: int
+    mark: bool
+
+
+@click.command(epilog=opt.example("neuraldb generate db 'The Eiffel Tower is in the city of' --compare"))
 @opt.db
 @click.argument("prompt")
 @opt.model
-@click.option("--compare", is_flag=True, help="Also print what the model says without the database.")
-@click.option("--chat", is_flag=True, help="Wrap the prompt in the model's chat template.")
-@click.option(
-    "--max-new-tokens",
-    type=click.IntRange(1),
-    default=20,
-    show_default=True,
-    metavar="N",
-    help="Length of the answer, at most.",
+@opt.bundle(
+    "answering",
+    _Answering,
+    click.option("--compare", is_flag=True, help="Also print the answer of the model without the database."),
+    click.option("--chat", is_flag=True, help="Wrap the prompt in the model's chat template."),
+    click.option(
+        "--max-new-tokens",
+        type=click.IntRange(1),
+        default=20,
+        show_default=True,
+        metavar="N",
+        help="Maximum length of the answer.",
+    ),
+    click.option("--explain", "mark", is_flag=True, help="Mark in the text where a fact fired."),
 )
-@click.option("--explain", "mark", is_flag=True, help="Mark in the text where a fact fired.")
-@opt.gate_now
-@opt.index
-@opt.where
+@opt.gate_choice
 @opt.as_json
 def generate(
-    db: Path,
-    prompt: str,
-    model: str | None,
-    compare: bool,
-    chat: bool,
-    max_new_tokens: int,
-    mark: bool,
-    gamma: float | None,
-    guard: str | None,
-    index: str,
-    device: str | None,
-    dtype: str | None,
-    as_json: bool,
-) -> None:
+    db: Path, prompt: str, model: ModelChoice, answering: _Answering, gate: opt.GateChoice, as_json: bool
+) -> None:  # fmt: skip
     """Continue PROMPT greedily with a database attached, and list the facts that fired."""
     from neuraldb_faiss.database import NeuralDB
 
     with NeuralDB.open(db) as database:
-        loaded, tokenizer = model_of(database, model, device, dtype)
+        loaded, tokenizer = model.load_for(database)
         from neuraldb_faiss.inference.ask import ask
 
-        with database.attach(loaded, tokenizer, gamma=gamma, guard=guard, search=index) as handle:
+        with database.attach(loaded, tokenizer, gamma=gate.gamma, guard=gate.guard, search=gate.index) as handle:
             answer = ask(
                 database,
                 handle,
                 loaded,
                 tokenizer,
                 prompt,
-                compare=compare,
-                chat=chat,
-                max_new_tokens=max_new_tokens,
+                compare=answering.compare,
+                chat=answering.chat,
+                max_new_tokens=answering.max_new_tokens,
             )
     if as_json:
         emit_json(_answer_json(answer))
     else:
-        _print_answer(answer, mark)
+        _print_answer(answer, answering.mark)
 
 
 def _answer_json(answer: Answer) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from neuraldb_faiss.cli.output import console, emit_json, plain
 @opt.db
 @opt.as_json
 def history(db: Path, as_json: bool) -> None:
-    """List the generations of a database, oldest first."""
+    """List the generations of a database, oldest first: when and by which command, and how many facts changed."""
     from neuraldb_faiss.database import NeuralDB
 
     with NeuralDB.open(db) as database:

@@ -11,11 +11,11 @@ from neuraldb_faiss.cli import options as opt
 from neuraldb_faiss.cli.output import emit_json, key_values
 
 
-@click.command()
+@click.command(epilog=opt.example("neuraldb info db"))
 @opt.db
 @opt.as_json
 def info(db: Path, as_json: bool) -> None:
-    """What a database is: facts, model, layer, gate, generation, size."""
+    """Show what a database holds and how it was built: facts, model, layer, gate, generation, size."""
     from neuraldb_faiss.database import NeuralDB
 
     with NeuralDB.open(db) as database:

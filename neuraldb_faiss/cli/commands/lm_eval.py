@@ -9,33 +9,35 @@ from typing import Any
 import click
 
 from neuraldb_faiss.cli import options as opt
-from neuraldb_faiss.cli.evaluation_options import method_of, method_options, model_text, run_file
+from neuraldb_faiss.cli.evaluation_options import MethodChoice, RunChoice, method_options, model_text, run_options
 from neuraldb_faiss.cli.evaluation_tables import estimates_json, print_estimates
-from neuraldb_faiss.cli.loading import model_of
+from neuraldb_faiss.cli.loading import ModelChoice
 from neuraldb_faiss.cli.output import count, emit_json, progress, say
 
 
-@click.command("lm-eval", context_settings={"ignore_unknown_options": False})
+@click.command(
+    "lm-eval",
+    context_settings={"ignore_unknown_options": False},
+    epilog=opt.example("neuraldb lm-eval db --out run.jsonl -- --tasks sciq,arc_easy --limit 100"),
+)
 @opt.db
 @method_options
 @click.option(
     "--data", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="FOLDER",
     help="Local data files for sciq, mmlu, arc_easy and others, where no model hub is reachable.",
 )  # fmt: skip
-@click.option("--no-base", is_flag=True, help="Leave the base model's figures out.")
-@run_file
+@run_options
 @opt.model
-@opt.where
 @opt.as_json
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="-- --tasks T1,T2 ...")
 def lm_eval(
-    db: Path, arguments: tuple[str, ...], data: Path | None, no_base: bool, out: Path, model: str | None,
-    device: str | None, dtype: str | None, as_json: bool, **how: Any,
+    db: Path, method: MethodChoice, data: Path | None, run: RunChoice, model: ModelChoice, as_json: bool,
+    arguments: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Measure general ability with the facts of DB in place, by lm-evaluation-harness.
 
-    What stands behind -- are the harness' own arguments: --tasks, --num_fewshot, --limit, --batch_size and so on.
-    The tasks "paper" and "general" stand for the paper's six, and these with logiqa, arc_easy and winogrande.
+    What follows -- are the harness's own arguments: --tasks, --num_fewshot, --limit, --batch_size and so on. The task
+    "paper" stands for the paper's six tasks, "general" for these with logiqa, arc_easy and winogrande.
     """
     from neuraldb_faiss.database import NeuralDB
     from neuraldb_faiss.research.evaluation.harness import general_ability, read_arguments, run_identity
@@ -44,15 +46,15 @@ def lm_eval(
 
     tasks = read_arguments(arguments, data)
     with NeuralDB.open(db) as database:
-        loaded, tokenizer = model_of(database, model, device, dtype)
-        method = method_of(database, loaded, tokenizer, **how)
+        loaded, tokenizer = model.load_for(database)
+        editor = method.make(database, loaded, tokenizer)
         about = {"model": model_text(database), **facts_identity(database.facts())}
         beside: dict[str, Any] = {}
-        if not no_base and method.name != "base":
-            path = base_path(out, run_identity(base(), tasks, about))
+        if not run.no_base and editor.name != "base":
+            path = base_path(run.out, run_identity(base(), tasks, about))
             beside = general_ability(loaded, tokenizer, base(), path, tasks, about, stage=progress)
-        rows = general_ability(loaded, tokenizer, method, out, tasks, about, stage=progress)
-    _report_tasks(method.name, tasks.names, rows, beside, as_json, out)
+        rows = general_ability(loaded, tokenizer, editor, run.out, tasks, about, stage=progress)
+    _report_tasks(editor.name, tasks.names, rows, beside, as_json, run.out)
 
 
 def _report_tasks(

@@ -7,44 +7,34 @@ from pathlib import Path
 import click
 
 from neuraldb_faiss.cli import options as opt
-from neuraldb_faiss.cli.loading import load_model
+from neuraldb_faiss.cli.loading import ModelChoice
 from neuraldb_faiss.cli.output import count, emit_json, progress, say
 
 
-@click.command()
+@click.command(epilog=opt.example("neuraldb merge db1 db2 --out all", "neuraldb merge db2 --into db1"))
 @click.argument("sources", nargs=-1, required=True, metavar="DB...", type=click.Path(path_type=Path))
-@opt.into_or_out
-@click.option("--link", is_flag=True, help="Hard-link the arrays instead of copying them (same file system).")
-@opt.where
+@opt.destination
+@click.option("--link", is_flag=True, help="Hard-link the arrays instead of copying them (on one file system).")
+@opt.model_to_solve
 @opt.wait
 @opt.as_json
 def merge(
-    sources: tuple[Path, ...],
-    out: Path | None,
-    into: Path | None,
-    on_conflict: str,
-    gamma: float | None,
-    link: bool,
-    model: str | None,
-    device: str | None,
-    dtype: str | None,
-    wait: float,
-    as_json: bool,
-) -> None:
-    """Merge databases of one model and layer, as one generation."""
-    if (out is None) == (into is None):
-        raise click.UsageError("say where to merge: --out NEW or --into DB")
+    sources: tuple[Path, ...], destination: opt.Destination, link: bool, model: ModelChoice, wait: float, as_json: bool
+) -> None:  # fmt: skip
+    """Merge databases of one model and layer into one, as one generation."""
+    destination.require("merge")
+    out, into = destination.out, destination.into
     from neuraldb_faiss.making import merge as merge_databases
 
-    loaded, tokenizer = (None, None) if model is None else load_model(model, device, dtype)
+    loaded, tokenizer = model.load()
     command = " ".join(["merge", *map(str, sources), "--into" if into else "--out", str(into or out)])
     with progress("merging") as report:
         database = merge_databases(
             sources,
             out,
             into=into,
-            on_conflict=on_conflict,
-            gamma=gamma,
+            on_conflict=destination.on_conflict,
+            gamma=destination.gamma,
             link=link,
             model=loaded,
             tokenizer=tokenizer,

@@ -8,24 +8,26 @@ from typing import Any
 import click
 
 from neuraldb_faiss.cli import options as opt
-from neuraldb_faiss.cli.build_database import build_database
-from neuraldb_faiss.cli.build_report import about, cannot_fire, failed_text
+from neuraldb_faiss.cli.build_database import Build
+from neuraldb_faiss.cli.build_report import database_counts, solved_lines
+from neuraldb_faiss.cli.loading import ModelChoice
 from neuraldb_faiss.cli.output import duration, emit_json, key_values, say
-from neuraldb_faiss.cli.solver_options import checked_settings, new_database, solver_options
+from neuraldb_faiss.cli.solver_options import solver_options
 from neuraldb_faiss.errors import FactError
 
 
-@click.command()
+@click.command(epilog=opt.example("neuraldb rebuild db --out db-qwen --model Qwen/Qwen2.5-7B"))
 @opt.db
-@new_database
+@opt.new_database
 @opt.model_required
 @solver_options
-def rebuild(db: Path, out: Path, model: str, as_json: bool, **making: Any) -> None:
-    """Build the facts of DB anew for another model or layer, from its catalog alone.
+@opt.as_json
+def rebuild(db: Path, out: Path, model: ModelChoice, settings: dict[str, Any], as_json: bool) -> None:
+    """Build the facts of DB again for another model or layer, in a new database.
 
-    Residual, keys and guard are of DB's kind unless named. Killed, the same command goes on where it was.
+    The facts come from DB's catalog alone. Residual, keys and guard are of DB's kind unless they are named. If it is
+    interrupted, run the same command again to resume.
     """
-    settings = checked_settings(making)
     from neuraldb_faiss.database import NeuralDB
 
     with NeuralDB.open(db) as database:
@@ -33,10 +35,9 @@ def rebuild(db: Path, out: Path, model: str, as_json: bool, **making: Any) -> No
     if not facts:
         raise FactError(f"{db} holds no facts to build anew")
     kept = {"residual": old.residual, "keys": old.keys, "guard": old.guard}
-    settings = {**kept, **settings}
-    made = build_database(facts, out, model, f"rebuild {db.name}", settings)
+    made = Build(out, model, f"rebuild {db.name}", {**kept, **settings}).run(facts)
     if as_json:
         emit_json(made)
         return
-    key_values({**about(made), "failed facts": failed_text(made["failed"], out), **cannot_fire(made["unheard"])})
+    key_values({**database_counts(made), **solved_lines(made["failed"], made["unheard"], out)})
     say(f"done in {duration(made['seconds'])}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -10,17 +11,20 @@ from neuraldb_faiss.cli import options as opt
 from neuraldb_faiss.cli.output import print_generation, progress
 
 
-@click.command()
+@click.command(epilog=opt.example("neuraldb reindex db --index ivf"))
 @opt.db
-@opt.index_required
-@opt.lists
+@opt.bundle(
+    "settings",
+    opt.index_settings,
+    click.option("--index", type=opt.kinds, required=True, help="How keys are searched from now on."),
+    opt.lists,
+)
 @opt.wait
 @opt.as_json
-def reindex(db: Path, index: str, nlist: int | None, nprobe: int | None, wait: float, as_json: bool) -> None:
-    """Choose how the keys are searched, and make that index."""
-    settings = opt.index_settings(index, nlist, nprobe)
+def reindex(db: Path, settings: dict[str, Any], wait: float, as_json: bool) -> None:
+    """Choose how the keys are searched, and make that index now."""
     from neuraldb_faiss.database import NeuralDB
 
     with NeuralDB.open(db, "rw") as database, progress("making the index"):
-        done = database.reindex(settings["kind"], nlist=nlist, nprobe=nprobe, wait=wait)
+        done = database.reindex(settings["kind"], nlist=settings.get("nlist"), nprobe=settings.get("nprobe"), wait=wait)
     print_generation(done, as_json, f"generation {done.generation}: the keys are searched by {settings['kind']}")

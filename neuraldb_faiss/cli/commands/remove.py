@@ -2,51 +2,62 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
 from neuraldb_faiss.cli import options as opt
-from neuraldb_faiss.cli.loading import load_model
+from neuraldb_faiss.cli.loading import ModelChoice
 from neuraldb_faiss.cli.output import count, emit_json, emit_json_list, fact_line, progress, say
 
 
-@click.command()
-@opt.db
-@click.option("--id", "ids", multiple=True, metavar="ID", help="A fact's id; may be given several times.")
-@click.option("--subject", help="All facts about this subject.")
-@click.option("--source", metavar="NAME", help="All facts that came from this source.")
-@click.option("--dry-run", is_flag=True, help="Print what would be removed, and remove nothing.")
-@click.option(
-    "--model",
-    metavar="M",
-    help="Solve facts that share an entry with a removed one at once. [default: they wait]",
+@dataclass(frozen=True)
+class _Selection:
+    """The facts to remove: those that fit everything given."""
+
+    ids: tuple[str, ...]
+    subject: str | None
+    source: str | None
+
+    def command(self) -> str:
+        """The command as the history records it."""
+        words = ["remove", *(f"--id {name}" for name in self.ids[:3]), *(["..."] if len(self.ids) > 3 else [])]
+        named = (("subject", self.subject), ("source", self.source))
+        return " ".join([*words, *(f"--{name} {value}" for name, value in named if value is not None)])
+
+
+@click.command(
+    epilog=opt.example("neuraldb remove db --subject 'Eiffel Tower' --dry-run", "neuraldb remove db --id paris")
 )
-@opt.where
+@opt.db
+@opt.bundle(
+    "which",
+    _Selection,
+    click.option("--id", "ids", multiple=True, metavar="ID", help="The fact with this id. Repeatable."),
+    click.option("--subject", help="All facts about this subject."),
+    click.option("--source", metavar="NAME", help="All facts that came from this source."),
+)
+@click.option("--dry-run", is_flag=True, help="List what would be removed, and remove nothing.")
+@opt.model_to_solve
 @opt.wait
 @opt.as_json
 def remove(
-    db: Path,
-    ids: tuple[str, ...],
-    subject: str | None,
-    source: str | None,
-    dry_run: bool,
-    model: str | None,
-    device: str | None,
-    dtype: str | None,
-    wait: float,
-    as_json: bool,
-) -> None:
-    """Remove facts by id, by subject or by source; given several, all must fit."""
-    if not ids and subject is None and source is None:
+    db: Path, which: _Selection, dry_run: bool, model: ModelChoice, wait: float, as_json: bool
+) -> None:  # fmt: skip
+    """Remove facts by id, by subject or by source; given several of these, only facts that fit all.
+
+    Facts that share an entry with a removed one do not fire until they are solved again: at once with --model, else by
+    `neuraldb solve`.
+    """
+    if not which.ids and which.subject is None and which.source is None:
         raise click.UsageError("say which facts to remove: --id, --subject or --source")
     from neuraldb_faiss.database import NeuralDB
 
-    which: dict[str, Any] = {"ids": list(ids) or None, "subject": subject, "source": source}
+    ids, subject, source = list(which.ids) or None, which.subject, which.source
     with NeuralDB.open(db, "r" if dry_run else "rw") as database:
         if dry_run:
-            doomed = database.doomed(**which)
+            doomed = database.doomed(ids, subject=subject, source=source)
             if as_json:
                 emit_json_list(fact.to_dict() for fact in doomed)
             else:
@@ -54,16 +65,18 @@ def remove(
                     click.echo(fact_line(fact))
                 say(f"{count(len(doomed), 'fact')} would be removed")
             return
-        database.doomed(**which)  # refused before a model is loaded
-        loaded, tokenizer = (None, None) if model is None else load_model(model, device, dtype)
+        database.doomed(ids, subject=subject, source=source)  # refused before a model is loaded
+        loaded, tokenizer = model.load()
         with progress("solving what shared an entry") as report:
             done = database.remove(
-                **which,
+                ids,
+                subject=subject,
+                source=source,
                 model=loaded,
                 tokenizer=tokenizer,
                 report=report,
                 wait=wait,
-                command=_remove_command(which),
+                command=which.command(),
             )
         waiting = database.info()["waiting"]
     if as_json:
@@ -72,12 +85,3 @@ def remove(
     click.echo(f"generation {done.generation}: {count(done.removed, 'fact')} removed, {done.facts:,} left")
     if waiting:
         say(f"{count(waiting, 'fact')} shared a removed one's entry: silent until `neuraldb solve {db}`")
-
-
-def _remove_command(which: dict[str, Any]) -> str:
-    words = ["remove"]
-    if which["ids"]:
-        shown = which["ids"][:3]
-        words += [f"--id {name}" for name in shown] + (["..."] if len(which["ids"]) > 3 else [])
-    words += [f"--{name} {which[name]}" for name in ("subject", "source") if which[name] is not None]
-    return " ".join(words)

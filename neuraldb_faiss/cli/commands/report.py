@@ -6,18 +6,19 @@ from pathlib import Path
 
 import click
 
+from neuraldb_faiss.cli import options as opt
 from neuraldb_faiss.cli.output import count, say
 
 
-@click.command()
+@click.command(epilog=opt.example("neuraldb report runs/*.jsonl --out page.html"))
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUNS...")
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), metavar="PAGE.html", help="The page."
 )
 @click.option("--metrics", metavar="NAMES", help="Only these, comma-separated. [default: all of the runs]")
-@click.option("--title", default="Evaluation", show_default=True, help="The page's title.")
+@click.option("--title", default="Evaluation", show_default=True, help="Title of the page.")
 def report(runs: tuple[Path, ...], out: Path, metrics: str | None, title: str) -> None:
-    """Make one self-contained page of RUNS: tables with 95 % intervals, paired differences, plots."""
+    """Make a self-contained page of RUNS: tables with 95 % intervals, paired differences, plots."""
     from neuraldb_faiss.research.evaluation.report import write_report
 
     names = None if metrics is None else tuple(name.strip() for name in metrics.split(","))

@@ -10,13 +10,13 @@ from neuraldb_faiss.cli import options as opt
 from neuraldb_faiss.cli.output import count, print_generation, progress
 
 
-@click.command()
+@click.command(epilog=opt.example("neuraldb history db", "neuraldb rollback db --to 3"))
 @opt.db
 @click.option("--to", "generation", type=int, required=True, metavar="GEN", help="The generation to go back to.")
 @opt.wait
 @opt.as_json
 def rollback(db: Path, generation: int, wait: float, as_json: bool) -> None:
-    """Make a new generation equal to an old one; it can itself be rolled back."""
+    """Make a new generation that equals an earlier one; it can itself be rolled back."""
     from neuraldb_faiss.database import NeuralDB
 
     with NeuralDB.open(db, "rw") as database, progress("rolling back"):

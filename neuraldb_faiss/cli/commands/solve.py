@@ -7,18 +7,17 @@ from pathlib import Path
 import click
 
 from neuraldb_faiss.cli import options as opt
-from neuraldb_faiss.cli.loading import model_of
+from neuraldb_faiss.cli.loading import ModelChoice
 from neuraldb_faiss.cli.output import count, emit_json, progress
 
 
-@click.command()
+@click.command(epilog=opt.example("neuraldb solve db"))
 @opt.db
 @opt.model
-@opt.where
 @opt.wait
 @opt.as_json
-def solve(db: Path, model: str | None, device: str | None, dtype: str | None, wait: float, as_json: bool) -> None:
-    """Solve the entries that wait for it, after a removal."""
+def solve(db: Path, model: ModelChoice, wait: float, as_json: bool) -> None:
+    """Solve the facts that wait for it after a removal, a merge or a repair; until then they do not fire."""
     from neuraldb_faiss.database import NeuralDB
 
     with NeuralDB.open(db, "rw") as database:
@@ -29,7 +28,7 @@ def solve(db: Path, model: str | None, device: str | None, dtype: str | None, wa
                 click.echo("no fact waits to be solved")
             return
         waiting = database.info()["waiting"]
-        loaded, tokenizer = model_of(database, model, device, dtype)
+        loaded, tokenizer = model.load_for(database)
         with progress("solving") as report:
             database.solve(loaded, tokenizer, report=report, wait=wait)
         solved = waiting - database.info()["waiting"]

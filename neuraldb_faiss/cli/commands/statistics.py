@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 
 from neuraldb_faiss.cli import options as opt
-from neuraldb_faiss.cli.loading import load_model
+from neuraldb_faiss.cli.loading import ModelChoice
 from neuraldb_faiss.cli.output import emit_json, progress, say
 from neuraldb_faiss.cli.param_types import Layers
 
 
-@click.command()
+@click.command(epilog=opt.example("neuraldb statistics wikipedia.jsonl.gz --model gpt2-xl --layers 13-17"))
 @click.argument("text")
 @opt.model_required
 @click.option("--layers", type=Layers(), metavar="LIST", help="As in 1-5 or 3,7. [default: all that the methods edit]")
@@ -22,35 +22,25 @@ from neuraldb_faiss.cli.param_types import Layers
     default="statistics",
     show_default=True,
     metavar="FOLDER",
-    help="Where statistics are kept, of any number of models.",
+    help="Folder that keeps the statistics of any number of models.",
 )
+@click.option("--tokens", type=click.IntRange(1), default=1_000_000, show_default=True, help="Tokens to read.")
 @click.option(
-    "--tokens", type=click.IntRange(1), default=1_000_000, show_default=True, help="Stop after so many tokens."
+    "--max-length", type=click.IntRange(1), default=1024, show_default=True, help="Tokens to read of each text."
 )
-@click.option(
-    "--max-length", type=click.IntRange(1), default=1024, show_default=True, help="Tokens taken of each text."
-)
-@opt.where
 @opt.as_json
 def statistics(
-    text: str,
-    model: str,
-    layers: tuple[int, ...] | None,
-    out: Path,
-    tokens: int,
-    max_length: int,
-    device: str | None,
-    dtype: str | None,
+    text: str, model: ModelChoice, layers: tuple[int, ...] | None, out: Path, tokens: int, max_length: int,
     as_json: bool,
-) -> None:
-    """Make the key statistics that MEMIT, AlphaEdit, RECT, PMET and ROME need (a database needs none).
+) -> None:  # fmt: skip
+    """Compute the key statistics that MEMIT, AlphaEdit, RECT, PMET and ROME need (a database needs none).
 
-    TEXT is a file of JSON lines (plain or gzipped) with a field "text", Wikipedia articles for instance, or
-    datasets:NAME[:SPLIT]. What was made before from the same text is not made again.
+    TEXT is a file of JSON lines (plain or gzipped) with a field "text", for instance Wikipedia articles, or
+    datasets:NAME[:SPLIT]. Statistics that exist already for the same text are not computed again.
     """
     from neuraldb_faiss.research.baselines import METHODS, default_settings, make_statistics
 
-    loaded, tokenizer = load_model(model, device, dtype)
+    loaded, tokenizer = model.load()
     if layers is None:
         layers = tuple(sorted({layer for name in METHODS for layer in default_settings(name, loaded).layers}))
     with progress("taking statistics", "token") as report:

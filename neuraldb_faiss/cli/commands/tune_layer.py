@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from neuraldb_faiss.cli import options as opt
-from neuraldb_faiss.cli.loading import load_facts, load_model
+from neuraldb_faiss.cli.loading import FactFiles, ModelChoice
 from neuraldb_faiss.cli.output import console, count, emit_json, progress, say
 from neuraldb_faiss.cli.param_types import Gammas, Layers
 
@@ -16,42 +17,62 @@ if TYPE_CHECKING:
     from neuraldb_faiss.research.evaluation.tuning_report import Table
 
 
-@click.command("tune-layer")
-@click.argument("model")
-@click.option(
-    "--facts", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-    help="A sample, as `neuraldb build` takes it, with paraphrases and neighbours. [default: ten well-known subjects]",
+@dataclass(frozen=True)
+class _Sample:
+    """Facts to try, and text in which nothing should fire; None: the samples of this package."""
+
+    facts: Path | None
+    limit: int
+    text: Path | None
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """What is tried: layers and gammas (None: the usual ones), with one guard."""
+
+    layers: tuple[int, ...] | None
+    gammas: tuple[float, ...] | None
+    guard: str | None
+    ffn_module: str | None
+
+
+@click.command("tune-layer", epilog=opt.example("neuraldb tune-layer models/SmolLM2-135M-Instruct --limit 20"))
+@opt.bundle("model", ModelChoice, click.argument("model"), opt.where)
+@opt.bundle(
+    "sample",
+    _Sample,
+    click.option(
+        "--facts", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+        help="Facts to try, as `neuraldb build` reads them, with paraphrases and neighbours."
+        " [default: ten well-known subjects]",
+    ),
+    click.option(
+        "--limit", type=click.IntRange(1), default=10, show_default=True, metavar="N", help="Try the first N facts."
+    ),
+    click.option(
+        "--text", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+        help="Ordinary text, in which nothing should fire: JSON lines with a field `text`. [default: a page of it]",
+    ),
 )  # fmt: skip
-@click.option(
-    "--limit", type=click.IntRange(1), default=10, show_default=True, metavar="N", help="Take the first N facts."
-)
-@click.option(
-    "--layers", type=Layers(), metavar="LIST",
-    help="As in 1-5 or 3,7. [default: some of the lower two thirds, and the model's usual one]",
-)  # fmt: skip
-@click.option(
-    "--gammas", type=Gammas(), metavar="LIST", help="As in 0.45,0.65. [default: 0.35 to 0.85 in steps of 0.1]"
-)
-@opt.guard
-@click.option(
-    "--text", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-    help="Ordinary text, in which nothing should fire: JSON lines with a field `text`. [default: a page of it]",
-)  # fmt: skip
-@click.option(
-    "--ffn-module", metavar="PATTERN",
-    help='The FFN\'s down-projection, as in "model.layers.{}.mlp.down_proj", where it is not found.',
+@opt.bundle(
+    "sweep",
+    _Sweep,
+    click.option(
+        "--layers", type=Layers(), metavar="LIST",
+        help="As in 1-5 or 3,7. [default: some of the lower two thirds, and the model's usual one]",
+    ),
+    click.option(
+        "--gammas", type=Gammas(), metavar="LIST", help="As in 0.45,0.65. [default: 0.35 to 0.85 in steps of 0.1]"
+    ),
+    opt.guard,
+    opt.ffn_module,
 )  # fmt: skip
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
-    help="Databases, rows.jsonl, table.md and plots. If it is there, layers in it are not measured again.",
+    help="Folder for databases, rows.jsonl, table.md and plots. Layers that are in it are not measured again.",
 )  # fmt: skip
-@opt.where
 @opt.as_json
-def tune_layer(
-    model: str, facts: Path | None, limit: int, layers: tuple[int, ...] | None, gammas: tuple[float, ...] | None,
-    guard: str | None, text: Path | None, ffn_module: str | None, out: Path | None, device: str | None,
-    dtype: str | None, as_json: bool,
-) -> None:  # fmt: skip
+def tune_layer(model: ModelChoice, sample: _Sample, sweep: _Sweep, out: Path | None, as_json: bool) -> None:
     """Recommend a layer and a gate for MODEL, by trying a few facts at several layers.
 
     Solves the facts at each layer and measures whether their own prompts and paraphrases get the new answer, whether
@@ -60,11 +81,13 @@ def tune_layer(
     from neuraldb_faiss.research.evaluation import tuning
     from neuraldb_faiss.research.evaluation import tuning_report as told
 
-    sample = load_facts([str(facts or tuning.SAMPLE_FACTS)], "auto", limit=limit, on_conflict="first", skip_bad=False)
-    loaded, tokenizer = load_model(model, device, dtype)
+    files = FactFiles((str(sample.facts or tuning.SAMPLE_FACTS),), limit=sample.limit, on_conflict="first")
+    facts = files.load().folded.facts
+    loaded, tokenizer = model.load()
     done = tuning.tune(
-        loaded, tokenizer, sample.folded.facts, layers=layers, gammas=gammas or tuning.GAMMAS,
-        guard=guard or "subject", text=text or tuning.SAMPLE_TEXT, out=out, ffn_module=ffn_module, stage=progress,
+        loaded, tokenizer, facts, layers=sweep.layers, gammas=sweep.gammas or tuning.GAMMAS,
+        guard=sweep.guard or "subject", text=sample.text or tuning.SAMPLE_TEXT, out=out,
+        ffn_module=sweep.ffn_module, stage=progress,
     )  # fmt: skip
     written = [] if out is None else told.write(done, out)
     if as_json:

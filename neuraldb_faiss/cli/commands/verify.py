@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from neuraldb_faiss.store import StoredFact
 
 
-@click.command()
+@click.command(epilog=opt.example("neuraldb verify db --deep", "neuraldb verify db --repair"))
 @opt.db
 @click.option("--deep", is_flag=True, help="Read every byte and compare it with its checksum.")
 @click.option(
     "--repair",
     is_flag=True,
-    help="Take damaged arrays out of service and drop damaged search files; their facts wait for `neuraldb solve`.",
+    help="Take damaged arrays out of service and delete damaged search files; their facts wait for `neuraldb solve`.",
 )
 @opt.wait
 @opt.as_json
 def verify(db: Path, deep: bool, repair: bool, wait: float, as_json: bool) -> None:
-    """Check a database; exits with 1 where something is wrong and --repair did not mend it."""
+    """Check a database for damage; the exit code is 1 where something is wrong and --repair did not mend it."""
     from neuraldb_faiss import integrity
     from neuraldb_faiss.store import Store
 
