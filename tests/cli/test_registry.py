@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -98,17 +99,40 @@ def test_the_help_lists_commands_in_their_groups(run: Run) -> None:
         assert command is not None and command.get_short_help_str(limit=200).endswith(".")
 
 
+def test_the_examples_of_help_texts_are_commands_as_they_are() -> None:
+    shown = 0
+    for name in COMMANDS:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        for line in (command.epilog or "").splitlines():
+            if not line.startswith("  neuraldb "):
+                continue
+            words = shlex.split(line)[1:]
+            called = cli.get_command(click.Context(cli), words[0])
+            assert called is not None
+            with click.Context(called, info_name=words[0]) as context:
+                called.parse_args(context, words[1:])
+            shown += 1
+    assert shown > len(COMMANDS) // 2
+
+
 WITHOUT_TORCH: dict[str, list[str]] = {
     "--help": [],
     "facts": ["DB"],
+    "info": ["DB"],
     "history": ["DB"],
+    "remove": ["DB", "--id", "paris"],
+    "rollback": ["DB", "--to", "1"],
+    "compact": ["DB"],
     "verify": ["DB", "--deep"],
     "export": ["DB", "--out", "-"],
 }
 
 
 @pytest.mark.parametrize("name", WITHOUT_TORCH)
-def test_commands_that_need_no_model_load_neither_torch_nor_transformers(db: Path, name: str) -> None:
+def test_commands_that_need_no_model_load_neither_torch_nor_transformers(run: Run, db: Path, name: str) -> None:
+    if name == "rollback":  # to go back, there must be a later generation
+        assert run("remove", db, "--id", "paris").exit_code == 0
     arguments = [name, *(str(db) if word == "DB" else word for word in WITHOUT_TORCH[name])]
     code = f"""
 import sys
