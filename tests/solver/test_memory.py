@@ -95,14 +95,14 @@ def test_keys_come_out_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model, words = tiny("llama")
     site = find_site(model, 1)
     wanted = compute_keys(model, words, site, FACTS, PREFIXES).keys
-    plain = keys._Runner._keys
+    plain = keys.KeyRunner._keys
 
     def small(self: Any, rows: Any, common: int, past: Any) -> torch.Tensor:
         if len(rows) > 2:
             raise MemoryError
         return plain(self, rows, common, past)
 
-    monkeypatch.setattr(keys._Runner, "_keys", small)
+    monkeypatch.setattr(keys.KeyRunner, "_keys", small)
     found = compute_keys(model, words, site, FACTS, PREFIXES).keys
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
