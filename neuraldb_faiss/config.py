@@ -9,14 +9,10 @@ from typing import Any
 
 from neuraldb_faiss.errors import BuildError, ConfigError, CorruptError
 from neuraldb_faiss.fingerprint import Fingerprint
+from neuraldb_faiss.guard.registry import REGISTRY as GUARDS
 from neuraldb_faiss.strict_json import is_count, is_number, is_strings, shown
 
-GUARDS = ("subject", "whole-words", "none")
 KEYS = ("two", "paper")
-
-# The gate γ (a cosine, eq. 11) by guard: the paper's where the cosine alone decides; lower where the text must name the
-# subject, for then it need only tell the subject from a namesake (measured in docs/gate.md).
-GAMMAS = {"subject": 0.45, "whole-words": 0.45, "none": 0.65}
 
 MAX_WIDTH = 1 << 24  # numbers in one key or residual
 _MAX_LAYERS = 1 << 16
@@ -29,15 +25,20 @@ def check_gamma(gamma: float) -> float:
     """The gate as a float. Raises ConfigError unless 0 <= gamma < 1."""
     if not 0 <= gamma < 1:
         raise ConfigError(
-            f"gamma is {gamma}: it is a cosine, at least 0 and below 1 (by default {GAMMAS['subject']} with the guard"
-            f" subject, {GAMMAS['none']} with none)"
+            f"gamma is {gamma}: it is a cosine, at least 0 and below 1 (by default {default_gamma('subject')} with the"
+            f" guard subject, {default_gamma('none')} with none)"
         )
     return float(gamma)
 
 
+def default_gamma(guard: str) -> float:
+    """The gate (a cosine, eq. 11) that suits a guard. Raises ConfigError for an unknown one."""
+    return GUARDS[guard].gamma
+
+
 def check_guard(guard: str) -> str:
     """Raises ConfigError for an unknown guard."""
-    return check_choice("guard", guard, GUARDS)
+    return GUARDS[guard].name
 
 
 def check_choice(name: str, value: str, known: Sequence[str]) -> str:
@@ -186,7 +187,7 @@ class DatabaseConfig:
 
     def check_known(self) -> None:
         """Raises CorruptError where keys or guard are of a kind that this version does not know."""
-        for name, known in (("keys", KEYS), ("guard", GUARDS)):
+        for name, known in (("keys", KEYS), ("guard", tuple(GUARDS.kinds))):
             if (value := getattr(self, name)) not in known:
                 raise CorruptError(f"the stored setting {name} is {shown(value)}, which it cannot be")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from neuraldb_faiss import store as st
-from neuraldb_faiss.config import GAMMAS, DatabaseConfig, IndexConfig, check_gamma, check_guard
+from neuraldb_faiss.config import DatabaseConfig, IndexConfig, check_gamma, check_guard, default_gamma
 from neuraldb_faiss.errors import BuildError, CompactedError, FactError, FingerprintError, StoreError
 from neuraldb_faiss.facts import Fact, fold
 from neuraldb_faiss.store import Generation, Problem, Snapshot, Store, StoredFact
@@ -19,7 +19,8 @@ if TYPE_CHECKING:  # torch, transformers and faiss load only when they are used
 
     from neuraldb_faiss.edits.pipeline import Report
     from neuraldb_faiss.guard.calibration import Calibration
-    from neuraldb_faiss.hook import Gate, Handle
+    from neuraldb_faiss.guard.gate import Gate
+    from neuraldb_faiss.hook import Handle
     from neuraldb_faiss.index import Matcher, Matches
 
 T = TypeVar("T")
@@ -271,12 +272,12 @@ class NeuralDB:
         search: str = "auto",
     ) -> Gate:  # fmt: skip
         """What decides which tokens fire, for `attach`; arguments as there."""
-        from neuraldb_faiss.hook.gates import make_gate
+        from neuraldb_faiss.guard.gate import make_gate
         from neuraldb_faiss.models.sites import layer_device
 
         wanted = self.guard if guard is None else check_guard(guard)
         if gamma is None:
-            gamma = self.gamma if wanted == self.guard else GAMMAS[wanted]
+            gamma = self.gamma if wanted == self.guard else default_gamma(wanted)
 
         def plain(gamma: float) -> Matcher:
             return self.matcher(search, gamma=gamma, device=layer_device(model, self.layer, self.config.ffn_module))
@@ -406,9 +407,10 @@ class NeuralDB:
         """
         from neuraldb_faiss.facts.readers import read_texts
         from neuraldb_faiss.guard.calibration import calibrate
+        from neuraldb_faiss.guard.registry import REGISTRY as GUARDS
         from neuraldb_faiss.models.identity import check_model
 
-        if self.guard == "none":
+        if not GUARDS[self.guard].reads_text:
             raise BuildError(f"{self.path} has no subject guard: its gate is one gamma for all")
         site = check_model(self.config, model)
         done = calibrate(

@@ -43,7 +43,7 @@ def build(
         keys: "two" a fact (raw, and mean behind prefixes), or the "paper"'s one average (eq. 20).
         guard: "subject" (a fact fires only where the text ends with its subject), "whole-words" (and no word goes on
             there, as far as the prompt tells), or "none" (the paper's plain gate).
-        gamma: the gate; `GAMMAS` of the guard by default.
+        gamma: the gate; the guard's own default.
         ffn_module: the down-projection's name with {} for the layer, where it is not found by itself.
         seed: of the context prefixes.
         on_conflict: "error", "first" or "last" where two targets are given for one subject and prompt.

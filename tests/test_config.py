@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 
 from neuraldb_faiss.config import (
-    GAMMAS,
-    GUARDS,
     DatabaseConfig,
     IndexConfig,
     ResidualConfig,
     check_choice,
     check_gamma,
     check_guard,
+    default_gamma,
 )
 from neuraldb_faiss.errors import BuildError, ConfigError, CorruptError, FingerprintError, SearchError
 from neuraldb_faiss.store.catalog import Catalog
@@ -94,8 +93,9 @@ def test_what_a_user_gives_has_one_error_class() -> None:
     for gamma in (-0.1, 1, float("nan")):
         with pytest.raises(ConfigError, match="gamma is"):
             check_gamma(gamma)
-    with pytest.raises(ConfigError, match="guard is 'odd': it must be one of subject"):
+    with pytest.raises(ConfigError, match="unknown guard 'odd': choose one of subject"):
         check_guard("odd")
     with pytest.raises(ConfigError, match="keys is 'three': it must be one of two, paper"):
         check_choice("keys", "three", ("two", "paper"))
-    assert [check_guard(guard) for guard in GUARDS] == list(GAMMAS)
+    gammas = {guard: default_gamma(check_guard(guard)) for guard in ("subject", "whole-words", "none")}
+    assert gammas == {"subject": 0.45, "whole-words": 0.45, "none": 0.65}

@@ -17,6 +17,7 @@ from neuraldb_faiss.cli.loading import FactFiles, ModelChoice
 from neuraldb_faiss.cli.param_types import Kinds
 from neuraldb_faiss.errors import SearchError
 from neuraldb_faiss.facts import FORMATS
+from neuraldb_faiss.guard import registry as guard_registry
 from neuraldb_faiss.index import registry as index_registry
 
 
@@ -139,12 +140,12 @@ gamma = click.option(
     type=float,
     help="The gate: a fact fires where the cosine exceeds this. [default: 0.45 with a guard, 0.65 without]",
 )
-guards = click.Choice(["subject", "whole-words", "none"])
+guards = Kinds(lambda: guard_registry.REGISTRY.kinds)
 guard = click.option(
     "--guard",
     type=guards,
-    help="subject: a fact fires only where the text names its subject; whole-words: and where no word goes on there, in"
-    " a prompt; none: by the cosine alone. [default: subject]",
+    help="; ".join(f"{kind.name}: {kind.help}" for kind in guard_registry.REGISTRY.kinds.values())
+    + f". [default: {guard_registry.DEFAULT}]",
 )
 kinds = Kinds(index_registry.names)
 index = click.option("--index", type=kinds, default="auto", show_default=True, help="How keys are searched.")

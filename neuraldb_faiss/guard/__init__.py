@@ -1,1 +1,1 @@
-"""Names in texts: what tokens say, and whether a fact can be heard in its own prompt."""
+"""Names in text: which tokens may fire, and which facts their own prompt cannot reach."""

@@ -10,8 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from neuraldb_faiss.hook.forward_context import Tokens
-from neuraldb_faiss.hook.gates import Gate
+from neuraldb_faiss.guard.gate import Gate, Tokens
 from neuraldb_faiss.models import FFNSite
 from neuraldb_faiss.models.batching import pad
 from neuraldb_faiss.models.interventions import capture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from neuraldb_faiss.hook.attach import Handle, Site, attach
-from neuraldb_faiss.hook.gates import Gate, PlainGate, SubjectGate
 from neuraldb_faiss.hook.lookup import Fire
 
-__all__ = ["Fire", "Gate", "Handle", "PlainGate", "Site", "SubjectGate", "attach"]
+__all__ = ["Fire", "Handle", "Site", "attach"]

@@ -10,9 +10,9 @@ from typing import Protocol
 from torch import nn
 
 from neuraldb_faiss.errors import CompactedError, FingerprintError, ModelError, NeuralDBError
+from neuraldb_faiss.guard.gate import Gate
 from neuraldb_faiss.hook import model_copies
 from neuraldb_faiss.hook.forward_context import Context
-from neuraldb_faiss.hook.gates import Gate
 from neuraldb_faiss.hook.lookup import Fire, Lookup
 from neuraldb_faiss.hook.missed_lookup import why_missed
 from neuraldb_faiss.hook.torch_compile import mark, unmark

@@ -10,35 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from neuraldb_faiss.guard.gate import Tokens
 from neuraldb_faiss.hook.kv_history import recall
 from neuraldb_faiss.index.transfers import Transfer, on_gpu
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """The tokens of one forward.
-
-    positions: int64 [B, T], from 0 at each text's first token, padding not counted. real: bool [B, T], False
-    at padding, or None where there is none. ids: int64 [B, T], or None where the model was given embeddings.
-    known: False where nothing said where the tokens stand (positions are then columns). past: int64 [B, P], the
-    tokens in the KV cache before these, as `history.recall` gives them.
-    """
-
-    positions: np.ndarray
-    real: np.ndarray | None
-    ids: np.ndarray | None
-    known: bool
-    past: np.ndarray
-
-    def first_tokens(self) -> np.ndarray:
-        """int64 [B, T] for the matcher: the id of a text's first token, else -1.
-
-        A first token whose id is not known gets one that no key has, so that it fires nothing.
-        """
-        if not self.known:
-            return np.full(self.positions.shape, -1, np.int64)
-        ids = np.iinfo(np.int64).max if self.ids is None else self.ids
-        return np.where(self.positions == 0, ids, -1)
 
 
 @dataclass(slots=True, eq=False)

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from neuraldb_faiss.guard.gate import Tokens
 from neuraldb_faiss.hook import model_copies
-from neuraldb_faiss.hook.forward_call import Call, Tokens, read
+from neuraldb_faiss.hook.forward_call import Call, read
 from neuraldb_faiss.hook.kv_history import remember
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from neuraldb_faiss.guard.gate import UNKNOWN
+
 KEPT = 512  # tokens: a subject is shorter
-UNKNOWN = -2
 
 
 def recall(past_key_values: Any, batch: int, length: int) -> np.ndarray:

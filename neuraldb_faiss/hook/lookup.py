@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from neuraldb_faiss.errors import CompactedError
+from neuraldb_faiss.guard.gate import Gate, Tokens
 from neuraldb_faiss.hook import torch_compile
-from neuraldb_faiss.hook.forward_call import Call, Tokens
+from neuraldb_faiss.hook.forward_call import Call
 from neuraldb_faiss.hook.forward_context import Context
-from neuraldb_faiss.hook.gates import Gate
 from neuraldb_faiss.hook.residual_cache import ResidualCache
 from neuraldb_faiss.index.base import EntrySource
 from neuraldb_faiss.index.device_matcher import Candidates, decide

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from neuraldb_faiss.errors import FactError
-from neuraldb_faiss.hook.forward_call import Tokens
-from neuraldb_faiss.hook.gates import Gate
+from neuraldb_faiss.guard.gate import Gate, Tokens
 from neuraldb_faiss.index import Matcher
 from neuraldb_faiss.models import FFNSite
 from neuraldb_faiss.models.identity import check_model

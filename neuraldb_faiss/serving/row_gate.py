@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from neuraldb_faiss.hook import Gate
-from neuraldb_faiss.hook.forward_context import Tokens
-from neuraldb_faiss.hook.gates import Fired
+from neuraldb_faiss.guard.gate import Fired, Gate, Tokens
 from neuraldb_faiss.index.base import EntrySource
 
 

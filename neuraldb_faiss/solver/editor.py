@@ -10,18 +10,18 @@ from typing import Any, Literal
 import numpy as np
 
 from neuraldb_faiss.config import (
-    GAMMAS,
     KEYS,
     DatabaseConfig,
     ResidualConfig,
     check_choice,
     check_gamma,
-    check_guard,
+    default_gamma,
 )
 from neuraldb_faiss.errors import BuildError, ModelError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.fingerprint import Fingerprint
 from neuraldb_faiss.guard.own_prompt import unheard
+from neuraldb_faiss.guard.registry import REGISTRY as GUARDS
 from neuraldb_faiss.guard.texts import Texts
 from neuraldb_faiss.models import (
     EditDefaults,
@@ -108,7 +108,7 @@ class Editor:
         config = _config(defaults, overrides)
         if config.chat and not has_chat(tokenizer):
             raise BuildError("the tokenizer has no chat template, so nothing can be solved for one: leave out --chat")
-        if check_guard(guard) != "none":
+        if GUARDS[guard].reads_text:
             Texts.of(tokenizer)  # a tokenizer that the guard cannot read is refused before anything slow
         prefixes = generate_prefixes(model, tokenizer, seed=seed)
         check_causal(model, site, encode_prompt(tokenizer, prefixes[0]))
@@ -122,7 +122,7 @@ class Editor:
             residual=residual,
             config=config,
             guard=guard,
-            gamma=check_gamma(GAMMAS[guard] if gamma is None else gamma),
+            gamma=check_gamma(default_gamma(guard) if gamma is None else gamma),
             ffn_module=ffn_module,
             name=model_name(model),
         )
@@ -175,7 +175,7 @@ class Editor:
         Raises:
             ModelError: the guard cannot read this tokenizer's tokens.
         """
-        return [] if self.guard == "none" else unheard(self.tokenizer, facts)
+        return unheard(self.tokenizer, facts) if GUARDS[self.guard].reads_text else []
 
     def key_ids(self, facts: Sequence[Fact]) -> list[str]:
         """Facts with the same one have the same key: they must share an entry."""

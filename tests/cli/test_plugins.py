@@ -13,6 +13,7 @@ from helpers.commands import FACTS, Run, write
 from helpers.plugins import installed
 from neuraldb_faiss import NeuralDB
 from neuraldb_faiss.errors import SearchError
+from neuraldb_faiss.guard.registry import REGISTRY as GUARDS
 from neuraldb_faiss.index.registry import REGISTRY as INDEX_KINDS
 from neuraldb_faiss.solver.objectives.registry import REGISTRY as OBJECTIVES
 
@@ -65,6 +66,22 @@ TOY_OBJECTIVE = """
 
         def ends(self, now, config):
             return now.stop < 1e9
+"""
+
+TOY_GUARD = """
+    from neuraldb_faiss.guard.none import PlainGate
+    from neuraldb_faiss.guard.registry import GuardKind
+
+    row = GuardKind("toy", "every second fact fires", 0.5, "toy_guard:make", reads_text=False)
+
+
+    class ToyGate(PlainGate):
+        guard = "toy"
+
+
+    def make(source, gamma, tokenizer, plain):
+        assert gamma == 0.5 and tokenizer is None
+        return ToyGate(plain())
 """
 
 
@@ -120,3 +137,15 @@ def test_another_packages_objective_builds_adds_and_is_named_in_help(run: Run, m
         assert "memit|pmet|none|toy" in run("build", "--help").output
     refused = run("add", path, write(tmp_path / "last.jsonl", FACTS[3:]), "--model", model)
     assert refused.exit_code == 1 and "the stored setting residual is 'toy', which is not installed" in refused.stderr
+
+
+def test_another_packages_guard_is_built_with_and_decides(run: Run, model: Path, tmp_path: Path) -> None:
+    facts, path = write(tmp_path / "facts.jsonl", FACTS), tmp_path / "db"
+    with installed(tmp_path, "toy_guard", TOY_GUARD, GUARDS, "row"):
+        done = run("build", facts, "--out", path, "--model", model, "--residual", "none", "--guard", "toy")
+        assert done.exit_code == 0, done.output
+        assert json.loads(run("info", path, "--json").stdout)["gamma"] == 0.5
+        done = run("generate", path, FACTS[0]["prompt"].replace("{}", FACTS[0]["subject"]), "--max-new-tokens", 1)
+        assert done.exit_code == 0, done.output
+        assert "toy" in run("build", "--help").output
+    assert run("build", facts, "--out", path, "--model", model, "--guard", "toy").exit_code == 2

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from helpers.fake_snapshot import FakeSnapshot
-from neuraldb_faiss.guard import matcher as subject_matcher
-from neuraldb_faiss.guard.matcher import SubjectMatcher
+from neuraldb_faiss.guard import subject as subject_matcher
 from neuraldb_faiss.guard.name_files import damaged_subjects, forget_subjects, load_subjects
+from neuraldb_faiss.guard.subject import SubjectMatcher
 
 MANIFEST = "subjects.json"
 HASHES, ENTRIES = "subjects.hashes.npy", "subjects.entries.npy"

@@ -17,7 +17,8 @@ from helpers.fake_snapshot import FakeSnapshot
 from helpers.tiny import tiny
 from hook import test_hook as plain
 from hook import test_subject_guard as guarded
-from neuraldb_faiss.hook import PlainGate, attach
+from neuraldb_faiss.guard.none import PlainGate
+from neuraldb_faiss.hook import attach
 from neuraldb_faiss.index import Matcher
 
 TIGHT = {"atol": 1e-4, "rtol": 1e-4}

@@ -15,7 +15,8 @@ from transformers import DynamicCache, StaticCache, pipeline
 
 from helpers.fake_snapshot import FakeSnapshot
 from neuraldb_faiss.errors import FingerprintError, ModelError, NeuralDBError
-from neuraldb_faiss.hook import Handle, PlainGate, attach
+from neuraldb_faiss.guard.none import PlainGate
+from neuraldb_faiss.hook import Handle, attach
 from neuraldb_faiss.index import Matcher
 from neuraldb_faiss.models import find_site
 

@@ -14,7 +14,8 @@ from helpers.fake_snapshot import FakeSnapshot
 from helpers.tiny import tiny
 from hook import test_hook as plain
 from hook import test_subject_guard as guarded
-from neuraldb_faiss.hook import PlainGate, attach
+from neuraldb_faiss.guard.none import PlainGate
+from neuraldb_faiss.hook import attach
 from neuraldb_faiss.hook.residual_cache import ResidualCache
 from neuraldb_faiss.index import Matcher, gpu
 from neuraldb_faiss.index.device_matcher import decide

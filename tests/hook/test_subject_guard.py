@@ -16,9 +16,10 @@ from transformers import DynamicCache, StaticCache
 
 from helpers.fake_snapshot import FakeSnapshot
 from helpers.tiny import tiny, tiny_tokenizer
-from neuraldb_faiss.guard.matcher import SubjectMatcher
+from neuraldb_faiss.guard.subject import SubjectGate, SubjectMatcher
 from neuraldb_faiss.guard.texts import Texts
-from neuraldb_faiss.hook import Handle, SubjectGate, attach
+from neuraldb_faiss.guard.whole_words import WholeWordsGate
+from neuraldb_faiss.hook import Handle, attach
 from neuraldb_faiss.index import Matcher
 from neuraldb_faiss.models import find_site
 
@@ -101,7 +102,8 @@ class Case:
 
     def gate(self, guard: str = "subject") -> SubjectGate:
         matcher = SubjectMatcher(self.snapshot, gamma=GAMMA)  # type: ignore[arg-type]
-        return SubjectGate(matcher, Texts.of(self.words), lambda: Matcher(self.snapshot, gamma=0.99), guard)
+        kind = {one.guard: one for one in (SubjectGate, WholeWordsGate)}[guard]
+        return kind(matcher, Texts.of(self.words), lambda: Matcher(self.snapshot, gamma=0.99))
 
     def attach(self, guard: str = "subject") -> Handle:
         return attach(self.gate(guard), self.model, site=self.site)

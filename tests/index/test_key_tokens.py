@@ -13,8 +13,8 @@ from hypothesis import strategies as some
 
 from helpers.fake_snapshot import FakeSnapshot
 from neuraldb_faiss.guard.folding import fold_bytes
-from neuraldb_faiss.guard.matcher import SubjectMatcher
 from neuraldb_faiss.guard.name_index import Folded
+from neuraldb_faiss.guard.subject import SubjectMatcher
 from neuraldb_faiss.index import Matcher, device_matcher
 from neuraldb_faiss.index.device_matcher import Candidates
 from neuraldb_faiss.index.key_tokens import BARE, BARE_LATER, YIELD, as_bare, at_start, is_bare

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from helpers.tiny import tiny_tokenizer
 from neuraldb_faiss.errors import ServeError
-from neuraldb_faiss.hook.forward_context import Tokens as Texts
-from neuraldb_faiss.hook.gates import Fired
+from neuraldb_faiss.guard.gate import Fired
+from neuraldb_faiss.guard.gate import Tokens as Texts
 from neuraldb_faiss.serving.detokenizer import Stops, Words
 from neuraldb_faiss.serving.row_gate import RowGate
 from neuraldb_faiss.serving.sampling import RowSampler, Sampler, Sampling

@@ -16,7 +16,7 @@ import pytest
 from helpers.fake_editor import D1, D2, FakeEditor, vector
 from neuraldb_faiss.edits import changes
 from neuraldb_faiss.facts import Fact
-from neuraldb_faiss.guard.matcher import SubjectMatcher
+from neuraldb_faiss.guard.subject import SubjectMatcher
 from neuraldb_faiss.index import Matcher
 from neuraldb_faiss.store import (
     SegmentRecord,

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from neuraldb_faiss.hook.forward_call import Tokens
-from neuraldb_faiss.hook.kv_history import KEPT, UNKNOWN
+from neuraldb_faiss.guard.gate import UNKNOWN, Tokens
+from neuraldb_faiss.hook.kv_history import KEPT
 from neuraldb_faiss.index.transfers import Transfer
 
 

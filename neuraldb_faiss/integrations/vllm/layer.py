@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neuraldb_faiss.config import GAMMAS
 from neuraldb_faiss.database import NeuralDB
 from neuraldb_faiss.errors import CompactedError, FingerprintError, ModelError, ServeError
-from neuraldb_faiss.hook.forward_call import Tokens
+from neuraldb_faiss.guard.gate import Gate, Tokens, make_gate
+from neuraldb_faiss.guard.registry import REGISTRY
 from neuraldb_faiss.hook.forward_context import Context
-from neuraldb_faiss.hook.gates import Gate, make_gate
 from neuraldb_faiss.hook.lookup import Lookup
 from neuraldb_faiss.index.matcher import Matcher
 from neuraldb_faiss.index.transfers import to_device
@@ -52,16 +51,17 @@ class Served:
         """tokenizer: where it lies; the guard "subject" reads the text with it. Raises ModelError where it is not
         there, ServeError for a guard that cannot be kept here."""
         guard = settings.guard or db.guard
-        if guard == "whole-words":
+        kind = REGISTRY[guard]
+        if kind.looks_ahead:
             raise ServeError(
-                "the guard whole-words looks at the next token, which vLLM's chunks and cached prefixes do not have:"
+                f"the guard {guard} looks at the next token, which vLLM's chunks and cached prefixes do not have:"
                 " set NEURALDB_GUARD=subject"
             )
         gamma = settings.gamma
         if gamma is None:
-            gamma = db.gamma if guard == db.guard else GAMMAS[guard]
-        found = None if guard == "none" else tokenizer_of(SimpleNamespace(name_or_path=tokenizer))
-        if guard != "none" and found is None:
+            gamma = db.gamma if guard == db.guard else kind.gamma
+        found = tokenizer_of(SimpleNamespace(name_or_path=tokenizer)) if kind.reads_text else None
+        if kind.reads_text and found is None:
             raise ModelError(
                 f"the guard {guard!r} reads the text, and {tokenizer} has no fast tokenizer: name one (--tokenizer), or"
                 " set NEURALDB_GUARD=none"

@@ -13,9 +13,11 @@ import torch
 
 from neuraldb_faiss.errors import NeuralDBError
 from neuraldb_faiss.facts import Fact
-from neuraldb_faiss.guard.matcher import SubjectMatcher
+from neuraldb_faiss.guard.gate import Gate
+from neuraldb_faiss.guard.none import PlainGate
+from neuraldb_faiss.guard.subject import SubjectGate, SubjectMatcher
 from neuraldb_faiss.guard.texts import Texts
-from neuraldb_faiss.hook import Gate, PlainGate, SubjectGate, attach
+from neuraldb_faiss.hook import attach
 from neuraldb_faiss.index import Matcher
 from neuraldb_faiss.index.device_matcher import decide, unit_rows
 from neuraldb_faiss.index.faiss_module import load_faiss

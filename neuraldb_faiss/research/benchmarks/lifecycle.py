@@ -14,8 +14,8 @@ import torch
 
 from neuraldb_faiss.edits.merge import merge
 from neuraldb_faiss.guard.folding import fold_bytes
-from neuraldb_faiss.guard.matcher import SubjectMatcher
 from neuraldb_faiss.guard.name_index import Folded
+from neuraldb_faiss.guard.subject import SubjectMatcher
 from neuraldb_faiss.index import Matcher
 from neuraldb_faiss.research.benchmarks import synthetic
 from neuraldb_faiss.research.benchmarks.timing import measure, measure_in_turn

@@ -13,8 +13,8 @@ import torch
 
 from neuraldb_faiss.database import NeuralDB
 from neuraldb_faiss.guard.folding import fold_bytes
-from neuraldb_faiss.guard.matcher import SubjectMatcher
 from neuraldb_faiss.guard.name_index import Folded
+from neuraldb_faiss.guard.subject import SubjectMatcher
 
 ASKED = 512
 

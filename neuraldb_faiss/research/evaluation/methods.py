@@ -94,13 +94,13 @@ def facts_identity(facts: Sequence[Fact]) -> dict[str, Any]:
 
 
 def _neuraldb(db: NeuralDB, model: Any, tokenizer: Any, given: Mapping[str, Any]) -> Method:
-    from neuraldb_faiss.config import GAMMAS
+    from neuraldb_faiss.config import default_gamma
 
     kept = ("layer", "keys", "residual", "config", "prefixes")
     settings = db.config.to_json()
     identity = {key: settings[key] for key in kept}
     guard = given.get("guard", db.guard)
-    gamma = db.gamma if guard == db.guard else GAMMAS.get(guard)
+    gamma = db.gamma if guard == db.guard else default_gamma(guard)
     identity |= {"guard": guard, "gamma": given.get("gamma", gamma), "generation": db.generation}
     identity["index"] = given.get("search", settings["index"])
     return Method("neuraldb", identity, lambda _: db.attach(model, tokenizer, **given))

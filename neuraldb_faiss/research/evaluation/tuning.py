@@ -207,11 +207,11 @@ def _measured(
     db: NeuralDB, model: Any, tokenizer: Any, sample: Sample, pieces: Sequence[str], gammas: Sequence[float],
     said: Sequence[str],
 ) -> Row:  # fmt: skip
-    from neuraldb_faiss.config import GAMMAS as USUAL
+    from neuraldb_faiss.config import default_gamma
 
     gates = _gates(db, model, tokenizer, sample, pieces, gammas)
     # The γ that loses neither the facts' own texts nor others; of equals the one nearest the guard's usual one.
-    gate = max(gates, key=lambda row: (round(_mean_of(row), 3), -abs(row["gamma"] - USUAL[db.guard])))
+    gate = max(gates, key=lambda row: (round(_mean_of(row), 3), -abs(row["gamma"] - default_gamma(db.guard))))
     with db.attach(model, tokenizer, gamma=gate["gamma"]):
         found = _answers(model, tokenizer, sample)
         now = _said(model, tokenizer, sample)

@@ -122,9 +122,8 @@ class _Halves:
     """The two gates that tell both halves of the keys apart, at gamma 0."""
 
     def __init__(self, lab: Lab, db: Any) -> None:
-        from neuraldb_faiss.guard.matcher import SubjectMatcher
+        from neuraldb_faiss.guard.subject import SubjectGate, SubjectMatcher
         from neuraldb_faiss.guard.texts import Texts
-        from neuraldb_faiss.hook import SubjectGate
 
         texts = Texts.of(lab.tokenizer)
         spell = texts.speller(lab.tokenizer)

@@ -60,9 +60,9 @@ def _texts(lab: Lab) -> Iterator[str]:
 def _false_fires(lab: Lab, db: Any, counts: Sequence[int]) -> list[Row]:
     """How many tokens of ordinary text fire, and how many of these where no such subject ends."""
     from neuraldb_faiss.edits.pipeline import Progress
-    from neuraldb_faiss.guard.matcher import SubjectMatcher
+    from neuraldb_faiss.guard.subject import SubjectGate, SubjectMatcher
     from neuraldb_faiss.guard.texts import Texts
-    from neuraldb_faiss.hook import SubjectGate
+    from neuraldb_faiss.guard.whole_words import WholeWordsGate
 
     site, truth = lab.site(db), false_fires.Truth(db.snapshot)
     entries = np.unique(db.snapshot.key_entries)
@@ -73,7 +73,7 @@ def _false_fires(lab: Lab, db: Any, counts: Sequence[int]) -> list[Row]:
     texts = Texts.of(lab.tokenizer)
     spell = texts.speller(lab.tokenizer)
     matchers = [SubjectMatcher(_UpTo(db.snapshot, limit), gamma=0.0, spell=spell) for limit in last]
-    gates = {guard: [SubjectGate(one, texts, db.matcher, guard) for one in matchers] for guard in GUARDED}
+    gates = {kind.guard: [kind(one, texts, db.matcher) for one in matchers] for kind in (SubjectGate, WholeWordsGate)}
     plain = false_fires.PlainScan(db.snapshot, counts)
     pieces = false_fires.windows(lab.tokenizer, _texts(lab), size=WINDOW, tokens=lab.config["tokens"])
     done = 0

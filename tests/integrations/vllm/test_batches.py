@@ -14,10 +14,12 @@ from hypothesis import strategies as some
 from helpers.fake_snapshot import FakeSnapshot
 from helpers.tiny import tiny
 from neuraldb_faiss.errors import ModelError
-from neuraldb_faiss.guard.matcher import SubjectMatcher
+from neuraldb_faiss.guard.gate import UNKNOWN
+from neuraldb_faiss.guard.none import PlainGate
+from neuraldb_faiss.guard.subject import SubjectGate, SubjectMatcher
 from neuraldb_faiss.guard.texts import Texts
-from neuraldb_faiss.hook import PlainGate, SubjectGate, attach
-from neuraldb_faiss.hook.kv_history import KEPT, UNKNOWN
+from neuraldb_faiss.hook import attach
+from neuraldb_faiss.hook.kv_history import KEPT
 from neuraldb_faiss.index import Matcher
 from neuraldb_faiss.integrations.vllm.batches import Requests, Step
 from neuraldb_faiss.integrations.vllm.layer import Served

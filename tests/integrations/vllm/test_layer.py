@@ -17,7 +17,7 @@ from helpers.fake_snapshot import FakeSnapshot
 from helpers.tiny import tiny
 from neuraldb_faiss import Fact, build
 from neuraldb_faiss.errors import FingerprintError, ModelError, ServeError
-from neuraldb_faiss.hook import PlainGate
+from neuraldb_faiss.guard.none import PlainGate
 from neuraldb_faiss.index import Matcher
 from neuraldb_faiss.integrations.vllm import layer
 from neuraldb_faiss.integrations.vllm.layer import Served, answer, check_weights, find_layer, serve

@@ -14,7 +14,7 @@ import pytest
 
 from helpers.fake_snapshot import FakeSnapshot
 from helpers.tiny import tiny_tokenizer
-from neuraldb_faiss.guard.matcher import SubjectMatcher
+from neuraldb_faiss.guard.subject import SubjectMatcher
 from neuraldb_faiss.guard.texts import Texts
 from neuraldb_faiss.index import Matcher
 from neuraldb_faiss.research.benchmarks import synthetic

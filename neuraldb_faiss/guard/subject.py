@@ -1,24 +1,29 @@
-"""Matching under the subject guard: the text says which entries may fire, the exact cosine which of them does."""
+"""The guard "subject": the text says which entries may fire, the exact cosine which of them does."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from neuraldb_faiss.config import check_gamma
+from neuraldb_faiss.guard.gate import UNKNOWN, Fired, Tokens
 from neuraldb_faiss.guard.name_files import load_subjects, save_subjects
 from neuraldb_faiss.guard.name_index import Folded, Speller, Subjects
+from neuraldb_faiss.guard.none import PlainGate
+from neuraldb_faiss.guard.texts import Texts
 from neuraldb_faiss.index.base import EntrySource
 from neuraldb_faiss.index.device_matcher import Candidates
 from neuraldb_faiss.index.key_tokens import YIELD, as_bare
-from neuraldb_faiss.index.matcher import Matches, as_rows, decide
+from neuraldb_faiss.index.matcher import Matcher, Matches, as_rows, decide
 from neuraldb_faiss.index.vectors import unit_rows
 
+UTF8 = 4  # bytes a code point takes, at most
 SAVE_AGAIN = 2_000  # names that the files lack: hashing so many costs what writing the files does
 
 
@@ -146,3 +151,72 @@ class SubjectMatcher:
         bare = tokens == as_bare(first)
         fits = source.live[positions] & (bare | (tokens == first))
         return Candidates(rows[fits], positions[fits], floors[fits], source, np.where(bare, YIELD, 0.0)[fits])
+
+
+class SubjectGate:
+    """Entries whose subject (or an alias of it) the text ends with at a token; of these the nearest by cosine, where
+    that exceeds gamma.
+
+    Where the model is run without token ids there is no text, and the plain gate decides.
+    """
+
+    guard = "subject"
+    wants_past = True
+
+    def __init__(self, matcher: SubjectMatcher, texts: Texts, plain: Callable[[], Matcher]) -> None:
+        """plain: makes the matcher of the plain gate, when it is first needed."""
+        self._matcher = matcher
+        self._texts = texts
+        self._make_plain = plain
+        self._plain: PlainGate | None = None
+        self._warned = False
+
+    @property
+    def gamma(self) -> float:
+        return self._matcher.gamma
+
+    @property
+    def source(self) -> NamedSource:
+        return self._matcher.source
+
+    def refresh(self, source: Any) -> None:
+        self._matcher.refresh(source)
+        if self._plain is not None:
+            self._plain.refresh(source)
+
+    def fired(self, keys: torch.Tensor, tokens: Tokens) -> Fired:
+        if tokens.ids is None:
+            return self._unguarded().fired(keys, tokens)
+        text = self._text(tokens)
+        return Fired.of(self._matcher.match(keys, text, tokens.first_tokens().reshape(-1)), None)
+
+    def candidates(self, keys: torch.Tensor, tokens: Callable[[], Tokens]) -> Candidates | None:
+        known = tokens()
+        if known.ids is None:
+            return self._unguarded().candidates(keys, tokens)
+        return self._matcher.candidates(self._text(known), known.first_tokens().reshape(-1))
+
+    def _unguarded(self) -> PlainGate:
+        if self._plain is None:
+            self._plain = PlainGate(self._make_plain())
+            self._plain.refresh(self._matcher.source)
+        return self._plain
+
+    def _text(self, tokens: Tokens) -> Folded:
+        """The text before and at these tokens."""
+        assert tokens.ids is not None
+        if not self._warned and (tokens.past == UNKNOWN).any():
+            self._warned = True
+            warnings.warn(
+                "the KV cache holds tokens from before the database was attached: a subject that began among them is"
+                " not seen; attach first",
+                stacklevel=3,
+            )
+        real = np.ones(tokens.ids.shape, bool) if tokens.real is None else tokens.real
+        return self._texts.fold(tokens.past, tokens.ids, real, tokens.positions == 0, UTF8 * self._matcher.reach)
+
+
+def make(source: Any, gamma: float, tokenizer: Any, plain: Callable[[], Matcher]) -> SubjectGate:
+    """The gate of the guard "subject" (`registry.GuardKind.target`)."""
+    texts = Texts.of(tokenizer)
+    return SubjectGate(SubjectMatcher(source, gamma=gamma, spell=texts.speller(tokenizer)), texts, plain)
