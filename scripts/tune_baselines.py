@@ -25,8 +25,8 @@ from typing import Any
 from neuraldb_faiss.errors import NeuralDBError
 from neuraldb_faiss.models import load_model
 from neuraldb_faiss.research.baselines import METHODS, edited
+from neuraldb_faiss.research.datasets.cases import Case, read_cases
 from neuraldb_faiss.research.evaluation import metrics
-from neuraldb_faiss.research.evaluation.cases import Case, read_cases
 from neuraldb_faiss.research.evaluation.scoring import score_pairs, separators_of
 
 SPANS: list[dict[str, Any]] = [{"layers": [1, 2, 3, 4, 5]}, {"layers": [3, 4, 5]}, {"layers": [3]}]

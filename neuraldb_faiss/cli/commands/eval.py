@@ -12,6 +12,7 @@ from neuraldb_faiss.cli.evaluation_options import MethodChoice, RunChoice, metho
 from neuraldb_faiss.cli.evaluation_tables import estimates_json, print_estimates
 from neuraldb_faiss.cli.loading import ModelChoice
 from neuraldb_faiss.cli.output import count, emit_json, progress, say
+from neuraldb_faiss.research.datasets.registry import DATASETS
 
 GENERATIONS = 4  # prompts a case: enough for a figure, and 24 facts take minutes on two cores
 
@@ -42,7 +43,7 @@ class _Measures:
     "cases",
     _Cases,
     click.option(
-        "--dataset", type=click.Choice(["counterfact", "zsre", "knowedit"]), required=True, help="Format of the cases."
+        "--dataset", type=click.Choice(list(DATASETS.kinds)), required=True, help="Format of the cases."
     ),
     click.option("--cases", "file", required=True, metavar="FILE", help="The cases: a file, or datasets:NAME[:SPLIT]."),
     click.option(
@@ -80,7 +81,7 @@ def evaluate(
     model is measured too, once for all runs in the folder of --out.
     """
     from neuraldb_faiss.database import NeuralDB
-    from neuraldb_faiss.research.evaluation.cases import in_place, read_cases
+    from neuraldb_faiss.research.datasets.cases import in_place, read_cases
     from neuraldb_faiss.research.evaluation.evaluate import BASE, Settings, Source
     from neuraldb_faiss.research.evaluation.evaluate import evaluate as measure
     from neuraldb_faiss.research.evaluation.statistics import differences, summarise

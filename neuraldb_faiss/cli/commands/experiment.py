@@ -12,8 +12,7 @@ from neuraldb_faiss.cli.loading import load_model
 from neuraldb_faiss.cli.output import count, emit_json, progress, say
 from neuraldb_faiss.cli.setting_values import parse_settings
 from neuraldb_faiss.errors import EvaluationError
-from neuraldb_faiss.research.experiments import EXPERIMENTS
-from neuraldb_faiss.research.experiments import experiment as find
+from neuraldb_faiss.research.experiments.registry import EXPERIMENTS
 
 
 def _given_settings(config: Path | None, sets: tuple[str, ...], **named: Any) -> list[dict[str, Any]]:
@@ -21,8 +20,12 @@ def _given_settings(config: Path | None, sets: tuple[str, ...], **named: Any) ->
     return [_read(config), parse_settings(sets), {key: value for key, value in named.items() if value is not None}]
 
 
-@click.command()
-@click.argument("name", type=click.Choice(list(EXPERIMENTS)))
+def _listed() -> str:
+    return "\b\n" + "\n".join(f"{kind.name:18} {kind.help}" for kind in EXPERIMENTS.kinds.values())
+
+
+@click.command(epilog=_listed())
+@click.argument("name", type=click.Choice(list(EXPERIMENTS.kinds)))
 @opt.bundle(
     "given",
     _given_settings,
@@ -49,39 +52,22 @@ def experiment(
     name: str, given: list[dict[str, Any]], out: Path | None, show: bool, device: str | None, dtype: str | None,
     as_json: bool,
 ) -> None:  # fmt: skip
-    r"""Reproduce a table or figure of the paper, or of the docs.
-
-    \b
-    table1             every method on the same facts, with all metrics
-    budgets            quality and general ability against the number of facts
-    ablation-gamma     quality against the gate, for each guard
-    ablation-layer     quality against the edited layer
-    ablation-residual  quality against how residuals are solved
-    multilayer         one layer against several
-    weights            the weights a linear editor gives to every fact's residual
-    overhead           time an attached database costs
-    scaling            false fires, lookups, opening, memory, merging, up to 1,000,000 entries
-    gate               false fires in ordinary text against recall, for each guard
-    gate-variants      other keys for the plain gate
-    bare-names         names of one word wherever they stand, and what finding them costs
-    many-facts         subjects with several facts
-    contexts           facts asked alone, behind long text, in chats
-    perplexity         of ordinary text, where subjects are named and where not
+    """Reproduce a table or figure of the paper, or of the docs.
 
     If it is interrupted, run the same command again to resume.
     """
     from neuraldb_faiss.research.experiments.lab import COMMON, Lab, merged
 
-    module = find(name)
+    kind = EXPERIMENTS[name]
     if show:
-        click.echo(_toml({**COMMON, **module.DEFAULTS, **{k: v for one in given for k, v in one.items()}}), nl=False)
+        click.echo(_toml({**COMMON, **kind.defaults, **{k: v for one in given for k, v in one.items()}}), nl=False)
         return
     if out is None:
         raise click.UsageError("Missing option '--out'.")
-    settings = merged(module.DEFAULTS, *given)
+    settings = merged(kind.defaults, *given)
     loaded, tokenizer = load_model(settings["model"], device, dtype)
     lab = Lab(settings, out, loaded, tokenizer, progress)
-    result = module.run(lab)
+    result = kind.run(lab)
     paths = lab.write(result)
     if as_json:
         emit_json(list(result.rows))

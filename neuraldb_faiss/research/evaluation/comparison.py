@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from neuraldb_faiss.errors import EvaluationError
+from neuraldb_faiss.research.datasets.registry import DATASETS
 from neuraldb_faiss.research.evaluation.evaluate import BASE
 from neuraldb_faiss.research.evaluation.metrics import METRICS
 from neuraldb_faiss.research.evaluation.runs import Row, Run
@@ -112,10 +113,12 @@ def _compare(key: tuple[str, ...], runs: Sequence[Run], metrics: Sequence[str] |
         return Comparison(kind, "General ability", model, entries, _task_columns(runs))
     known = dict.fromkeys(name for run in runs for name in run.identity["metrics"])
     columns = [Column(name, name) for name in METRICS if name in known and (metrics is None or name in metrics)]
-    return Comparison(kind, f"{_TITLES.get(dataset, dataset)}: {file}", model, entries, columns)
+    return Comparison(kind, f"{_title(dataset)}: {file}", model, entries, columns)
 
 
-_TITLES = {"counterfact": "CounterFact", "zsre": "zsRE", "knowedit": "KnowEdit"}
+def _title(dataset: str) -> str:
+    kind = DATASETS.kinds.get(dataset)
+    return dataset if kind is None else kind.title
 
 
 def _entries(runs: Sequence[Run], kind: str) -> list[Entry]:

@@ -13,8 +13,8 @@ from neuraldb_faiss.errors import EvaluationError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.models.sites import input_device
 from neuraldb_faiss.models.tokenization import has_chat
+from neuraldb_faiss.research.datasets.cases import Case, sha256
 from neuraldb_faiss.research.evaluation import metrics as m
-from neuraldb_faiss.research.evaluation.cases import Case, sha256
 from neuraldb_faiss.research.evaluation.generation import match_targets, sample_texts
 from neuraldb_faiss.research.evaluation.methods import Method, applied, base, facts_identity, silent
 from neuraldb_faiss.research.evaluation.runs import Row, RunWriter, base_path, surroundings

@@ -127,3 +127,15 @@ def _only(name: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
         if key not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"
             raise EvaluationError(f"the method {name} has no setting {key!r}: {has}")
+
+
+def is_built(path: Path) -> bool:
+    """Whether there is a database whose first build was finished."""
+    from neuraldb_faiss.database import NeuralDB
+    from neuraldb_faiss.errors import StoreError
+
+    try:
+        with NeuralDB.open(path) as db:
+            return len(db) > 0
+    except StoreError:
+        return False

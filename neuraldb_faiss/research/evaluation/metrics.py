@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from neuraldb_faiss.errors import EvaluationError
-from neuraldb_faiss.research.evaluation.cases import Case
+from neuraldb_faiss.research.datasets.cases import Case, Pair
+from neuraldb_faiss.research.datasets.registry import DATASETS
 from neuraldb_faiss.research.evaluation.generation import Match
-from neuraldb_faiss.research.evaluation.scoring import Pair, Scored
+from neuraldb_faiss.research.evaluation.scoring import Scored
 from neuraldb_faiss.research.evaluation.text import TfIdf, fluency
 
 Values = dict[str, float | None]
@@ -22,18 +23,16 @@ PARTS = ("efficacy", "generalization", "specificity")  # the harmonic mean of th
 @dataclass(frozen=True, slots=True)
 class Metric:
     """probe: what must be measured ("rewrite", "paraphrase", "neighbour", "relation", "portability", "generation",
-    "greedy", "chat", or "" for what follows from other metrics). about: one line. of: the datasets that have it.
-    percent: printed times 100."""
+    "greedy", "chat", or "" for what follows from other metrics). about: one line. needs: what a dataset must have
+    (`Dataset.has`). percent: printed times 100."""
 
     probe: str
     about: str
-    of: tuple[str, ...] = ("counterfact", "zsre", "knowedit")
+    needs: frozenset[str] = frozenset()
     percent: bool = True
 
 
-_CF = ("counterfact",)
-_NEIGHBOURS = ("counterfact", "zsre")
-_OLD = ("counterfact", "knowedit")  # datasets that tell the old object
+_OLD, _NEIGHBOURS, _RELATIONS, _GENERATION = map(frozenset, (["old"], ["neighbours"], ["relations"], ["generation"]))
 METRICS: dict[str, Metric] = {
     "efficacy": Metric("rewrite", "rewrite prompts with P(new) > P(true); zsRE: target tokens that are the arg-max"),
     "generalization": Metric("paraphrase", "the same over paraphrases"),
@@ -42,25 +41,25 @@ METRICS: dict[str, Metric] = {
     ),
     "score": Metric("", "harmonic mean of efficacy, generalization and specificity", _NEIGHBOURS),
     "relation_specificity": Metric(
-        "relation", "prompts about other relations of the subject with P(true) > P(new)", _OLD
+        "relation", "prompts about other relations of the subject with P(true) > P(new)", _RELATIONS
     ),
-    "fluency": Metric("generation", "entropy of the words of generated texts, in bits", _CF),
-    "consistency": Metric("generation", "TF-IDF cosine of generated texts and texts about the target", _CF),
+    "fluency": Metric("generation", "entropy of the words of generated texts, in bits", _GENERATION),
+    "consistency": Metric("generation", "TF-IDF cosine of generated texts and texts about the target", _GENERATION),
     "efficacy_acc": Metric("rewrite", "rewrite prompts where every target token is the arg-max"),
     "generalization_acc": Metric("paraphrase", "the same over paraphrases"),
     "specificity_acc": Metric(
         "neighbour", "neighbourhood prompts where every token of the truth is the arg-max", _NEIGHBOURS
     ),
-    "relation_specificity_acc": Metric("relation", "the same over other relations of the subject", _OLD),
+    "relation_specificity_acc": Metric("relation", "the same over other relations of the subject", _RELATIONS),
     "portability": Metric(
-        "portability", "answer tokens, of what follows from the edit, that are the arg-max", ("knowedit",)
+        "portability", "answer tokens, of what follows from the edit, that are the arg-max", frozenset({"portability"})
     ),
     "efficacy_margin": Metric("rewrite", "nll(true) - nll(new), nats a token", _OLD, percent=False),
     "generalization_margin": Metric("paraphrase", "the same over paraphrases", _OLD, percent=False),
     "relation_specificity_margin": Metric(
-        "relation", "nll(new) - nll(true), nats a token, of other relations", _OLD, percent=False
+        "relation", "nll(new) - nll(true), nats a token, of other relations", _RELATIONS, percent=False
     ),
-    "specificity_margin": Metric("neighbour", "nll(new) - nll(true), nats a token", _CF, percent=False),
+    "specificity_margin": Metric("neighbour", "nll(new) - nll(true), nats a token", _OLD | _NEIGHBOURS, percent=False),
     "target_nll": Metric("rewrite", "nll(new), nats a token", percent=False),
     "target_probability": Metric("rewrite", "exp(-nll(new)): mean probability of a target token"),
     "ar_acc": Metric("greedy", "greedy decoding begins with the target"),
@@ -81,7 +80,8 @@ def check(dataset: str, names: Iterable[str] | None) -> tuple[str, ...]:
     Raises:
         EvaluationError: an unknown one.
     """
-    known = [name for name, metric in METRICS.items() if dataset in metric.of]
+    has = DATASETS[dataset].has
+    known = [name for name, metric in METRICS.items() if metric.needs <= has]
     if names is None:
         return tuple(known)
     wanted = set(names)

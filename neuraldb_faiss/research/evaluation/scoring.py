@@ -16,8 +16,7 @@ from neuraldb_faiss.models import encode_pairs
 from neuraldb_faiss.models.batching import by_length, pad
 from neuraldb_faiss.models.interventions import gathered_head
 from neuraldb_faiss.models.sites import input_device
-
-Pair = tuple[str, str]  # prompt, target
+from neuraldb_faiss.research.datasets.cases import Pair
 
 # Places of one forward, padding counted. A CPU gains nothing from more; a GPU is filled by this.
 CPU_TOKENS = 1024

@@ -21,7 +21,7 @@ from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.facts.readers import read_texts
 from neuraldb_faiss.guard import false_fires
 from neuraldb_faiss.models.tokenization import encode_prompts
-from neuraldb_faiss.research.evaluation.cases import sha256, strings
+from neuraldb_faiss.research.datasets.cases import sha256, strings
 from neuraldb_faiss.research.evaluation.generation import greedy_texts
 from neuraldb_faiss.research.evaluation.methods import silent
 from neuraldb_faiss.research.evaluation.runs import Row, RunWriter, surroundings
@@ -192,7 +192,7 @@ def _database(
 ) -> NeuralDB:
     from neuraldb_faiss.database import NeuralDB
     from neuraldb_faiss.making import build
-    from neuraldb_faiss.research.experiments.lab import is_built
+    from neuraldb_faiss.research.evaluation.methods import is_built
 
     if not is_built(path):
         with stage(f"layer {layer}: solving", "fact") as report:

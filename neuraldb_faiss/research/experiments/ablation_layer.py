@@ -8,7 +8,6 @@ from neuraldb_faiss.research.evaluation.runs import Run
 from neuraldb_faiss.research.experiments.lab import Lab, Result
 from neuraldb_faiss.research.experiments.sweep import report
 
-ABOUT = "The layer: quality against the one that is edited."
 DEFAULTS: dict[str, list[int]] = {"layers": []}  # none: the default, two before and two after it
 
 

@@ -8,7 +8,6 @@ from neuraldb_faiss.errors import EvaluationError
 from neuraldb_faiss.research.experiments.lab import Lab, Result
 from neuraldb_faiss.research.experiments.table1 import report
 
-ABOUT = "How residuals are solved: quality, and what an edit does to its subject's other relations."
 DEFAULTS: dict[str, Any] = {
     # By label, how databases are built otherwise than the setting "build" says: {kl_factor = 0.25}, say.
     "variants": {"default": {}},

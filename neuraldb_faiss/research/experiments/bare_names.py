@@ -22,7 +22,6 @@ from neuraldb_faiss.research.evaluation.statistics import proportion
 from neuraldb_faiss.research.experiments.contexts import says
 from neuraldb_faiss.research.experiments.lab import Lab, Result
 
-ABOUT = "Names of one word at a text's beginning, behind one word, in lists, questions and chats, and false fires."
 DEFAULTS = {
     "texts": "",  # ordinary text, for false fires: JSON lines with a field `text`
     "tokens": 100_000,  # of it

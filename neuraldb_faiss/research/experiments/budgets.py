@@ -8,7 +8,6 @@ from neuraldb_faiss.research.evaluation.methods import base
 from neuraldb_faiss.research.evaluation.runs import Run
 from neuraldb_faiss.research.experiments.lab import Lab, Result
 
-ABOUT = "Quality and general ability against the number of facts."
 DEFAULTS = {
     "methods": ["neuraldb", "base", "memit", "alphaedit"],
     "counts": [50, 100, 200],

@@ -20,7 +20,6 @@ from neuraldb_faiss.research.evaluation.runs import Row
 from neuraldb_faiss.research.evaluation.statistics import proportion
 from neuraldb_faiss.research.experiments.lab import Lab, Result
 
-ABOUT = "Facts asked alone, behind long text, in the chat template and late in a conversation: cosines and answers."
 DEFAULTS = {
     "database": "",  # one that is there already; else the facts are built
     "texts": "",  # ordinary text: JSON lines with a field `text`

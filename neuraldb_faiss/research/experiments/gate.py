@@ -17,7 +17,6 @@ from neuraldb_faiss.research.evaluation.runs import Row
 from neuraldb_faiss.research.evaluation.statistics import proportion
 from neuraldb_faiss.research.experiments.lab import Lab, Result
 
-ABOUT = "False fires in ordinary text against recall, with the subject guard and with the plain gate."
 DEFAULTS = {
     "database": "",  # one that is there already; else the facts are built, keys only
     "texts": "",  # ordinary text: JSON lines with a field `text`

@@ -17,7 +17,6 @@ from neuraldb_faiss.research.evaluation import plots
 from neuraldb_faiss.research.evaluation.runs import Row
 from neuraldb_faiss.research.experiments.lab import Lab, Result
 
-ABOUT = "The plain gate with keys of another layer, one or several keys a fact, centred or whitened cosines."
 DEFAULTS = {
     "facts": 4_000,
     "texts": "",  # ordinary text: JSON lines with a field `text`

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from neuraldb_faiss.errors import EvaluationError
 from neuraldb_faiss.facts import Fact
-from neuraldb_faiss.research.evaluation.cases import Case, read_cases
+from neuraldb_faiss.research.datasets.cases import Case, read_cases
 from neuraldb_faiss.research.evaluation.evaluate import Settings, Source, evaluate, run_identity
-from neuraldb_faiss.research.evaluation.methods import EDITORS, Method, base, facts_identity, make_method
+from neuraldb_faiss.research.evaluation.methods import EDITORS, Method, base, facts_identity, is_built, make_method
 from neuraldb_faiss.research.evaluation.runs import Row, Run, base_path, read_run
 from neuraldb_faiss.store import atomic, files
 
@@ -216,18 +216,6 @@ class Lab:
             atomic.write_file(path, text.encode())
             paths.append(path)
         return paths
-
-
-def is_built(path: Path) -> bool:
-    """Whether there is a database whose first build was finished."""
-    from neuraldb_faiss.database import NeuralDB
-    from neuraldb_faiss.errors import StoreError
-
-    try:
-        with NeuralDB.open(path) as db:
-            return len(db) > 0
-    except StoreError:
-        return False
 
 
 def _file(label: str) -> str:

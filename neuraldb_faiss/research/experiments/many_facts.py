@@ -9,7 +9,6 @@ from neuraldb_faiss.models import key_ids
 from neuraldb_faiss.research.experiments.lab import Lab, Result
 from neuraldb_faiss.research.experiments.table1 import report
 
-ABOUT = "Subjects with several facts: facts of one key solved together, against the plain gate with an entry a fact."
 DEFAULTS = {"metrics": ["efficacy", "efficacy_acc", "generalization", "ar_acc", "target_nll"]}
 
 

@@ -31,7 +31,6 @@ from neuraldb_faiss.research.experiments.table1 import report
 from neuraldb_faiss.solver.editor import Edited, Editor
 from neuraldb_faiss.store import files
 
-ABOUT = "One layer against several: algorithm 1 (new), and MEMIT's spreading of one residual (old)."
 DEFAULTS: dict[str, Any] = {"layers": [], "variants": ["single", "new", "old"]}  # none: the default and two before it
 
 

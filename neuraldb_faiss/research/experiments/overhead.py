@@ -15,7 +15,6 @@ from neuraldb_faiss.research.evaluation.scoring import score_pairs
 from neuraldb_faiss.research.evaluation.statistics import CONFIDENCE, Estimate
 from neuraldb_faiss.research.experiments.lab import Lab, Result
 
-ABOUT = "Time an attached database costs, per evaluated case and per generated token."
 DEFAULTS = {
     "counts": [50, 100, 200],
     "timed_cases": 16,

@@ -18,7 +18,6 @@ from neuraldb_faiss.research.evaluation.runs import Row
 from neuraldb_faiss.research.evaluation.statistics import CONFIDENCE
 from neuraldb_faiss.research.experiments.lab import Lab, Result
 
-ABOUT = "Perplexity of ordinary text with the facts attached, where a subject is named and where none is."
 DEFAULTS = {
     "database": "",  # one that is there already; else the facts are built
     "texts": "",  # ordinary text: JSON lines with a field `text`

@@ -26,7 +26,6 @@ from neuraldb_faiss.research.evaluation.statistics import Estimate, proportion
 from neuraldb_faiss.research.experiments.lab import Lab, Result
 from neuraldb_faiss.store import atomic, files
 
-ABOUT = "From 1,000 to 1,000,000 entries: false fires, cost of a lookup, opening, memory, merging."
 DEFAULTS = {
     "database": "",  # whose entries are taken; beyond them they are made up
     "texts": "",  # ordinary text: JSON lines with a field `text`

@@ -9,7 +9,6 @@ from neuraldb_faiss.research.evaluation.methods import METHODS, base
 from neuraldb_faiss.research.evaluation.runs import Run
 from neuraldb_faiss.research.experiments.lab import Lab, Result
 
-ABOUT = "Every method on the same facts: all metrics, with intervals."
 DEFAULTS = {
     "methods": list(METHODS),
     # Facts that a weight editor writes at a time: 0 is all in one step. The ranking depends on it.

@@ -17,12 +17,11 @@ from neuraldb_faiss.models import find_site
 from neuraldb_faiss.models.sites import FFNSite
 from neuraldb_faiss.research.baselines import layer_kernel, reading
 from neuraldb_faiss.research.baselines.reading import Place
+from neuraldb_faiss.research.datasets.cases import Case
 from neuraldb_faiss.research.evaluation import plots
-from neuraldb_faiss.research.evaluation.cases import Case
 from neuraldb_faiss.research.evaluation.runs import Row
 from neuraldb_faiss.research.experiments.lab import Lab, Result
 
-ABOUT = "The weights a linear editor gives to every fact's residual, for edited, paraphrased and neighbour prompts."
 DEFAULTS = {"methods": ["memit", "alphaedit"], "layer": -1}  # -1: NeuralDB's own
 
 

@@ -14,7 +14,7 @@ import pytest
 from helpers.commands import write
 from neuraldb_faiss.errors import EvaluationError, NeuralDBError
 from neuraldb_faiss.facts import Fact
-from neuraldb_faiss.research.evaluation.cases import in_place, read_cases, read_references, sha256
+from neuraldb_faiss.research.datasets.cases import in_place, read_cases, read_references, sha256
 
 ROOT = Path(__file__).resolve().parents[3]
 NESTED: dict[str, Any] = {

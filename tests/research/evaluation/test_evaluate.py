@@ -13,8 +13,8 @@ import torch
 
 from neuraldb_faiss import NeuralDB
 from neuraldb_faiss.errors import EvaluationError, NeuralDBError
+from neuraldb_faiss.research.datasets.cases import Case, in_place, read_cases
 from neuraldb_faiss.research.evaluation import evaluate as module
-from neuraldb_faiss.research.evaluation.cases import Case, in_place, read_cases
 from neuraldb_faiss.research.evaluation.evaluate import Settings, Source, evaluate, measure, run_identity
 from neuraldb_faiss.research.evaluation.methods import METHODS, Method, base, facts_identity, make_method
 from neuraldb_faiss.research.evaluation.runs import base_path, read_run

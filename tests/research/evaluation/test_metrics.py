@@ -8,8 +8,8 @@ import pytest
 
 from neuraldb_faiss.errors import EvaluationError
 from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.research.datasets.cases import Case
 from neuraldb_faiss.research.evaluation import metrics as m
-from neuraldb_faiss.research.evaluation.cases import Case
 from neuraldb_faiss.research.evaluation.generation import Match
 from neuraldb_faiss.research.evaluation.scoring import Scored
 from neuraldb_faiss.research.evaluation.text import TfIdf

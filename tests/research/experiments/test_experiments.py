@@ -19,11 +19,12 @@ from neuraldb_faiss.models import find_site
 from neuraldb_faiss.research.baselines import make_statistics
 from neuraldb_faiss.research.evaluation import evaluate as evaluating
 from neuraldb_faiss.research.evaluation.methods import silent
-from neuraldb_faiss.research.experiments import EXPERIMENTS, contexts, experiment
+from neuraldb_faiss.research.experiments import contexts
 from neuraldb_faiss.research.experiments.contexts import says
 from neuraldb_faiss.research.experiments.gate_variants import at_rate
 from neuraldb_faiss.research.experiments.lab import COMMON, Lab, merged
 from neuraldb_faiss.research.experiments.perplexity import ratio
+from neuraldb_faiss.research.experiments.registry import EXPERIMENTS
 from neuraldb_faiss.research.experiments.weights import _figures, inputs_at
 
 Loaded = tuple[Any, Any]
@@ -324,11 +325,10 @@ def test_settings(tmp_path: Path) -> None:
 def test_show_is_a_config(run: Run, tmp_path: Path) -> None:
     import tomllib
 
-    for name in EXPERIMENTS:
+    for name, kind in EXPERIMENTS.kinds.items():
         shown = run("experiment", name, "--show", "--set", "build={layer=2}", "--facts", 9)
         assert shown.exit_code == 0, shown.output
-        module = experiment(name)
-        assert tomllib.loads(shown.stdout) == {**COMMON, **module.DEFAULTS, "build": {"layer": 2}, "facts": 9}
+        assert tomllib.loads(shown.stdout) == {**COMMON, **kind.defaults, "build": {"layer": 2}, "facts": 9}
     nested = {"a": 1, "method_settings": {"ft": {"lr": 0.1, "layers": [1]}}}
     assert tomllib.loads(_toml(nested)) == nested
     config = tmp_path / "c.toml"

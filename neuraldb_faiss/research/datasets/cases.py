@@ -1,11 +1,11 @@
-"""Evaluation cases: what to ask about each fact of a CounterFact, zsRE or KnowEdit file."""
+"""Evaluation cases: a fact and the prompts it is judged by."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,9 @@ from typing import Any
 from neuraldb_faiss.errors import EvaluationError, FactError
 from neuraldb_faiss.facts import Fact, read_numbered
 from neuraldb_faiss.facts.fact import clip
-from neuraldb_faiss.facts.joining import separator
-from neuraldb_faiss.research.evaluation.scoring import Pair
+from neuraldb_faiss.research.datasets.registry import DATASETS
 
-DATASETS = ("counterfact", "zsre", "knowedit")
+Pair = tuple[str, str]  # a prompt, and a text to follow it
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +58,7 @@ def read_cases(path: str | Path, dataset: str, *, references: str | Path | None 
 
     Args:
         path: JSON lines or a JSON array, plain or gzipped, or datasets:NAME[:SPLIT], as `read_facts` takes them.
-        dataset: "counterfact" (nested or flat records), "zsre", or "knowedit" (its ZsRE, wikidata_counterfact and
-            wikidata_recent: relations and portability, sometimes paraphrases, no neighbours).
+        dataset: a name in `registry.DATASETS`.
         references: texts about objects for consistency (see `read_references`); else a record's attribute_prompts,
             each continued with the target, are used: sentences that are true of other subjects.
 
@@ -68,12 +66,11 @@ def read_cases(path: str | Path, dataset: str, *, references: str | Path | None 
         EvaluationError: unknown dataset; a record without a field that its metrics need, named with file and line.
         FactError: a record that is no fact.
     """
-    if dataset not in DATASETS:
-        raise EvaluationError(f"unknown dataset {dataset!r}: choose one of {', '.join(DATASETS)}")
+    kind = DATASETS[dataset]
+    make = kind.make()
     texts = read_references(references) if references is not None else {}
-    make = {"counterfact": _counterfact, "zsre": _zsre, "knowedit": _knowedit}[dataset]
     cases: dict[str, Case] = {}
-    for line, fact in read_numbered(path, "counterfact" if dataset == "knowedit" else dataset):
+    for line, fact in read_numbered(path, kind.format):
         try:
             case = make(fact, texts)
         except FactError as error:
@@ -91,51 +88,7 @@ def in_place(cases: Sequence[Case], facts: Iterable[Fact]) -> list[Case]:
     return [case for case in cases if targets.get(case.id) == case.fact.target]
 
 
-def _counterfact(fact: Fact, texts: Mapping[tuple[str, str], Sequence[str]]) -> Case:
-    if fact.target_true is None:
-        raise FactError("field 'target_true' (flat form: 'ground_truth') is missing; the metrics need the old object")
-    prompts = _need(fact, "neighborhood_prompts", "locality_prompt")
-    truths = strings(fact, "neighborhood_truth") or (fact.target_true,) * len(prompts)
-    if len(truths) != len(prompts):
-        raise FactError(
-            f"field 'locality_ground_truth' has {len(truths)} answers for {len(prompts)} prompts; give one a prompt"
-        )
-    references = tuple(texts.get((fact.relation or "", fact.target), ()))
-    return Case(
-        fact,
-        _need(fact, "paraphrase_prompts", "rephrase_prompt"),
-        tuple(zip(prompts, truths, strict=True)),
-        _probes([other], "question", "object") if (other := fact.metadata.get("unrelated_relation")) else (),
-        generation=strings(fact, "generation_prompts"),
-        references=references or _continued(strings(fact, "attribute_prompts"), fact.target),
-        compared=True,
-    )
-
-
-def _zsre(fact: Fact, texts: Mapping[tuple[str, str], Sequence[str]]) -> Case:
-    prompts = _need(fact, "neighborhood_prompts", "loc")
-    truths = _need(fact, "neighborhood_truth", "loc_ans")
-    # One question may come with several answers that are all right: the first is the gold one.
-    pairs = tuple((prompt, truths[min(at, len(truths) - 1)]) for at, prompt in enumerate(prompts))
-    return Case(fact, _need(fact, "paraphrase_prompts", "rephrase"), pairs)
-
-
-def _knowedit(fact: Fact, _: Mapping[tuple[str, str], Sequence[str]]) -> Case:
-    kinds = {name: fact.metadata.get(name) or {} for name in ("locality", "portability")}
-    for name, value in kinds.items():
-        if not isinstance(value, dict):
-            raise FactError(f"field {name!r} must be an object of lists of probes")
-    found = [probe for own in kinds["portability"].values() for probe in own]
-    return Case(
-        fact,
-        strings(fact, "paraphrase_prompts"),
-        relations=_probes(kinds["locality"].get("Relation_Specificity") or [], "prompt", "ground_truth"),
-        portability=_probes(found, "prompt", "ground_truth"),
-        compared=fact.target_true is not None,
-    )
-
-
-def _probes(records: Sequence[Any], prompt: str, answer: str) -> tuple[Pair, ...]:
+def probes(records: Sequence[Any], prompt: str, answer: str) -> tuple[Pair, ...]:
     """(prompt, first answer) of each record; an answer may be a text, or (lists of) lists of texts."""
     pairs = []
     for record in records:
@@ -148,11 +101,8 @@ def _probes(records: Sequence[Any], prompt: str, answer: str) -> tuple[Pair, ...
     return tuple(dict.fromkeys(pairs))
 
 
-def _continued(prompts: Iterable[str], target: str) -> tuple[str, ...]:
-    return tuple(prompt + separator(prompt, target) + target for prompt in prompts)
-
-
-def _need(fact: Fact, key: str, field: str) -> tuple[str, ...]:
+def need(fact: Fact, key: str, field: str) -> tuple[str, ...]:
+    """`strings`, of which there must be some; `field` is the name that flat records give them."""
     values = strings(fact, key)
     if not values:
         raise FactError(f"field {key!r} (or {field!r}) is missing; the metrics need it")

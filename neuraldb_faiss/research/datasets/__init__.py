@@ -1,0 +1,1 @@
+"""Datasets of evaluation cases: one module a dataset, one row each in `registry`."""
