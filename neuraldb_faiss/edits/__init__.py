@@ -1,1 +1,1 @@
-"""Facts become entries of a store: build, add, remove, solve, merge."""
+"""Changes of a database: build, add, remove, solve, merge."""

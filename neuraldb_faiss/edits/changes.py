@@ -1,4 +1,4 @@
-"""What a database's facts become: build, add, remove, solve. Each is one transaction and one generation."""
+"""Build, add, remove and solve: each is one transaction and makes one generation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which databases may be merged, and how facts that then share a key are solved together."""
+"""Merge of databases: which fit together, and facts that come to share a key."""
 
 from __future__ import annotations
 

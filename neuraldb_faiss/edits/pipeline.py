@@ -1,4 +1,4 @@
-"""From facts to entries in a store: grouped by key, solved in batches, staged as they are done."""
+"""Pipeline from facts to entries: grouped by key, solved in pieces, staged piece by piece."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The exact decision where the queries are: nothing of it comes back to the host before somebody asks.
+"""Exact decision in torch, on the device of the queries; the host does not wait for it.
 
 `matcher.decide` in torch: the same float64 cosines of the same stored keys. The host names the candidates and sends
 their keys along, a few rows; what the device decides, the device uses.

@@ -1,4 +1,4 @@
-"""Which entry answers each query: a searcher proposes, the exact cosine of the stored key decides."""
+"""Matcher: the stored key that answers each query; a searcher proposes, the exact cosine decides."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ class Matcher:
     def candidates(
         self, queries: torch.Tensor, first_tokens: Callable[[], tuple[np.ndarray, np.ndarray]]
     ) -> Candidates:
-        """The keys that may answer queries on a GPU, for `on_device.decide`; the host waits once, as a rule.
+        """The keys that may answer queries on a GPU, for `device_matcher.decide`; the host waits once, as a rule.
 
         first_tokens: called once the search is on its way: bool [n], the rows to answer, and int64 [n] as for `match`.
         The index must be on a GPU (`on_gpu`).

@@ -1,4 +1,4 @@
-"""PEFT's adapters in a model (LoRA and its kin), seen so that the model below them keeps its names.
+"""PEFT adapters in a model (LoRA and its kin), seen so that the model below them keeps its names.
 
 Adapters lie in layers that hold the plain one as `base_layer`, in copies of whole modules (`modules_to_save`), around
 an attention (adaption prompts), or beside the model (virtual tokens, shared projections). They are told by these

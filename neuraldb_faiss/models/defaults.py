@@ -1,4 +1,4 @@
-"""Settings of an edit that are known to work, by the model's shape."""
+"""Default layer and settings of an edit, by the model's shape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How this package generates text: greedily, by its own settings, whatever a model's generation config says."""
+"""Greedy generation by fixed settings, whatever a model's generation config says."""
 
 from __future__ import annotations
 

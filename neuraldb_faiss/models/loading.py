@@ -1,4 +1,4 @@
-"""Load a model and its tokenizer, or say in one line why not."""
+"""Loading of a model and its tokenizer, with one-line errors."""
 
 from __future__ import annotations
 

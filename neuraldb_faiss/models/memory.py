@@ -1,4 +1,4 @@
-"""How much of a model's work fits into memory at once, and what to do where it did not."""
+"""Memory: how many tokens fit into one pass, and smaller batches where it ran out."""
 
 from __future__ import annotations
 

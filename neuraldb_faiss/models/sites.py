@@ -1,4 +1,4 @@
-"""Where a model keeps its facts: the down-projection of one layer's feed-forward network (FFN).
+"""Edit sites: the down-projection of one layer's feed-forward network (FFN), found by architecture.
 
 A key is what enters that projection (length d1, the intermediate size) and a residual is added to what leaves
 it (length d2, the hidden size): eq. 2 and 5 of the NeuralDB paper (arXiv 2507.18028). Sites are found by the

@@ -1,4 +1,4 @@
-"""The token rows of equation 21 for groups of facts, and the places in them where the loss looks."""
+"""Token rows of equation 21 for groups of facts, and the places in them whose logits the loss needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys: what the edited FFN's down-projection sees at the last token of a fact's subject (eq. 20).
+"""Keys: the input of the edited FFN's down-projection at the last token of a fact's subject (eq. 20).
 
 A key depends only on the tokens up to the subject's last, so rows are cut there and facts that agree up to
 there share one computation. All prefixed rows begin with the same few tokens: their key/value cache is

@@ -1,4 +1,4 @@
-"""Adam on vectors of which some may be dropped on the way, their bound, and what becomes of the facts."""
+"""Adam whose rows can be dropped on the way, the bound on a vector's norm, and outcomes of facts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two ways to get the logits of a batch for given residuals: run everything, or only what a residual changes.
+"""Forward passes for given residuals: whole rows, or only the tokens and layers that a residual changes.
 
 `FullForward` is the plain definition: whole rows through the whole model, the residual added at the output
 of the FFN's down-projection at the subject's last token, where the hook of an attached database adds it. Where
@@ -6,7 +6,7 @@ an attention is given, every group has a second vector (PMET), added at its outp
 
 `FastForward` spares what does not depend on the residual. What stands before the subject's last token is computed
 once, and kept as keys and values; of the rest, blocks up to the edited one are computed once too, and replaced in every
-further pass by what they returned. It makes no assumption that `proof.agrees` does not test on the model in use.
+further pass by what they returned. It makes no assumption that `selfcheck.agrees` does not test on the model in use.
 """
 
 from __future__ import annotations

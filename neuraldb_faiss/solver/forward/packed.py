@@ -1,4 +1,4 @@
-"""Rows of different lengths in one pass without padding: end to end in a single row, each attending to itself alone.
+"""Packed forward passes: rows of different lengths end to end in one row, each attending to itself alone.
 
 All of a block but the attention looks at one token at a time, so only the attention must know where a row begins.
 transformers lets a model's attention be exchanged (`AttentionInterface`); the one here lays queries, keys and values

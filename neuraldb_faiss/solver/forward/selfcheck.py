@@ -1,4 +1,4 @@
-"""What is checked on the model in use before a solve relies on it: its gradients, and the fast way to run it."""
+"""Checks on the model in use before a solve relies on it: its gradients, and the fast forward pass."""
 
 from __future__ import annotations
 

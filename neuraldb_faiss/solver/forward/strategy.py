@@ -1,4 +1,4 @@
-"""How a model is run while residuals are solved: the fastest way that is proved to give what plain passes give."""
+"""Choice of the fastest forward strategy that matches full forward passes."""
 
 from __future__ import annotations
 
