@@ -265,7 +265,7 @@ class NeuralDB:
 
         site = check_model(self.config, model, strict=strict)
         gate = self.gate(model, tokenizer, gamma=gamma, guard=guard, search=search)
-        return attach(gate, model, site=site, newest=self._newest)
+        return attach(gate, model, site=site, newest=self._newest, tokenizer=tokenizer, database=str(self.path))
 
     def gate(
         self, model: Any, tokenizer: Any = None, *, gamma: float | None = None, guard: str | None = None,

@@ -1,4 +1,4 @@
-"""Floors for names that ordinary text keeps running into: "Bern" ends in every "Bernoulli"."""
+"""Cosine floors for names that often end in ordinary text by chance, as "Bern" in "Bernoulli"."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def calibrate(
 
     Args:
         gate: the subject gate of the database.
-        target_rate: false fires a token that may remain, as 1e-4.
+        target_rate: target false-fire rate per token, such as 1e-4.
         tokens: of text to look at.
     """
     truth = false_fires.Truth(snapshot)

@@ -1,4 +1,4 @@
-"""Where a gate fires in ordinary text, and whether it fires where a fact's subject is asked about."""
+"""Measurement of where a gate fires in ordinary text, and of whether a subject really ends there."""
 
 from __future__ import annotations
 

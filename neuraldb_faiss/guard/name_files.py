@@ -1,4 +1,4 @@
-"""The files of the name index under `search/`, so that opening a database does not hash every name again.
+"""Files of the name index under `search/`, which spare hashing every name again at each opening.
 
     subjects.hashes.npy    uint64 [n], ascending
     subjects.entries.npy   int64 [n], the entry of each

@@ -1,4 +1,4 @@
-"""Which entries' subjects end at which token of a text, whatever the number of entries.
+"""Index of entry names that finds which of them end at which token of a text.
 
 Every name is kept as a 64-bit hash in one sorted array. A text gets prefix hashes, from which the hash of any stretch
 of it follows at once; the stretches that begin where a word may begin and end where a token ends are looked up, and

@@ -1,4 +1,4 @@
-"""The proof that a fact can be heard: in its own prompt the guard finds its subject where its key is taken."""
+"""Check that the guard finds each fact's subject in the fact's own prompt, at the token where its key is taken."""
 
 from __future__ import annotations
 

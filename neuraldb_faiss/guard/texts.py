@@ -1,4 +1,4 @@
-"""Token ids as the bytes they stand for, so that names can be found in a text as it is generated."""
+"""Text of token ids, folded for finding names while it is generated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each token of a vocabulary says, as the tokenizer's own decoder has it.
+"""Bytes that each token of a vocabulary decodes to.
 
 Vocabularies spell: "Ġtower", "▁tower", "##ower" and "tower</w>" are four ways to write one word. Only the decoder knows
 which one is meant, so the bytes of a token are what decoding gives for it between two other tokens. Single bytes, of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -13,9 +13,10 @@ from neuraldb_faiss.errors import CompactedError, FingerprintError, ModelError, 
 from neuraldb_faiss.guard.gate import Gate
 from neuraldb_faiss.hook import model_copies
 from neuraldb_faiss.hook.forward_context import Context
-from neuraldb_faiss.hook.lookup import Fire, Lookup
+from neuraldb_faiss.hook.lookup import Lookup
 from neuraldb_faiss.hook.missed_lookup import why_missed
 from neuraldb_faiss.hook.torch_compile import mark, unmark
+from neuraldb_faiss.hook.trace import Trace, handle_html
 from neuraldb_faiss.index.base import EntrySource
 from neuraldb_faiss.models.sites import unwrap
 
@@ -23,6 +24,8 @@ from neuraldb_faiss.models.sites import unwrap
 class Site(Protocol):
     """Where to hook: `models.find_site` makes these."""
 
+    @property
+    def layer(self) -> int: ...
     @property
     def d1(self) -> int: ...
     @property
@@ -47,11 +50,13 @@ class Handle:
 
     def __init__(
         self, gate: Gate, model: nn.Module, site: Site, newest: Callable[[], EntrySource] | None,
-        trace_size: int,
+        trace_size: int, tokenizer: Any = None, database: str | None = None,
     ) -> None:  # fmt: skip
+        """Arguments as for `attach`."""
         self._newest = newest
+        self._database, self._layer = database, site.layer
         self._context = Context(model, site.module_name, remembers=gate.wants_past)
-        self._lookup = Lookup(gate, self._context, trace_size, self._renew)
+        self._lookup = Lookup(gate, self._context, trace_size, self._renew, _decoder(tokenizer))
         self._hook = site.module.register_forward_hook(self._lookup.hook)
         self._model, self._name, self._module = model, site.module_name, site.module
         model_copies.leave_out(self._module, self._hook)
@@ -70,7 +75,28 @@ class Handle:
     def hits(self) -> int:
         return self._lookup.hits
 
-    def trace(self) -> list[Fire]:
+    def __repr__(self) -> str:
+        shown = self._shown()
+        state = f" ({shown['state']})" if "state" in shown else ""
+        return (
+            f"<Handle of {shown['database']} at layer {shown['layer']}{state}: guard {shown['guard']}, gamma"
+            f" {shown['gamma']}, {shown['calls']} calls, {shown['hits']} hits>"
+        )
+
+    def _repr_html_(self) -> str:
+        return handle_html(self._shown())
+
+    def _shown(self) -> dict[str, Any]:
+        gate = self._lookup.gate
+        shown: dict[str, Any] = {
+            "database": self._database or "a database", "layer": self._layer, "guard": gate.guard, "gamma": gate.gamma,
+            "calls": self.calls, "hits": self.hits,
+        }  # fmt: skip
+        if self._lookup.is_off:
+            shown["state"] = "removed" if self._lookup.removed else "disabled"
+        return shown
+
+    def trace(self) -> Trace:
         """What fired since attaching or `clear_trace()`, oldest first; of many, the last `trace_size`."""
         return self._lookup.trace()
 
@@ -124,19 +150,25 @@ class Handle:
 
 def attach(
     gate: Gate, model: nn.Module, *, site: Site, newest: Callable[[], EntrySource] | None = None,
-    trace_size: int = 10_000,
+    trace_size: int = 10_000, tokenizer: Any = None, database: str | None = None,
 ) -> Handle:  # fmt: skip
     """Hook a database into one layer of a model.
 
-    gate: decides what fires (`PlainGate`, `SubjectGate`). model: the model whose
-    forward is called, as it is, from `torch.compile` or from PEFT. site: the layer. newest: gives the snapshot that
-    `refresh()` moves to. trace_size: how many firings `trace()` remembers.
+    Args:
+        gate: decides what fires (`guard.gate.make_gate`).
+        model: the model whose forward is called, as it is, from `torch.compile` or from PEFT.
+        site: the layer.
+        newest: gives the snapshot that `refresh()` moves to.
+        trace_size: how many firings `trace()` remembers.
+        tokenizer: for the text of tokens in the trace.
+        database: what the handle calls the database.
 
     Code that torch.compile made before is made anew. A lookup is one operator of its graph, `neuraldb::lookup`, unless
     a gate that reads the text (`SubjectGate`) meets a KV cache: then it runs outside of the graph, and
     `fullgraph=True` fails, with torch's own message.
 
-    Raises FingerprintError where the shapes differ, ModelError where the site is another model's.
+    Raises:
+        FingerprintError: the shapes differ. ModelError: the site is another model's.
     """
     model = unwrap(model)
     source = gate.source
@@ -151,4 +183,15 @@ def attach(
         inside = False
     if not inside:
         raise ModelError(f"{site.module_name} is another model's: find the site in the model you attach to")
-    return Handle(gate, model, site, newest, trace_size)
+    return Handle(gate, model, site, newest, trace_size, tokenizer, database)
+
+
+def _decoder(tokenizer: Any) -> Callable[[int], str] | None:
+    if tokenizer is None:
+        return None
+
+    def decode(token: int) -> str:
+        text: str = tokenizer.decode([token])
+        return text
+
+    return decode

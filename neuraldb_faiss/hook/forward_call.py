@@ -1,4 +1,4 @@
-"""One forward: what it was told, and what that says of its tokens."""
+"""Arguments of one forward, and the tokens they describe."""
 
 from __future__ import annotations
 

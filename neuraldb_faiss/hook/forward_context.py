@@ -1,4 +1,4 @@
-"""What the hooked layer cannot see: which tokens are padding, where in its text each one stands, its id.
+"""Token ids, positions and padding of the current forward.
 
 The layer gets activations only. The modules around it that take `input_ids` get the rest, so a pre-hook on
 each of them notes it, per thread, for as long as their forward lasts. When the outermost one ends it is known whether
@@ -83,7 +83,7 @@ class Context:
 
     @contextmanager
     def told(self, call: Call) -> Iterator[None]:
-        """While this lasts the forward that runs is `call`."""
+        """Use `call` as the current forward inside the block."""
         if call.is_away():
             call.send()
         self._stack().append(call)

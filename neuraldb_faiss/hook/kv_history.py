@@ -1,4 +1,4 @@
-"""The tokens behind a KV cache: what a cached forward no longer sees, and a subject may begin in.
+"""Ids of the tokens already in the KV cache: a cached forward no longer sees them, and a subject may begin there.
 
 The ids are kept on the cache's first layer, which is given a class that carries them along wherever the cache is
 reordered (beam search), repeated, selected from or copied. A cache that is cropped is shorter than what is known of

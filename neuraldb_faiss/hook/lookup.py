@@ -1,4 +1,4 @@
-"""The hook itself: look every token's key up, and add the residual where one fires."""
+"""Forward hook of the edited layer: looks every token's key up and adds the residual of the entry that fires."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from neuraldb_faiss.hook import torch_compile
 from neuraldb_faiss.hook.forward_call import Call
 from neuraldb_faiss.hook.forward_context import Context
 from neuraldb_faiss.hook.residual_cache import ResidualCache
+from neuraldb_faiss.hook.trace import Fire, Namer, Trace
 from neuraldb_faiss.index.base import EntrySource
 from neuraldb_faiss.index.device_matcher import Candidates, decide
 from neuraldb_faiss.index.transfers import Transfer, on_gpu, to_device
@@ -28,17 +29,6 @@ Names = dict[int, tuple[str, ...]]  # entry -> ids of the facts it serves
 MAX_UNDECIDED = 256  # forwards whose outcome may wait on the GPU for somebody who asks
 
 
-@dataclass(frozen=True, slots=True)
-class Fire:
-    """One token that fired. sequence: row of its batch. position: index in its text, padding not counted."""
-
-    sequence: int
-    position: int
-    entry_id: int
-    fact_ids: tuple[str, ...]
-    score: float
-
-
 class _ThreadState(threading.local):
     def __init__(self) -> None:
         self.disabled = 0
@@ -46,10 +36,13 @@ class _ThreadState(threading.local):
 
 @dataclass(frozen=True, slots=True)
 class _Undecided:
-    """Candidates of a forward whose outcome is still on its way from the GPU; `positions` of their tokens."""
+    """Candidates of a forward whose outcome is still on its way from the GPU.
 
-    sequences: np.ndarray
-    positions: np.ndarray
+    places: int64 [m], their tokens' indices in the flattened `tokens`. entries: int64 [m].
+    """
+
+    places: np.ndarray
+    tokens: Tokens
     entries: np.ndarray
     facts: Names
     outcome: Transfer  # fires bool [m], cosines float64 [m]
@@ -62,10 +55,15 @@ class Lookup:
     forward, to learn the tokens or what came near, and reads later what fired.
     """
 
-    def __init__(self, gate: Gate, context: Context, trace_size: int, renew: Callable[[CompactedError], None]) -> None:
-        """renew: has the gate answer from the newest generation, because the one it answers from was compacted away."""
+    def __init__(
+        self, gate: Gate, context: Context, trace_size: int, renew: Callable[[CompactedError], None],
+        decode: Callable[[int], str] | None = None,
+    ) -> None:  # fmt: skip
+        """trace_size: how many firings are remembered. renew: has the gate answer from the newest generation, because
+        the one it answers from was compacted away. decode: a token id's text, for the trace."""
         self.gate = gate
         self._renew = renew
+        self._namer = Namer(lambda: gate.source, decode)
         self.calls = 0
         self.removed = False
         self._hits = 0
@@ -121,13 +119,12 @@ class Lookup:
             facts = self._names(source, entries)
             residuals = self._residuals.gather(source, entries, keys.device, dtype)
             tokens = self._context.tokens(shape)
-            sequences, positions = rows // tokens.positions.shape[1], tokens.positions.reshape(-1)[rows]
             outcome = Transfer([decision.fires, decision.cosines])
         with self._lock:
             self.calls += 1
             if not len(candidates):
                 return None
-            self._undecided.append(_Undecided(sequences, positions, entries, facts, outcome))
+            self._undecided.append(_Undecided(rows, tokens, entries, facts, outcome))
             while len(self._undecided) > MAX_UNDECIDED or (self._undecided and self._undecided[0].outcome.done):
                 self._settle_one()
         return to_device(rows, keys.device), torch.where(decision.fires[:, None], residuals, 0)
@@ -140,18 +137,17 @@ class Lookup:
     def _settle_one(self) -> None:
         one = self._undecided.popleft()
         fires, cosines = one.outcome.arrays()
-        self._hits += int(fires.sum())
-        for at in np.flatnonzero(fires).tolist():
-            sequence, position = int(one.sequences[at]), int(one.positions[at])
-            entry = int(one.entries[at])
-            self._trace.append(Fire(sequence, position, entry, one.facts.get(entry, ()), float(cosines[at])))
+        self._note(one.places[fires], one.tokens, one.entries[fires], cosines[fires], one.facts)
 
     def _note(self, places: np.ndarray, tokens: Tokens, entries: np.ndarray, scores: np.ndarray, facts: Names) -> None:
         self._hits += len(places)
         width = tokens.positions.shape[1]
         for place, entry, score in zip(places.tolist(), entries.tolist(), scores.tolist(), strict=True):
-            position = int(tokens.positions.reshape(-1)[place])
-            self._trace.append(Fire(place // width, position, entry, facts.get(entry, ()), score))
+            row, column = divmod(place, width)
+            token = None if tokens.ids is None else int(tokens.ids[row, column])
+            self._trace.append(
+                Fire(row, int(tokens.positions[row, column]), entry, facts.get(entry, ()), score, token, self._namer)
+            )
 
     def _names(self, source: EntrySource, entries: np.ndarray) -> Names:
         """The facts that these entries serve, for the trace: asked for at once, while the catalog has them."""
@@ -197,11 +193,11 @@ class Lookup:
         finally:
             self._thread.disabled -= 1
 
-    def trace(self) -> list[Fire]:
+    def trace(self) -> Trace:
         """What fired, oldest first, with the facts that each entry served in the generation that answered."""
         with self._lock:
             self._settle()
-            return list(self._trace)
+            return Trace(self._trace)
 
     def clear_trace(self) -> None:
         with self._lock:

@@ -1,4 +1,4 @@
-"""Why a forward of the model ran past the database that is attached to it."""
+"""Reasons why a forward did not reach the layer that a database is attached to."""
 
 from __future__ import annotations
 

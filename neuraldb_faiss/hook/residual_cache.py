@@ -1,4 +1,4 @@
-"""The residuals that are in use, kept on the GPU; the rest is gathered from the memory map."""
+"""GPU cache of recently used residuals; the others are gathered from the memory map."""
 
 from __future__ import annotations
 

@@ -545,3 +545,14 @@ def test_compiled_in_another_thread_beside_another_model() -> None:
         thread.join()
     assert seen == [len([fire for fire in case.references()[1] if fire[0] == 0])]
     torch._dynamo.reset()
+
+
+def test_a_handle_names_database_layer_guard_and_counts(llama: Case) -> None:
+    with llama.attach(database="indexes/<demo>") as handle:
+        assert repr(handle) == (
+            f"<Handle of indexes/<demo> at layer {LAYER}: guard none, gamma {GAMMA}, 0 calls, 0 hits>"
+        )
+        assert "<tr><td>database</td><td>indexes/&lt;demo&gt;</td></tr>" in handle._repr_html_()
+        with handle.disabled():
+            assert f"at layer {LAYER} (disabled):" in repr(handle)
+    assert f"at layer {LAYER} (removed):" in repr(handle)
