@@ -10,10 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .create import build, merge
     from .database import NeuralDB
     from .errors import NeuralDBError
     from .facts import Fact
-    from .making import build, merge
 
     __version__: str
 
@@ -23,8 +23,8 @@ _HOMES = {
     "Fact": ".facts",
     "NeuralDB": ".database",
     "NeuralDBError": ".errors",
-    "build": ".making",
-    "merge": ".making",
+    "build": ".create",
+    "merge": ".create",
 }
 
 

@@ -1,23 +1,24 @@
-"""NeuralDB: the one noun object. `making` has what makes one."""
+"""Public handle to one database folder."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from neuraldb_faiss import store as st
 from neuraldb_faiss.config import DatabaseConfig, IndexConfig, check_gamma, check_guard, default_gamma
 from neuraldb_faiss.errors import BuildError, CompactedError, FactError, FingerprintError, StoreError
 from neuraldb_faiss.facts import Fact, fold
+from neuraldb_faiss.info import Info
+from neuraldb_faiss.options import BuildConfig, CreateOptions, FactFilter, WriteOptions
 from neuraldb_faiss.store import Generation, Problem, Snapshot, Store, StoredFact
 
 if TYPE_CHECKING:  # torch, transformers and faiss load only when they are used
     import numpy as np
     import torch
 
-    from neuraldb_faiss.edits.pipeline import Report
     from neuraldb_faiss.guard.calibration import Calibration
     from neuraldb_faiss.guard.gate import Gate
     from neuraldb_faiss.hook import Handle
@@ -53,6 +54,11 @@ class NeuralDB:
             StoreError: there is none, or it is half-copied.
             FormatError: a newer format.
             CorruptError: damaged.
+
+        Example:
+            >>> db = NeuralDB.open(folder / "db", mode="rw")
+            >>> len(db), db.layer, db.generation
+            (1, 1, 1)
         """
         return cls(Store(path, mode), generation)
 
@@ -138,16 +144,23 @@ class NeuralDB:
     def __repr__(self) -> str:
         return f"<NeuralDB {self.path} generation {self.generation}: {len(self)} facts at layer {self.layer}>"
 
+    def _repr_html_(self) -> str:
+        return self.info()._repr_html_()
+
     def _record(self) -> Generation:
         return self._store.catalog.generation_record(self.generation)
 
-    def facts(self, *, at: int | None = None, **where: Any) -> list[StoredFact]:
+    def facts(self, *, at: int | None = None, **where: Unpack[FactFilter]) -> list[StoredFact]:
         """Live facts in the order they came, narrowed by what is given.
 
         Args:
             at: as of this generation.
             where: ids=[...], subject=, contains= (in subject, prompt or target), source=, entry=, failed=True,
-                waiting=True, limit=. See `Catalog.facts`.
+                waiting=True, limit=. See `FactFilter`.
+
+        Example:
+            >>> [fact.target for fact in db.facts(subject="Rome")]
+            ['France']
         """
         if at is None:
             return self._shown(lambda: list(self._snapshot.facts(**where)))
@@ -175,35 +188,37 @@ class NeuralDB:
         """Every generation, oldest first."""
         return self._store.catalog.generations()
 
-    def info(self) -> dict[str, Any]:
-        """Figures about this generation, JSON values."""
+    def info(self) -> Info:
+        """Figures about this generation: a mapping of JSON values that prints as a table."""
 
-        def count(**where: Any) -> int:
+        def count(**where: Unpack[FactFilter]) -> int:
             return sum(1 for _ in self._snapshot.facts(**where))
 
         waiting, failed = self._shown(lambda: (count(waiting=True), count(failed=True)))
         record, config, snapshot = self._record(), self.config, self._snapshot
-        return {
-            "path": str(self.path),
-            "format": st.FORMAT,
-            "generation": self.generation,
-            "facts": record.facts,
-            "entries": record.entries,
-            "keys": snapshot.n_keys,
-            "waiting": waiting,
-            "failed": failed,
-            "model": config.model.describe(),
-            "model_name": config.model_name,
-            "layer": self.layer,
-            "gamma": self.gamma,
-            "guard": self.guard,
-            "residual": config.residual,
-            "keys_per_fact": config.keys,
-            "index": config.to_json()["index"],
-            "d1": snapshot.d1,
-            "d2": snapshot.d2,
-            "bytes": sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file()),
-        }
+        return Info(
+            {
+                "path": str(self.path),
+                "format": st.FORMAT,
+                "generation": self.generation,
+                "facts": record.facts,
+                "entries": record.entries,
+                "keys": snapshot.n_keys,
+                "waiting": waiting,
+                "failed": failed,
+                "model": config.model.describe(),
+                "model_name": config.model_name,
+                "layer": self.layer,
+                "gamma": self.gamma,
+                "guard": self.guard,
+                "residual": config.residual,
+                "keys_per_fact": config.keys,
+                "index": config.to_json()["index"],
+                "d1": snapshot.d1,
+                "d2": snapshot.d2,
+                "bytes": sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file()),
+            }
+        )
 
     # ---- looking up
 
@@ -215,6 +230,11 @@ class NeuralDB:
 
         Returns:
             Matches(entry_ids int64 [n], scores float32 [n], fired bool [n]).
+
+        Example:
+            >>> import numpy as np
+            >>> db.search(db.snapshot.keys(np.arange(1))).fired.tolist()
+            [True]
         """
         if self._matcher is None:
             self._matcher = self.matcher()
@@ -258,7 +278,13 @@ class NeuralDB:
 
         Raises:
             FingerprintError: the database was built with another model.
-            BuildError: gamma or guard is out of range.
+            ConfigError: gamma or guard is out of range.
+
+        Example:
+            >>> with db.attach(model, tokenizer) as handle:
+            ...     out = model.generate(**tokenizer("Rome is the capital of", return_tensors="pt"), max_new_tokens=1)
+            >>> handle.calls
+            1
         """
         from neuraldb_faiss.hook import attach
         from neuraldb_faiss.models.identity import check_model
@@ -297,19 +323,30 @@ class NeuralDB:
 
     def add(
         self, facts: Iterable[Fact], model: Any, tokenizer: Any, *, on_conflict: str = "error",
-        drop_failed: bool = False, report: Report | None = None, **how: Any,
+        drop_failed: bool = False, **options: Unpack[WriteOptions],
     ) -> Generation | None:  # fmt: skip
-        """Add facts; a fact with the subject and prompt of a live one updates it. None where nothing was new."""
+        """Add facts; a fact with the subject and prompt of a live one updates it. None where nothing was new.
+
+        Args:
+            on_conflict: "error", "first" or "last" where two targets are given for one subject and prompt.
+            drop_failed: leave out facts whose target is not the arg-max after solving.
+            options: report, command, wait: see `WriteOptions`.
+
+        Example:
+            >>> done = db.add([Fact("Lima", "{} is the capital of", "Peru")], model, tokenizer)
+            >>> done.generation, done.added
+            (2, 1)
+        """
         from neuraldb_faiss.edits import changes
 
         folded = fold(facts, on_conflict)
         editor = self._editor(model, tokenizer)
-        done = changes.add(self._store, editor, folded.facts, drop_failed=drop_failed, report=report, **how)
+        done = changes.add(self._store, editor, folded.facts, drop_failed=drop_failed, **options)
         return self._changed(done)
 
     def remove(
         self, ids: Sequence[str] | str | None = None, *, subject: str | None = None, source: str | None = None,
-        model: Any = None, tokenizer: Any = None, report: Report | None = None, **how: Any,
+        model: Any = None, tokenizer: Any = None, **options: Unpack[WriteOptions],
     ) -> Generation:  # fmt: skip
         """Remove facts by id, by subject or by source.
 
@@ -318,12 +355,16 @@ class NeuralDB:
 
         Raises:
             FactError: no live fact fits, or an id is unknown.
+
+        Example:
+            >>> db.remove(subject="Lima").removed
+            1
         """
         from neuraldb_faiss.edits import changes
 
         doomed = self.doomed(ids, subject=subject, source=source)
         editor = None if model is None else self._editor(model, tokenizer)
-        generation = changes.remove(self._store, doomed, editor, report=report, **how)
+        generation = changes.remove(self._store, doomed, editor, **options)
         self.refresh()
         return generation
 
@@ -339,20 +380,35 @@ class NeuralDB:
             raise FactError(f"no live fact has the id {sorted(missing)[0]!r} (`neuraldb facts` lists them)")
         return found
 
-    def solve(self, model: Any, tokenizer: Any, *, report: Report | None = None, **how: Any) -> Generation | None:
-        """Solve the entries that wait for it; None where none do."""
+    def solve(self, model: Any, tokenizer: Any, **options: Unpack[WriteOptions]) -> Generation | None:
+        """Solve the entries that wait for it; None where none do. Options as for `add`.
+
+        Example:
+            >>> db.solve(model, tokenizer) is None
+            True
+        """
         from neuraldb_faiss.edits import changes
 
-        return self._changed(changes.solve(self._store, self._editor(model, tokenizer), report=report, **how))
+        return self._changed(changes.solve(self._store, self._editor(model, tokenizer), **options))
 
     def rollback(self, generation: int, *, wait: float = 10.0) -> Generation:
-        """A new generation equal to an old one."""
+        """Make a new generation equal to an old one.
+
+        Example:
+            >>> db.rollback(1).generation
+            4
+        """
         done = st.rollback(self._store, generation, wait=wait)
         self.refresh()
         return done
 
     def compact(self, *, wait: float = 10.0) -> Generation:
-        """Rewrite the arrays without dead entries. The history before it ends: no rollback past it."""
+        """Rewrite the arrays without dead entries. The history before it ends: no rollback past it.
+
+        Example:
+            >>> db.compact().command
+            'compact'
+        """
         done = st.compact(self._store, wait=wait)
         self.refresh()
         return done
@@ -434,22 +490,19 @@ class NeuralDB:
         return integrity.check(self._store, deep=deep)
 
     def rebuild(
-        self, path: str | Path, model: Any, tokenizer: Any, *, layer: int | None = None, residual: str | None = None,
-        keys: str | None = None, guard: str | None = None, gamma: float | None = None, **how: Any,
+        self, path: str | Path, model: Any, tokenizer: Any, **options: Unpack[CreateOptions]
     ) -> NeuralDB:  # fmt: skip
         """The same facts for another model or layer, in the new folder `path`; killed, the same call resumes.
 
         Only texts are taken from this database; keys and residuals are made anew. When each fact came, and where from,
         stays with it. Arguments as for `build`; `residual`, `keys` and `guard` are this database's unless given.
         """
-        from neuraldb_faiss.making import build
+        from neuraldb_faiss.edits.build import build_store
         from neuraldb_faiss.store.intact import check_catalog
 
         check_catalog(self._store.catalog)
-        return build(
-            self.facts(), model, tokenizer, path, layer=layer, residual=residual or self.config.residual,
-            keys=keys or self.config.keys, guard=guard or self.guard, gamma=gamma, **how,
-        )  # fmt: skip
+        mine = BuildConfig(residual=self.config.residual, keys=self.config.keys, guard=self.guard)
+        return NeuralDB(build_store(self.facts(), model, tokenizer, path, mine, options))
 
     def refresh(self) -> int:
         """Show the newest generation; arrays that did not change stay open. Returns its number.

@@ -50,7 +50,8 @@ class Build:
         return {"path": str(self.out), **shown, "unheard": left_out, "seconds": round(time.monotonic() - started, 1)}
 
     def _here(self, facts: Sequence[Fact]) -> _Made:
-        from neuraldb_faiss.making import build, guessed_layer
+        from neuraldb_faiss.create import build
+        from neuraldb_faiss.models.defaults import guessed_layer
 
         model, tokenizer = self.model.load()
         if "layer" not in self.settings and (guess := guessed_layer(model, self.settings.get("ffn_module"))):

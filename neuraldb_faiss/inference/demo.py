@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from neuraldb_faiss.create import build
 from neuraldb_faiss.database import NeuralDB
 from neuraldb_faiss.errors import NeuralDBError, StoreError
 from neuraldb_faiss.facts import Fact, read_facts
 from neuraldb_faiss.facts.fact import fold_space
 from neuraldb_faiss.inference.ask import Answer, ask
-from neuraldb_faiss.making import build
 from neuraldb_faiss.store import schema
 from neuraldb_faiss.store.lock import writer_lock
 from neuraldb_faiss.store.store import remove_database

@@ -22,7 +22,7 @@ from neuraldb_faiss.database import NeuralDB
 from neuraldb_faiss.errors import BuildError
 from neuraldb_faiss.facts import Fact, fold
 from neuraldb_faiss.facts.fact import clip
-from neuraldb_faiss.making import guessed_layer
+from neuraldb_faiss.models.defaults import guessed_layer
 
 if TYPE_CHECKING:  # torch, transformers and faiss load only when they are used
     from neuraldb_faiss.edits.pipeline import Group, Report, Solved

@@ -62,3 +62,14 @@ def model_shape(model: nn.Module, ffn_module: str | None = None) -> Shape | None
 def _guess(model: nn.Module, ffn_module: str | None) -> int:
     n_layers = layer_count(model, ffn_module)
     return min(max(1, round(n_layers * 0.2)), n_layers - 1)
+
+
+def guessed_layer(model: nn.Module, ffn_module: str | None = None) -> str | None:
+    """A hint that names the layer taken where none is given and the model's best one is not known, else None."""
+    defaults, known = edit_defaults(model, ffn_module)
+    if known:
+        return None
+    return (
+        f"no known settings for this model: layer {defaults.layer} of 0 to {layer_count(model, ffn_module) - 1} is"
+        " edited. Another may do better: `neuraldb tune-layer` tries several"
+    )

@@ -6,13 +6,14 @@ import hmac
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from neuraldb_faiss.config import DatabaseConfig
 from neuraldb_faiss.database import NeuralDB
 from neuraldb_faiss.errors import NeuralDBError
 from neuraldb_faiss.hook import Fire, attach
 from neuraldb_faiss.models.identity import check_model
+from neuraldb_faiss.options import FactFilter
 from neuraldb_faiss.serving.errors import ApiError
 from neuraldb_faiss.serving.row_gate import RowGate
 from neuraldb_faiss.serving.settings import UNEDITED, Limits, Tokens
@@ -66,7 +67,7 @@ class Tenant:
             self.facts = len(self._db)
             self.generation = self._db.generation
 
-    def read(self, **where: Any) -> tuple[int, list[StoredFact]]:
+    def read(self, **where: Unpack[FactFilter]) -> tuple[int, list[StoredFact]]:
         """The newest generation and its facts that fit (see `Catalog.facts`), for any thread. Raises as `check`."""
         with self._reading() as store:
             generation = store.generation

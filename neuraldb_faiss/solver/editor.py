@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 
@@ -34,9 +34,10 @@ from neuraldb_faiss.models.fingerprint import fingerprint
 from neuraldb_faiss.models.identity import check_model, model_name
 from neuraldb_faiss.models.interventions import check_causal
 from neuraldb_faiss.models.tokenization import encode_prompt, has_chat
+from neuraldb_faiss.options import BuildConfig, BuildOptions
 from neuraldb_faiss.solver.bare_keys import with_bare_keys
 from neuraldb_faiss.solver.keys import KeyRows, compute_keys
-from neuraldb_faiss.solver.objectives.registry import DEFAULT, REGISTRY, check_stored
+from neuraldb_faiss.solver.objectives.registry import REGISTRY, check_stored
 from neuraldb_faiss.solver.prefixes import generate_prefixes
 from neuraldb_faiss.solver.residuals import FactOutcome, solve_residuals
 
@@ -74,21 +75,14 @@ class Editor:
         cls,
         model: Any,
         tokenizer: Any,
-        *,
-        layer: int | None = None,
-        residual: str = DEFAULT,
-        keys: str = "two",
-        guard: str = "subject",
-        gamma: float | None = None,
-        ffn_module: str | None = None,
-        seed: int = 0,
-        **overrides: Any,
+        config: BuildConfig | None = None,
+        **options: Unpack[BuildOptions],
     ) -> Editor:
-        """For a new database. None stands for the default of the model and the objective.
+        """Create an editor for a new database.
 
         Args:
-            overrides: fields of ResidualConfig (steps, lr, weight_decay, clamp, kl_factor, stop_loss, kl_prompts,
-                chat, max_steps; the last is three times the steps by default).
+            config: how keys and residuals are made; the defaults of the model and the kind otherwise.
+            options: fields of BuildConfig that replace those of `config`.
 
         Raises:
             BuildError: an unknown kind, or a value out of range.
@@ -100,17 +94,18 @@ class Editor:
                 "PEFT puts learnt tokens in front of this model's every prompt (prompt learning), and keys are made"
                 " without them: build inside `with model.disable_adapter():`, and attach there too"
             )
-        check_choice("keys", keys, KEYS)
-        objective = REGISTRY[residual].load()
-        defaults = objective.defaults(model, ffn_module)
-        site = find_site(model, defaults.layer if layer is None else layer, ffn_module)
+        given = BuildConfig.of(config, options)
+        check_choice("keys", given.keys, KEYS)
+        objective = REGISTRY[given.residual].load()
+        defaults = objective.defaults(model, given.ffn_module)
+        site = find_site(model, defaults.layer if given.layer is None else given.layer, given.ffn_module)
         objective.second_site(model, site)  # a model that lacks it is refused before anything slow
-        config = _config(defaults, overrides)
-        if config.chat and not has_chat(tokenizer):
+        settings = _config(defaults, given.objective())
+        if settings.chat and not has_chat(tokenizer):
             raise BuildError("the tokenizer has no chat template, so nothing can be solved for one: leave out --chat")
-        if GUARDS[guard].reads_text:
+        if GUARDS[given.guard].reads_text:
             Texts.of(tokenizer)  # a tokenizer that the guard cannot read is refused before anything slow
-        prefixes = generate_prefixes(model, tokenizer, seed=seed)
+        prefixes = generate_prefixes(model, tokenizer, seed=given.seed)
         check_causal(model, site, encode_prompt(tokenizer, prefixes[0]))
         return cls(
             model=model,
@@ -118,12 +113,12 @@ class Editor:
             site=site,
             fingerprint=fingerprint(model, site),
             prefixes=prefixes,
-            keys=keys,
-            residual=residual,
-            config=config,
-            guard=guard,
-            gamma=check_gamma(default_gamma(guard) if gamma is None else gamma),
-            ffn_module=ffn_module,
+            keys=given.keys,
+            residual=given.residual,
+            config=settings,
+            guard=given.guard,
+            gamma=check_gamma(default_gamma(given.guard) if given.gamma is None else given.gamma),
+            ffn_module=given.ffn_module,
             name=model_name(model),
         )
 
@@ -210,8 +205,7 @@ def digest_of(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(repr(sorted(deciding.items())).encode()).hexdigest()
 
 
-def _config(defaults: EditDefaults, overrides: Mapping[str, Any]) -> ResidualConfig:
-    given = {name: value for name, value in overrides.items() if value is not None}
+def _config(defaults: EditDefaults, given: Mapping[str, Any]) -> ResidualConfig:
     base = {name: getattr(defaults, name) for name in ("steps", "lr", "weight_decay", "clamp", "kl_factor")}
     wanted = {**base, **given}
     return ResidualConfig(**{"max_steps": _TIMES * wanted["steps"], **wanted})

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import numpy as np
 
 from neuraldb_faiss.config import DatabaseConfig
 from neuraldb_faiss.errors import CompactedError
 from neuraldb_faiss.facts.names import names_in_texts
+from neuraldb_faiss.options import FactFilter
 from neuraldb_faiss.store.catalog import FIRING, VISIBLE, Catalog
 from neuraldb_faiss.store.records import StoredFact
 from neuraldb_faiss.store.segments import Segment, SegmentRecord
@@ -132,7 +133,7 @@ class Snapshot:
             )
         return read
 
-    def facts(self, **where: Any) -> Iterator[StoredFact]:
+    def facts(self, **where: Unpack[FactFilter]) -> Iterator[StoredFact]:
         """Live facts in the order they came, narrowed by what is given; see `Catalog.facts`. Those that were given are
         all of them only where no error ends them."""
         yield from self._catalog.facts(self.generation, **where)

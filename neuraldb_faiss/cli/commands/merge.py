@@ -24,7 +24,7 @@ def merge(
     """Merge databases of one model and layer into one, as one generation."""
     destination.require("merge")
     out, into = destination.out, destination.into
-    from neuraldb_faiss.making import merge as merge_databases
+    from neuraldb_faiss.create import merge as merge_databases
 
     loaded, tokenizer = model.load()
     command = " ".join(["merge", *map(str, sources), "--into" if into else "--out", str(into or out)])

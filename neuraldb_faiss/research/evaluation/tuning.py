@@ -190,8 +190,8 @@ def tune(
 def _database(
     path: Path, layer: int, sample: Sample, model: Any, tokenizer: Any, guard: str, ffn_module: str | None, stage: Stage
 ) -> NeuralDB:
+    from neuraldb_faiss.create import build
     from neuraldb_faiss.database import NeuralDB
-    from neuraldb_faiss.making import build
     from neuraldb_faiss.research.evaluation.methods import is_built
 
     if not is_built(path):

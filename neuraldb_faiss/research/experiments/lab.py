@@ -122,8 +122,8 @@ class Lab:
         Databases that differ only in `count` are one folder, which grows: residuals are solved once. `build` is
         what is built otherwise than the setting "build" says; the folder is named after it, or `name`.
         """
+        from neuraldb_faiss.create import build as make
         from neuraldb_faiss.database import NeuralDB
-        from neuraldb_faiss.making import build as make
 
         facts, how = facts or self.facts(count), {**self.config["build"], **build}
         told = "-".join(f"{option}={value}" for option, value in sorted(build.items()))

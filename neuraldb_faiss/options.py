@@ -1,0 +1,161 @@
+"""Named arguments of the public functions, with their types and defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from neuraldb_faiss.config import IndexConfig
+from neuraldb_faiss.errors import ConfigError
+
+if TYPE_CHECKING:
+    from neuraldb_faiss.edits.pipeline import Report
+
+_OBJECTIVE = (
+    "steps", "max_steps", "lr", "weight_decay", "clamp", "kl_factor", "stop_loss", "kl_prompts", "chat",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """How the keys and residuals of a new database are made. None stands for the model's or the kind's default.
+
+    Attributes:
+        layer: the FFN to edit; a known model's default else (`edit_defaults`).
+        residual: "memit" (eq. 21), "pmet" (its objective has a second vector, at the attention, that is not kept), or
+            "none" (zeros: for measuring gates and lookups).
+        keys: "two" a fact (raw, and mean behind prefixes), or the "paper"'s one average (eq. 20).
+        guard: "subject" (a fact fires only where the text ends with its subject), "whole-words" (and no word goes on
+            there, as far as the prompt tells), or "none" (the paper's plain gate).
+        gamma: the gate, a cosine; the guard's own default otherwise.
+        ffn_module: the down-projection's name with {} for the layer, where it is not found by itself.
+        seed: of the context prefixes.
+        index: how the keys are searched: an `IndexConfig`, or its fields as a mapping. Flat by default.
+        steps, max_steps, lr, weight_decay, clamp, kl_factor, stop_loss, kl_prompts, chat: of the residual's objective
+            (`ResidualConfig`).
+    """
+
+    layer: int | None = None
+    residual: str = "memit"
+    keys: str = "two"
+    guard: str = "subject"
+    gamma: float | None = None
+    ffn_module: str | None = None
+    seed: int = 0
+    index: IndexConfig | Mapping[str, Any] | None = None
+    steps: int | None = None
+    max_steps: int | None = None
+    lr: float | None = None
+    weight_decay: float | None = None
+    clamp: float | None = None
+    kl_factor: float | None = None
+    stop_loss: float | None = None
+    kl_prompts: Sequence[str] | None = None
+    chat: bool | None = None
+
+    @classmethod
+    def of(cls, config: BuildConfig | None, options: BuildOptions) -> BuildConfig:
+        """`config` (the defaults: None) with these fields replaced; one that is None stays as it is."""
+        given = {name: value for name, value in options.items() if value is not None}
+        return replace(config or cls(), **given)  # type: ignore[arg-type]
+
+    def search(self) -> IndexConfig:
+        """`index` as an IndexConfig. Raises ConfigError where a mapping has another field."""
+        if isinstance(self.index, IndexConfig) or self.index is None:
+            return self.index or IndexConfig()
+        if unknown := sorted(set(self.index) - {one.name for one in fields(IndexConfig)}):
+            raise ConfigError(f"index has no field {unknown[0]!r}: it has kind, nlist and nprobe")
+        return IndexConfig(**self.index)
+
+    def objective(self) -> dict[str, Any]:
+        """The settings of the objective that are given."""
+        return {name: value for name in _OBJECTIVE if (value := getattr(self, name)) is not None}
+
+
+class BuildOptions(TypedDict, total=False):
+    """The fields of BuildConfig as named arguments."""
+
+    layer: int | None
+    residual: str
+    keys: str
+    guard: str
+    gamma: float | None
+    ffn_module: str | None
+    seed: int
+    index: IndexConfig | Mapping[str, Any] | None
+    steps: int | None
+    max_steps: int | None
+    lr: float | None
+    weight_decay: float | None
+    clamp: float | None
+    kl_factor: float | None
+    stop_loss: float | None
+    kl_prompts: Sequence[str] | None
+    chat: bool | None
+
+
+class CreateOptions(BuildOptions, total=False):
+    """Named arguments of `build`: the fields of BuildConfig, and these.
+
+    Attributes:
+        on_conflict: "error", "first" or "last" where two targets are given for one subject and prompt.
+        drop_failed: leave out facts whose target is not the arg-max after solving.
+        report: called with a `Progress` after every staged piece.
+        command: what the history calls this.
+    """
+
+    on_conflict: str
+    drop_failed: bool
+    report: Report | None
+    command: str
+
+
+class WriteOptions(TypedDict, total=False):
+    """Named arguments of every change.
+
+    Attributes:
+        report: called with a `Progress` after every staged piece.
+        command: what the history calls this.
+        wait: seconds to wait for another writer; 10 by default.
+    """
+
+    report: Report | None
+    command: str
+    wait: float
+
+
+class MergeOptions(WriteOptions, total=False):
+    """More named arguments of `merge`.
+
+    Attributes:
+        link: hard-link the arrays instead of copying them.
+        model, tokenizer: to solve facts jointly that share a key; without, they wait for `solve`.
+    """
+
+    link: bool
+    model: Any
+    tokenizer: Any
+
+
+class FactFilter(TypedDict, total=False):
+    """Which facts are meant; all that is given must hold.
+
+    Attributes:
+        ids: one of these. subject: this one, in any case and spacing. contains: a text in subject, prompt or target.
+        source: one of the fact's sources. entry: served by this one.
+        failed: whether only facts whose target is not the arg-max. waiting: whether only facts to be solved.
+        limit: at most this many, the first ones.
+        identities: of one of these (`Fact.identity`). every_row: a fact of several entries once for each of them.
+    """
+
+    ids: Sequence[str] | None
+    subject: str | None
+    contains: str | None
+    source: str | None
+    entry: int | None
+    failed: bool
+    waiting: bool
+    limit: int | None
+    identities: Sequence[str] | None
+    every_row: bool
