@@ -14,6 +14,7 @@ import pytest
 from click.testing import Result
 
 from helpers.commands import FACTS, Run, write
+from helpers.pieces import set_piece
 from neuraldb_faiss import NeuralDB
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,7 +108,7 @@ def test_a_killed_build_resumes(run: Run, model: Path, tmp_path: Path, monkeypat
     from neuraldb_faiss.edits import pipeline
 
     facts, out = write(tmp_path / "facts.jsonl", FACTS), tmp_path / "new"
-    monkeypatch.setitem(pipeline.PIECE, "memit", 1)
+    set_piece(monkeypatch, 1)
     solve, solved = pipeline.solve_piece, []
 
     def interrupted(*arguments: Any) -> Any:

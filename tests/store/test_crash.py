@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 
 from helpers.exchanged import EDITOR, PlacedEditor, fingerprint
+from helpers.pieces import set_piece
 from neuraldb_faiss.edits import changes, merge
-from neuraldb_faiss.edits.pipeline import PIECE
 from neuraldb_faiss.errors import StoreError
 from neuraldb_faiss.exchange import export
 from neuraldb_faiss.exchange.import_file import import_file
@@ -131,7 +131,7 @@ def shown(root: Path, damaged_until: int = 0) -> dict[str, str] | None:
 
 @pytest.mark.timeout(0 if CRASHES > 20 else 300)
 def test_a_killed_build_resumes_to_the_same_database(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PIECE, "memit", 3)
+    set_piece(monkeypatch, 3)
 
     def build(path: Path) -> None:
         changes.build(BUILT, SlowEditor(fingerprint()), path)
@@ -258,7 +258,7 @@ FIRST = {solve: leave_waiting, repair_it: damage}
 def test_a_killed_command_leaves_before_or_after(
     command: Callable[[Path], None], quick_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(PIECE, "memit", 3)
+    set_piece(monkeypatch, 3)
     if command is repair_it:
         monkeypatch.setattr(joining, "FAN", 99)  # several segments, of which one is damaged
     prepare(quick_path / "start")

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from helpers.fake_editor import FakeEditor
+from helpers.pieces import set_piece
 from neuraldb_faiss.edits import changes, merge
-from neuraldb_faiss.edits.pipeline import PIECE
 from neuraldb_faiss.errors import StoreError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.store import Store, compact, files, verify
@@ -115,7 +115,7 @@ def contents(work: Path) -> list[dict[str, str] | None]:
 def test_every_step_may_fail(
     command: Callable[[Path], None], fault: str, quick_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(PIECE, "memit", 2)
+    set_piece(monkeypatch, 2)
     start, work = quick_path / "start", quick_path / "work"
     changes.build([fact("Paris"), fact("Lima")], EDITOR, start / "db").close()
     changes.build([fact("Ulm"), fact("Jena")], EDITOR, start / "other").close()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from helpers.fake_editor import FakeEditor, left, vector
+from helpers.pieces import set_piece
 from neuraldb_faiss.edits import changes
 from neuraldb_faiss.errors import FactError, LockedError, StoreError
 from neuraldb_faiss.facts import Fact
@@ -144,7 +145,7 @@ def test_compact_keeps_facts_and_ends_history(store: Store) -> None:
 
 
 def test_an_unpublished_add_stays_invisible_and_resumes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(changes.edit_into.__globals__["PIECE"], "memit", 2)
+    set_piece(monkeypatch, 2)
     calls = {"n": 0}
 
     class Killed(FakeEditor):

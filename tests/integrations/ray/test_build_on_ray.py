@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from helpers.commands import write
+from helpers.pieces import set_piece
 from helpers.tiny import save_tiny
 from neuraldb_faiss import Fact, NeuralDB, build
 from neuraldb_faiss.cli.main import cli
@@ -45,7 +46,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def single(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The database that one process builds."""
-    monkeypatch.setitem(pipeline.PIECE, "memit", PIECE)
+    set_piece(monkeypatch, PIECE)
     build(FACTS, *load_model(model, device="cpu"), tmp_path / "single", steps=STEPS).close()
     return tmp_path / "single"
 
