@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 
-class Kinds(click.Choice):
+class Kinds(click.Choice):  # type: ignore[type-arg]  # generic from click 8.2 on only
     """Names of a registry, which is read when they are needed: other packages may add some."""
 
     def __init__(self, names: Callable[[], Iterable[str]]) -> None:
@@ -16,14 +16,14 @@ class Kinds(click.Choice):
         super().__init__(())
 
     @property
-    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
+    def choices(self) -> tuple[str, ...]:
         return tuple(self._names())
 
     @choices.setter
     def choices(self, value: tuple[str, ...]) -> None: ...
 
 
-class Shard(click.ParamType):
+class Shard(click.ParamType):  # type: ignore[type-arg]
     """ "i/N", 1 <= i <= N, as a pair of numbers."""
 
     name = "i/n"
@@ -38,7 +38,7 @@ class Shard(click.ParamType):
         return number, count
 
 
-class Layers(click.ParamType):
+class Layers(click.ParamType):  # type: ignore[type-arg]
     """ "1-5,8" as a tuple of layers."""
 
     name = "layers"
@@ -56,7 +56,7 @@ class Layers(click.ParamType):
         return tuple(sorted(found))
 
 
-class Gammas(click.ParamType):
+class Gammas(click.ParamType):  # type: ignore[type-arg]
     """ "0.45,0.65" as a tuple of numbers."""
 
     name = "gammas"

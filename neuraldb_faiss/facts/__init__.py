@@ -2,6 +2,7 @@
 
 from neuraldb_faiss.facts.deduplicate import ON_CONFLICT, Folded, fold
 from neuraldb_faiss.facts.fact import Fact
-from neuraldb_faiss.facts.readers import FORMATS, BadRecord, read_facts, read_numbered
+from neuraldb_faiss.facts.formats import FORMATS
+from neuraldb_faiss.facts.readers import BadRecord, read_facts, read_numbered
 
 __all__ = ["FORMATS", "ON_CONFLICT", "BadRecord", "Fact", "Folded", "fold", "read_facts", "read_numbered"]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from neuraldb_faiss.fingerprint import ADAPTER_MARK as MARK
+from neuraldb_faiss.fingerprint import ADAPTER_MARK
 
 SCALING = "scaling:"  # begins the name of an adapter's factor, which older fingerprints lack
 
@@ -64,7 +64,7 @@ def beside(model: nn.Module, base: nn.Module) -> Iterator[Weight]:
         active = _active(wrapper)
         for name, child in wrapper.named_children():
             if child not in inside and base not in child.modules():
-                yield from _of_active(child, MARK + name, active)
+                yield from _of_active(child, ADAPTER_MARK + name, active)
 
 
 def has_virtual_tokens(model: nn.Module) -> bool:
@@ -114,7 +114,7 @@ def _parts(module: nn.Module, name: str, seen: set[nn.Module]) -> Iterator[Part]
         yield from _parts(children["token_adapter"], name, seen)
     elif "adaption_prompt" in module._parameters and "model" in children:
         yield from _parts(children["model"], name, seen)
-        yield from _part(name, children["model"], _own(module, MARK + name))
+        yield from _part(name, children["model"], _own(module, ADAPTER_MARK + name))
     else:
         yield Part(name, module, tuple(_own(module, name, buffers=False)), False)
         for child_name, child in children.items():
@@ -133,10 +133,10 @@ def _added(layer: Any, name: str) -> Iterator[Weight]:
     active = [one for one in layer.active_adapters if not _untrained(layer, one)]
     if not active:
         return
-    yield from _own(layer, MARK + name)
+    yield from _own(layer, ADAPTER_MARK + name)
     for child_name, child in layer.named_children():
         if child_name != "base_layer":
-            yield from _of_active(child, f"{MARK}{name}.{child_name}", active)
+            yield from _of_active(child, f"{ADAPTER_MARK}{name}.{child_name}", active)
     factors = getattr(layer, "scaling", {})
     for one in active:
         if isinstance(factors, dict) and isinstance(factors.get(one), int | float):

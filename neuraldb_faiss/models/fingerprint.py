@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from neuraldb_faiss.fingerprint import Fingerprint
+from neuraldb_faiss.fingerprint import ADAPTER_MARK, Fingerprint
 from neuraldb_faiss.models import adapters
 from neuraldb_faiss.models.sites import FFNSite, model_type, text_config, unwrap
 
@@ -77,7 +77,7 @@ def _sample(weight: adapters.Weight, count: int) -> tuple[int, ...] | None:
     if weight.tensor.is_meta and weight.holder is not None:
         found = _offloaded(weight.holder, weight.key)
     values = None if found is None else sample_weight(found, count)
-    if values is None and weight.name.startswith(adapters.MARK) and weight.tensor.is_floating_point():
+    if values is None and weight.name.startswith(ADAPTER_MARK) and weight.tensor.is_floating_point():
         return ()
     return values
 

@@ -219,7 +219,7 @@ def stream_array(
             write(file, data)
 
     header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
-    npy.write_array_header_1_0(Tee(), header)  # type: ignore[arg-type]
+    npy.write_array_header_1_0(Tee(), header)
     for chunk in chunks:
         data = np.ascontiguousarray(chunk, dtype=dtype)
         if data.shape[1:] != shape[1:]:

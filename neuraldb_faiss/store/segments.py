@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from neuraldb_faiss.errors import CorruptError
 from neuraldb_faiss.store import files
 
 Manifest = dict[str, dict[str, object]]  # file name -> {"bytes", "sha256"}
@@ -230,14 +231,14 @@ class Segment:
         """int64 [m], ascending."""
         entries = np.array(self._entries)
         if len(entries) and (entries[0] < 0 or (np.diff(entries) <= 0).any()):
-            raise files.CorruptError(f"{self.folder / 'entries.npy'}: entry ids are not ascending")
+            raise CorruptError(f"{self.folder / 'entries.npy'}: entry ids are not ascending")
         return entries
 
     @cached_property
     def key_rows(self) -> np.ndarray:
         rows = np.array(self._key_rows)
         if len(rows) and (rows[0] < 0 or rows[-1] >= self.record.entries or (np.diff(rows) < 0).any()):
-            raise files.CorruptError(f"{self.folder / 'key_rows.npy'}: names rows that do not exist")
+            raise CorruptError(f"{self.folder / 'key_rows.npy'}: names rows that do not exist")
         return rows
 
     @property

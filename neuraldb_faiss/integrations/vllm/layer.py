@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from neuraldb_faiss.database import NeuralDB
 from neuraldb_faiss.errors import CompactedError, FingerprintError, ModelError, ServeError
+from neuraldb_faiss.fingerprint import Fingerprint
 from neuraldb_faiss.guard.gate import Gate, Tokens, make_gate
 from neuraldb_faiss.guard.registry import REGISTRY
 from neuraldb_faiss.hook.forward_context import Context
@@ -24,7 +25,7 @@ from neuraldb_faiss.index.matcher import Matcher
 from neuraldb_faiss.index.transfers import to_device
 from neuraldb_faiss.integrations.vllm.batches import Requests, Step
 from neuraldb_faiss.integrations.vllm.settings import OPERATOR, Settings
-from neuraldb_faiss.models.fingerprint import Fingerprint, sample_weight
+from neuraldb_faiss.models.fingerprint import sample_weight
 from neuraldb_faiss.models.loading import tokenizer_of
 from neuraldb_faiss.models.sites import projection_shape
 from neuraldb_faiss.models.tokenization import appended_tokens

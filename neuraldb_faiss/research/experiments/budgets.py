@@ -6,6 +6,7 @@ from neuraldb_faiss.research.evaluation import plots
 from neuraldb_faiss.research.evaluation.comparison import compare, figures, markdown
 from neuraldb_faiss.research.evaluation.methods import base
 from neuraldb_faiss.research.evaluation.runs import Run
+from neuraldb_faiss.research.evaluation.statistics import Estimate
 from neuraldb_faiss.research.experiments.lab import Lab, Result
 
 DEFAULTS = {
@@ -41,7 +42,7 @@ def run(lab: Lab) -> Result:
         for column in one.columns:
             if one.kind == "eval" and column.name not in lab.config["plotted"]:
                 continue
-            series: dict[str, list[tuple[float, plots.Estimate]]] = {}
+            series: dict[str, list[tuple[float, Estimate]]] = {}
             for entry in one.entries:
                 found = one.estimates[entry.label, column.name]
                 if found is not None:

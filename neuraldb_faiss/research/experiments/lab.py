@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from neuraldb_faiss.errors import EvaluationError
 from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.research.baselines.settings import METHODS as EDITORS
 from neuraldb_faiss.research.datasets.cases import Case, read_cases
 from neuraldb_faiss.research.evaluation.evaluate import Settings, Source, evaluate, run_identity
-from neuraldb_faiss.research.evaluation.methods import EDITORS, Method, base, facts_identity, is_built, make_method
+from neuraldb_faiss.research.evaluation.methods import Method, base, facts_identity, is_built, make_method
 from neuraldb_faiss.research.evaluation.runs import Row, Run, base_path, read_run
 from neuraldb_faiss.store import atomic, files
 

@@ -25,8 +25,8 @@ from neuraldb_faiss.errors import EvaluationError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.models import edit_defaults
 from neuraldb_faiss.research.baselines.reading import outputs_at
-from neuraldb_faiss.research.evaluation.methods import Method
-from neuraldb_faiss.research.experiments.lab import Lab, Result, is_built
+from neuraldb_faiss.research.evaluation.methods import Method, is_built
+from neuraldb_faiss.research.experiments.lab import Lab, Result
 from neuraldb_faiss.research.experiments.table1 import report
 from neuraldb_faiss.solver.editor import Edited, Editor
 from neuraldb_faiss.store import files
