@@ -13,7 +13,7 @@ import torch
 
 from helpers.commands import Run, digest, write
 from helpers.tiny import tiny
-from neuraldb_faiss import Fact, NeuralDB, making
+from neuraldb_faiss import Fact, NeuralDB, create
 from neuraldb_faiss.errors import EvaluationError, FactError, ModelError
 from neuraldb_faiss.facts import read_facts
 from neuraldb_faiss.research.evaluation import tuning
@@ -41,13 +41,13 @@ def test_measures_each_layer_once(
 ) -> None:
     out = tmp_path / "out"
     built: list[Any] = []
-    whole = making.build
+    whole = create.build
 
     def build(*arguments: Any, **how: Any) -> NeuralDB:
         built.append(how["layer"])
         return whole(*arguments, **how, clamp=10.0)  # a random model needs a stronger push
 
-    monkeypatch.setattr(making, "build", build)
+    monkeypatch.setattr(create, "build", build)
     first = go("--layers", "1", "--limit", 3, "--gammas", "0.65,0.3", "--out", out, "--json")
     assert first.exit_code == 0, first.output
     found = json.loads(first.stdout)
