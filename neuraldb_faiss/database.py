@@ -44,7 +44,7 @@ class NeuralDB:
 
     @classmethod
     def open(cls, path: str | Path, mode: str = "r", *, generation: int | None = None) -> NeuralDB:
-        """Open the database folder `path`; arrays are mapped, not read.
+        """Open the database folder `path`; large arrays are mapped, not read.
 
         Args:
             mode: "r", or "rw" to change it.

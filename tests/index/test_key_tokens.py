@@ -33,7 +33,7 @@ class OneName(FakeSnapshot):
     def names(self, entry_id: int) -> tuple[str, ...]:
         return (NAME,)
 
-    def digest_of(self, generation: int) -> None:
+    def stamp_of(self, generation: int) -> None:
         return None
 
 
