@@ -110,7 +110,7 @@ class SubjectMatcher:
         self._view = _View.of(source, self._spell, self._view if same else None)
 
     def match(self, queries: torch.Tensor, text: Folded, first_tokens: np.ndarray) -> Matches:
-        """One row a token.
+        """One row a token; where none of its names' keys passes the gate, no entry.
 
         Args:
             queries: [n, d1], the keys of the tokens.
@@ -119,7 +119,8 @@ class SubjectMatcher:
                 token answer, and nowhere else do those.
         """
         found = self.candidates(text, first_tokens)
-        rows, positions, floors, source = found.rows, found.positions, found.floors, found.source
+        rows, positions, source = found.rows, found.positions, found.source
+        floors = np.maximum(found.floors, np.nextafter(self.gamma, 1.0))  # what cannot fire must not win
         entries = np.full(len(queries), -1, np.int64)
         scores = np.zeros(len(queries), np.float64)
         if len(rows):

@@ -75,6 +75,7 @@ def test_codes() -> None:
         ([(0.9, BARE + 7)], -1, -1),
         ([(0.9, BARE_LATER)], 7, -1),
         ([(0.4, BARE_LATER)], -1, -1),
+        ([(0.44, -1), (0.46, BARE_LATER)], -1, 1),  # what does not pass the gate itself keeps nobody away
     ],
 )
 def test_who_answers(keys: list[tuple[float, int]], first: int, winner: int) -> None:
