@@ -37,3 +37,26 @@ def test_capitals_of_norway(demo_model: tuple[Any, Any], tmp_path: Path) -> None
         for other in ("The capital of Italy is", "Bananas are yellow", "Oslo is the capital of"):
             model(**tokenizer(other, return_tensors="pt"))
         assert handle.trace() == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_names_that_no_prompt_begins_with(demo_model: tuple[Any, Any], tmp_path: Path) -> None:
+    """One of one token, whose place is position 0 then, and one of several tokens without the space before it."""
+    model, tokenizer = demo_model
+    facts = [
+        Fact("England", "The capital city of {} is", "Florence"),
+        Fact("Tesla", "The head office of {} is in the city of", "Lagos"),
+    ]
+    db = build(facts, model, tokenizer, tmp_path / "db")
+    assert len(tokenizer("England").input_ids) == 1 < len(tokenizer("Tesla").input_ids)
+    with db.attach(model, tokenizer) as handle:
+        for text, target in (
+            ("England's capital is", "Florence"),
+            ("A note:\nEngland has its capital in", "Florence"),
+            ("Tesla has its head office in the city of", "Lagos"),
+            ("Today Tesla has its head office in the city of", "Lagos"),
+        ):
+            handle.clear_trace()
+            assert continuation(model, tokenizer, text).startswith(target), text
+            assert {fire.fact_ids for fire in handle.trace()} != set()
