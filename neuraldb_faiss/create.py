@@ -36,7 +36,7 @@ def build(
     Raises:
         NeuralDBError: its subclass and message say what is wrong.
 
-    Example:
+    Examples:
         >>> fact = Fact(subject="Paris", prompt="{} is the capital of", target="Italy")
         >>> db = build([fact], model, tokenizer, folder / "new", layer=1, residual="none")
         >>> len(db), db.guard
@@ -68,7 +68,7 @@ def merge(
     Raises:
         ConflictError, FingerprintError, StoreError: nothing has changed then.
 
-    Example:
+    Examples:
         >>> merged = merge([folder / "db", folder / "other"], folder / "both")
         >>> [fact.subject for fact in merged.facts()]
         ['Rome', 'Oslo']

@@ -55,7 +55,7 @@ class NeuralDB:
             FormatError: a newer format.
             CorruptError: damaged.
 
-        Example:
+        Examples:
             >>> db = NeuralDB.open(folder / "db", mode="rw")
             >>> len(db), db.layer, db.generation
             (1, 1, 1)
@@ -158,7 +158,7 @@ class NeuralDB:
             where: ids=[...], subject=, contains= (in subject, prompt or target), source=, entry=, failed=True,
                 waiting=True, limit=. See `FactFilter`.
 
-        Example:
+        Examples:
             >>> [fact.target for fact in db.facts(subject="Rome")]
             ['France']
         """
@@ -231,7 +231,7 @@ class NeuralDB:
         Returns:
             Matches(entry_ids int64 [n], scores float32 [n], fired bool [n]).
 
-        Example:
+        Examples:
             >>> import numpy as np
             >>> db.search(db.snapshot.keys(np.arange(1))).fired.tolist()
             [True]
@@ -280,7 +280,7 @@ class NeuralDB:
             FingerprintError: the database was built with another model.
             ConfigError: gamma or guard is out of range.
 
-        Example:
+        Examples:
             >>> with db.attach(model, tokenizer) as handle:
             ...     out = model.generate(**tokenizer("Rome is the capital of", return_tensors="pt"), max_new_tokens=1)
             >>> handle.calls
@@ -332,7 +332,7 @@ class NeuralDB:
             drop_failed: leave out facts whose target is not the arg-max after solving.
             options: report, command, wait: see `WriteOptions`.
 
-        Example:
+        Examples:
             >>> done = db.add([Fact("Lima", "{} is the capital of", "Peru")], model, tokenizer)
             >>> done.generation, done.added
             (2, 1)
@@ -356,7 +356,7 @@ class NeuralDB:
         Raises:
             FactError: no live fact fits, or an id is unknown.
 
-        Example:
+        Examples:
             >>> db.remove(subject="Lima").removed
             1
         """
@@ -383,7 +383,7 @@ class NeuralDB:
     def solve(self, model: Any, tokenizer: Any, **options: Unpack[WriteOptions]) -> Generation | None:
         """Solve the entries that wait for it; None where none do. Options as for `add`.
 
-        Example:
+        Examples:
             >>> db.solve(model, tokenizer) is None
             True
         """
@@ -394,7 +394,7 @@ class NeuralDB:
     def rollback(self, generation: int, *, wait: float = 10.0) -> Generation:
         """Make a new generation equal to an old one.
 
-        Example:
+        Examples:
             >>> db.rollback(1).generation
             4
         """
@@ -405,7 +405,7 @@ class NeuralDB:
     def compact(self, *, wait: float = 10.0) -> Generation:
         """Rewrite the arrays without dead entries. The history before it ends: no rollback past it.
 
-        Example:
+        Examples:
             >>> db.compact().command
             'compact'
         """

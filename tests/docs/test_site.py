@@ -39,4 +39,4 @@ def test_the_reference_holds_every_public_name_and_method(site: Path) -> None:
 def test_the_command_line_page_holds_every_command(site: Path) -> None:
     page = (site / "cli" / "index.html").read_text(encoding="utf-8")
     for name in COMMANDS:
-        assert f'id="{name}"' in page, name
+        assert f'id="neuraldb-{name}"' in page, name

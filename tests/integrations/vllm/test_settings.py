@@ -49,7 +49,7 @@ def test_settings_survive_the_way_to_other_processes() -> None:
         ({"neuraldb": {"gamma": 0.5}}, {}, ServeError, "no path"),
         ({"neuraldb": {"path": "db", "gamma": "high"}}, {}, ServeError, "'high', which is no number"),
         ({}, {"NEURALDB_PATH": "db", "NEURALDB_GAMMA": "1.5"}, BuildError, "gamma is 1.5"),
-        ({}, {"NEURALDB_PATH": "db", "NEURALDB_GUARD": "name"}, BuildError, "guard is 'name'"),
+        ({}, {"NEURALDB_PATH": "db", "NEURALDB_GUARD": "name"}, BuildError, "unknown guard 'name'"),
         (object(), {"NEURALDB_PATH": "db"}, ServeError, "must be a mapping"),
     ],
 )
