@@ -15,7 +15,7 @@ def cluster() -> Iterator[Any]:
     Whoever joins a cluster in this process is given this one.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_WORKER_NICENESS"] = "0"  # Ray's 15 would starve beside whatever else this machine does
+    os.environ["RAY_worker_niceness"] = "0"  # Ray's 15 would starve beside whatever else this machine does
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else Ray writes one into the user's home
     ray = pytest.importorskip("ray")
     ray.init(address="local", num_cpus=2, num_gpus=2, object_store_memory=100 << 20, include_dashboard=False,
