@@ -47,7 +47,7 @@ TEXTS = {
     "chat": ["{} is known for what?", "What is {} known for?", "Tell me about {}.", "{}?",
              "Is it true that {} is old?"],
 }  # fmt: skip
-PLACES = {"start": "{}", "one word": "Today {}", "line": "A note:\n{}", "quotation": 'He said: "{}', "as it is": ""}
+PLACES = {"start": "{}", "one word": "Today {}", "line": "A note:\n{}", "quotation": 'He said: "{}', "own prompt": ""}
 
 
 def run(lab: Lab) -> Result:
@@ -193,11 +193,14 @@ def _false_fires(lab: Lab, db: Any) -> Iterator[Row]:
 
 
 def _answers(lab: Lab, facts: Sequence[Fact]) -> Iterator[Row]:
-    """What is answered where a paraphrase begins with the name, at each of `PLACES`, by solved residuals.
+    """What solved residuals answer to prompts that begin with the name, at each of `PLACES`.
 
-    Half of the names, where there are so many, are one token at a text's beginning: only there is position 0 theirs.
+    Asked are the cases' own prompts, which the facts in place have behind the setting "before". Half of the names,
+    where there are so many, are one token at a text's beginning: only for those is it position 0.
     """
-    asked = [(fact, text) for fact in facts for text in [_paraphrase(fact)] if text is not None]
+    said = f"{lab.config['before']} "
+    begun = (fact for fact in facts if fact.text.startswith(said + fact.subject))
+    asked = [(fact, fact.text.removeprefix(said)) for fact in begun]
     short = [one for one in asked if len(encode_prompt(lab.tokenizer, one[0].subject)) == 1]
     short = short[: lab.config["answers"] // 2]
     long = [one for one in asked if len(encode_prompt(lab.tokenizer, one[0].subject)) > 1]
@@ -207,11 +210,11 @@ def _answers(lab: Lab, facts: Sequence[Fact]) -> Iterator[Row]:
             with db.attach(lab.model, lab.tokenizer) if method == "neuraldb" else nullcontext():
                 for size, group in groups.items():
                     for place, before in PLACES.items():
-                        yield _answered(lab, group, before, {"method": method, "text": place, "name": size})
+                        texts = [before.replace("{}", text) or fact.text for fact, text in group]
+                        yield _answered(lab, group, texts, {"method": method, "text": place, "name": size})
 
 
-def _answered(lab: Lab, group: Sequence[tuple[Fact, str]], before: str, about: Row) -> Row:
-    texts = [before.replace("{}", text[text.rindex(fact.subject) :]) or text for fact, text in group]
+def _answered(lab: Lab, group: Sequence[tuple[Fact, str]], texts: Sequence[str], about: Row) -> Row:
     with lab.stage(f"answers of {about['method']}, {about['text']}", "prompt"):
         answers = greedy_texts(lab.model, lab.tokenizer, encode_prompts(lab.tokenizer, texts), lab.config["length"])
     said = sum(says(answer, fact.target) for answer, (fact, _) in zip(answers, group, strict=True))
@@ -219,14 +222,6 @@ def _answered(lab: Lab, group: Sequence[tuple[Fact, str]], before: str, about: R
     told = [f"{text} |{answer}" for text, answer in zip(texts, answers, strict=True)]
     return {"what": "answers", **about, "facts": len(group), "said": share.value, "low": share.low, "high": share.high,
             "answers": told}  # fmt: skip
-
-
-def _paraphrase(fact: Fact) -> str | None:
-    """One that names the subject once, and goes on behind it."""
-    for text in fact.metadata.get("paraphrase_prompts", ()):
-        if text.count(fact.subject) == 1 and len(text[text.rindex(fact.subject) :].split()) > 1:
-            return str(text)
-    return None
 
 
 def _table(rows: Sequence[Row]) -> str:
