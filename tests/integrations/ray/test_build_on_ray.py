@@ -57,8 +57,8 @@ def assert_equal(path: Path, single: Path) -> None:
     assert verify(other, deep=True) == []
 
     def rows(store: Store, table: str, **but: Any) -> list[dict[str, Any]]:
-        with store.catalog.transaction():  # the rows as SQLite has them: `all` checks values by their columns
-            found = store.catalog._connection.execute(f"SELECT * FROM {table}").fetchall()
+        # The rows as SQLite has them: the catalog's own reads check values by their columns.
+        found = store.catalog._connection.execute(f"SELECT * FROM {table}").fetchall()
         return [{**dict(row), **but} for row in found]
 
     measured: dict[str, Any] = {"time": "", "loss": 0, "nll": 0, "probability": 0}  # numbers of another process
