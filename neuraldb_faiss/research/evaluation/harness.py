@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 PAPER = ("sciq", "mmlu", "commonsense_qa", "arc_challenge", "wsc273", "lambada_openai")
 PRESETS = {"paper": PAPER, "general": (*PAPER, "logiqa", "arc_easy", "winogrande")}
 _RESAMPLES = 1000  # for the harness' own errors of what is no mean; its default takes minutes
+_NO_POOL = "DISABLE_MULTIPROC"  # the harness' own variable
 BATCH = 16  # the harness' own default of 1 wastes any machine
 
 # The harness' arguments that have no meaning here, and what to say instead.
@@ -186,7 +188,7 @@ def _evaluate(wrapped: Any, name: str, spec: list[Any], config: Any, manager: An
     tracker = EvaluationTracker(output_path=config.output_path) if config.output_path else None
     seeds = config.seed or [None] * 4
     try:
-        with redirect_stdout(sys.stderr):  # stdout is for our figures
+        with redirect_stdout(sys.stderr), _no_forks():  # stdout is for our figures
             found = simple_evaluate(
                 model=wrapped, tasks=spec, num_fewshot=config.num_fewshot, batch_size=config.batch_size,
                 use_cache=config.use_cache, limit=config.limit, samples=config.samples,
@@ -217,6 +219,20 @@ def _evaluate(wrapped: Any, name: str, spec: list[Any], config: Any, manager: An
     yield from documents
     means = _means(documents, _averaged(found["configs"]))
     yield {"case": name, "task": name, "documents": len(documents), **means, "harness": _plain(found["results"])}
+
+
+@contextmanager
+def _no_forks() -> Iterator[None]:
+    """Have the harness resample in this process: its pool of forked workers can hang where torch has begun threads."""
+    before = os.environ.get(_NO_POOL)
+    os.environ[_NO_POOL] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_NO_POOL]
+        else:
+            os.environ[_NO_POOL] = before
 
 
 def _documents(name: str, task: str, samples: Sequence[Mapping[str, Any]]) -> Iterator[Row]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+import multiprocessing
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -210,6 +212,20 @@ def test_bad_tasks(loaded: Loaded, data: Path, tmp_path: Path, monkeypatch: pyte
     with pytest.raises(EvaluationError, match="wsc273.jsonl, line 2"):
         attempt("wsc273")
     assert not (tmp_path / "x.jsonl").exists()
+
+
+def test_resampling_forks_no_process(loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool forked beside torch's threads can hang for ever; a perplexity's error is resampled all the same."""
+
+    def no_pool(*_: object) -> None:
+        raise AssertionError("a pool of processes")
+
+    monkeypatch.setattr(multiprocessing, "Pool", no_pool)
+    write(tmp_path / "lambada_openai_test.jsonl", [{"text": "Rome is in Italy"}, {"text": "Paris is in France"}])
+    tasks = read_arguments(["--tasks", "lambada_openai"], tmp_path)
+    rows = general_ability(*loaded, base(), tmp_path / "x.jsonl", tasks, ABOUT)
+    assert rows["lambada_openai"]["harness"]["lambada_openai"]["perplexity_stderr,none"] > 0
+    assert "DISABLE_MULTIPROC" not in os.environ
 
 
 def test_real_files(loaded: Loaded, test_data: Path, tmp_path: Path) -> None:
