@@ -21,7 +21,7 @@ from neuraldb_faiss.edits.pipeline import (
 )
 from neuraldb_faiss.errors import FactError
 from neuraldb_faiss.facts import Fact
-from neuraldb_faiss.facts.fact import clip
+from neuraldb_faiss.facts.metadata import clip
 from neuraldb_faiss.store import Generation, Store, StoredFact, Transaction
 
 if TYPE_CHECKING:  # it imports torch, and removing facts needs none

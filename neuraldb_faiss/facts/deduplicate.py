@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from neuraldb_faiss.errors import ConflictError, FactError
-from neuraldb_faiss.facts.fact import Fact, clip, fold_space
+from neuraldb_faiss.facts.fact import Fact, fold_space
+from neuraldb_faiss.facts.metadata import clip
 
 ON_CONFLICT = ("error", "first", "last")
 _SHOWN = 10

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,14 +10,12 @@ from typing import Any
 
 from neuraldb_faiss.errors import FactError
 from neuraldb_faiss.facts.joining import SEPARATORS, separator
-from neuraldb_faiss.strict_json import MAX_DIGITS, is_text
+from neuraldb_faiss.facts.metadata import HALF_PAIR, MetadataCopy, broken_metadata, clip, kind_of
+from neuraldb_faiss.facts.statement import fill, sentence
+from neuraldb_faiss.strict_json import is_text
 
 MARK = "{}"
 _FIELDS = ("id", "subject", "prompt", "target", "target_true", "relation", "source", "metadata")
-_MAX_DEPTH = 32
-_MAX_METADATA = 4 << 20  # characters as JSON, roughly
-_MAX_INTEGER = 10**MAX_DIGITS
-_SHOWN_NAME = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +30,17 @@ class Fact:
     relation     name of the relation (Wikidata's P103, say); source: where the fact was read
     metadata     JSON values; known keys: paraphrase_prompts, neighborhood_prompts, neighborhood_truth,
                  attribute_prompts, generation_prompts, case_id, aliases (other names of the subject, a list),
-                 separator (what stands between text and target: "" or " "; see ``separator``)
+                 separator (what stands between text and target: "" or " "; see ``separator``), statement (the fact
+                 as a sentence), questions, paraphrases (other prompts of it); in these three ``{}`` is the subject,
+                 and in the statement ``{target}`` the target
 
     White space around subject, prompt and target is dropped. A verbatim subject is looked for at word
     boundaries first ("Java" in "Java and JavaScript" is found once), and anywhere only if there is none.
 
     Raises FactError, naming the rule: a field that is no string; an empty subject, prompt or target; a
     subject that is not in the prompt, or is there more than once; a subject that holds ``{}``; metadata that
-    JSON cannot hold, or of more than some four million characters; half of a surrogate pair in any text; aliases
-    that are no list of names; another separator.
+    JSON cannot hold, or of more than some four million characters; half of a surrogate pair in any text; aliases,
+    questions or paraphrases that are no list of texts; a statement that is no text; another separator.
     """
 
     subject: str
@@ -64,8 +63,8 @@ class Fact:
             value = getattr(self, name)
             object.__setattr__(self, name, _text(name, value) if value is not None and value != "" else None)
         if not isinstance(self.metadata, Mapping):
-            raise FactError(f"metadata is {_kind(self.metadata)}; it must map names to JSON values")
-        object.__setattr__(self, "metadata", _Copy().of(self.metadata, "metadata"))
+            raise FactError(f"metadata is {kind_of(self.metadata)}; it must map names to JSON values")
+        object.__setattr__(self, "metadata", MetadataCopy().of(self.metadata, "metadata"))
         self._check_known()
         object.__setattr__(self, "_start", _locate(self.subject, self.prompt))
         object.__setattr__(self, "_identity", _identify(self.subject, self.template))
@@ -105,6 +104,36 @@ class Fact:
         said = self.metadata.get("separator")
         return said if said in SEPARATORS else separator(self.text, self.target)
 
+    @property
+    def statement(self) -> str:
+        """The fact as one sentence on one line: the metadata's ``statement``, else ``text`` and ``target`` with a full
+        stop. A prompt that asks is answered: "Who leads Acme? Ann Lee."
+
+        Examples:
+            >>> Fact("Acme", "The head of {} is", "Ann Lee").statement
+            'The head of Acme is Ann Lee.'
+        """
+        own = self.metadata.get("statement")
+        if isinstance(own, str) and own.strip():
+            return " ".join(fill(own, self.subject, self.target).split())
+        return sentence(self.text, self.separator, self.target)
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """Questions that the target answers, from the metadata, the subject filled in."""
+        return self._texts("questions")
+
+    @property
+    def paraphrases(self) -> tuple[str, ...]:
+        """Other texts that the target continues: the metadata's ``paraphrases``, else their ``paraphrase_prompts``,
+        the subject filled in."""
+        return self._texts("paraphrases") or self._texts("paraphrase_prompts")
+
+    def _texts(self, name: str) -> tuple[str, ...]:
+        listed = self.metadata.get(name)
+        texts = listed if isinstance(listed, list) else []
+        return tuple(fill(text, self.subject) for text in texts if isinstance(text, str) and text.strip())
+
     def _check_known(self) -> None:
         """Raises FactError for metadata that would be read, and cannot be."""
         for broken in broken_metadata(self.metadata).values():
@@ -133,31 +162,6 @@ class Fact:
                 raise FactError(f"field {twice[0]!r} is given twice: beside the metadata and in it; drop one")
             given["metadata"] = {**metadata, **extra}
         return cls(**given)
-
-
-def broken_metadata(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """The known fields of a fact's metadata that break a rule, each with the rule."""
-    broken, aliases = {}, metadata.get("aliases")
-    if isinstance(aliases, str):
-        broken["aliases"] = f"aliases is one text, {clip(aliases)}; write a list of names, each a string"
-    elif aliases is not None and not isinstance(aliases, list):
-        broken["aliases"] = f"aliases is {_kind(aliases)}; write a list of names, each a string"
-    else:
-        odd = [name for name in aliases or () if not isinstance(name, str) or not name.strip()]
-        if odd:
-            found = "an empty name" if isinstance(odd[0], str) else f"a name {_kind(odd[0])}"
-            broken["aliases"] = f"aliases holds {found}; each must be a string of at least one character"
-    said = metadata.get("separator")
-    if said is not None and said not in SEPARATORS:
-        broken["separator"] = (
-            f'separator is {clip(str(said))}; it must be "" (the target follows the prompt at once) or " " (one space)'
-        )
-    return broken
-
-
-def clip(text: str, width: int = 80) -> str:
-    """The text in quotes and on one line, cut to about `width` characters: for messages."""
-    return repr(text if len(text) <= width else text[: width - 1] + "…")
 
 
 def fold_space(text: str) -> str:
@@ -215,66 +219,9 @@ def _in_word(char: str) -> bool:
     return char.isalnum() or unicodedata.category(char)[0] == "M"
 
 
-def _kind(value: object) -> str:
-    return "null" if value is None else f"of type {type(value).__name__}"
-
-
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str):
-        raise FactError(f"the {name} is {_kind(value)}; it must be a string")
+        raise FactError(f"the {name} is {kind_of(value)}; it must be a string")
     if not is_text(value):
-        raise FactError(f"the {name} {value[:80]!a} {_HALF}")
+        raise FactError(f"the {name} {value[:80]!a} {HALF_PAIR}")
     return value
-
-
-_HALF = "holds half of a surrogate pair; mend it"
-
-
-class _Copy:
-    """Copies a JSON value so that it shares nothing with it and equals what JSON gives back (tuples become lists)."""
-
-    def __init__(self) -> None:
-        self._left = _MAX_METADATA
-
-    def of(self, value: object, *path: str) -> Any:
-        """`path`: the names that lead to the value. Raises FactError for what JSON cannot hold."""
-        if isinstance(value, str):
-            if not is_text(value):
-                raise FactError(f"{_name(path)} is {value[:80]!a}, which {_HALF}")
-            self._spend(len(value))
-            return value
-        if isinstance(value, (bool, int)):
-            self._spend(value.bit_length() // 3)
-            if abs(value) >= _MAX_INTEGER:
-                raise FactError(f"{_name(path)} has more than {MAX_DIGITS:,} digits; write it as a string")
-            return value
-        self._spend(1)
-        if value is None:
-            return None
-        if isinstance(value, float):
-            if not math.isfinite(value):
-                raise FactError(f"{_name(path)} holds {value}; JSON numbers are finite")
-            return value
-        if not isinstance(value, (Mapping, list, tuple)):
-            raise FactError(f"{_name(path)} holds a value {_kind(value)}; JSON has none such")
-        if len(path) > _MAX_DEPTH + 1:
-            raise FactError(f"{_name(path)} is nested more than {_MAX_DEPTH} deep")
-        if not isinstance(value, Mapping):
-            return [self.of(item, *path, "") for item in value]
-        for name in value:
-            if not isinstance(name, str):
-                raise FactError(f"{_name(path)} has a key {_kind(name)}; keys must be strings")
-            if not is_text(name):
-                raise FactError(f"{_name(path)} has the key {name[:80]!a}, which {_HALF}")
-            self._spend(len(name))
-        return {name: self.of(item, *path, name) for name, item in value.items()}
-
-    def _spend(self, characters: int) -> None:
-        self._left -= characters + 3
-        if self._left < 0:
-            raise FactError(f"the metadata take more than {_MAX_METADATA:,} characters; leave some out")
-
-
-def _name(path: tuple[str, ...]) -> str:
-    """The names that are not empty (the items of a list have none), joined and short."""
-    return clip(".".join(name[:_SHOWN_NAME] for name in path if name))[1:-1]

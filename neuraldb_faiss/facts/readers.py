@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from neuraldb_faiss.errors import FactError
-from neuraldb_faiss.facts.fact import Fact, clip
+from neuraldb_faiss.facts.fact import Fact
 from neuraldb_faiss.facts.formats import FORMATS, convert, detect
+from neuraldb_faiss.facts.metadata import clip
 
 _DATASETS = "datasets:"
 _DECODER = json.JSONDecoder()

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from neuraldb_faiss.database import NeuralDB
 from neuraldb_faiss.errors import BuildError
 from neuraldb_faiss.facts import Fact, fold
-from neuraldb_faiss.facts.fact import clip
+from neuraldb_faiss.facts.metadata import clip
 from neuraldb_faiss.models.defaults import guessed_layer
 
 if TYPE_CHECKING:  # torch, transformers and faiss load only when they are used

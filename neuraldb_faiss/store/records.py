@@ -12,7 +12,7 @@ from typing import Any
 
 from neuraldb_faiss.errors import CorruptError, FactError
 from neuraldb_faiss.facts import Fact
-from neuraldb_faiss.facts.fact import broken_metadata
+from neuraldb_faiss.facts.metadata import broken_metadata
 from neuraldb_faiss.strict_json import BadJSON, is_count, parse_object, parse_strings, shown
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from neuraldb_faiss.errors import EvaluationError, FactError
 from neuraldb_faiss.facts import Fact, read_numbered
-from neuraldb_faiss.facts.fact import clip
+from neuraldb_faiss.facts.metadata import clip
 from neuraldb_faiss.research.datasets.registry import DATASETS
 
 Pair = tuple[str, str]  # a prompt, and a text to follow it
