@@ -39,6 +39,7 @@ class Row:
 
 COMMANDS: dict[str, Row] = {
     "demo": Row("demo:demo", FACTS),
+    "models": Row("models:models", FACTS),
     "build": Row("build:build", FACTS),
     "rebuild": Row("rebuild:rebuild", FACTS),
     "add": Row("add:add", FACTS),

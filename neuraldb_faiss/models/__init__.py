@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from neuraldb_faiss.fingerprint import Fingerprint
     from neuraldb_faiss.models.defaults import EditDefaults, edit_defaults
-    from neuraldb_faiss.models.demo import get_demo_model
+    from neuraldb_faiss.models.download import get_demo_model, get_model
     from neuraldb_faiss.models.loading import load_model
     from neuraldb_faiss.models.sites import AttentionSite, FFNSite, find_attention, find_site, layer_count
     from neuraldb_faiss.models.tokenization import (
@@ -48,6 +48,7 @@ __all__ = [
     "find_attention",
     "find_site",
     "get_demo_model",
+    "get_model",
     "key_id",
     "key_ids",
     "layer_count",
@@ -56,7 +57,7 @@ __all__ = [
 
 _ROOMS = {
     ".defaults": ("EditDefaults", "edit_defaults"),
-    ".demo": ("get_demo_model",),
+    ".download": ("get_demo_model", "get_model"),
     "neuraldb_faiss.fingerprint": ("Fingerprint",),
     ".loading": ("load_model",),
     ".sites": ("AttentionSite", "FFNSite", "find_attention", "find_site", "layer_count"),

@@ -120,6 +120,7 @@ WITHOUT_TORCH: dict[str, list[str]] = {
     "--help": [],
     "facts": ["DB"],
     "info": ["DB"],
+    "models": ["list"],
     "history": ["DB"],
     "remove": ["DB", "--id", "paris"],
     "rollback": ["DB", "--to", "1"],

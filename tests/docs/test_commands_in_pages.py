@@ -65,6 +65,10 @@ def check(arguments: list[str]) -> None:
     assert name in COMMANDS, f"there is no command {name}"
     command = cli.get_command(click.Context(cli), name)
     assert command is not None
+    while isinstance(command, click.Group) and rest:
+        name, *rest = rest
+        assert name in command.commands, f"neuraldb {shlex.join(arguments)}: there is no {name}"
+        command = command.commands[name]
     context = click.Context(command, info_name=name, resilient_parsing=False)
     try:
         values, left, _ = command.make_parser(context).parse_args(list(rest))
@@ -111,7 +115,14 @@ def test_every_command_in_a_sentence_is_known(name: str) -> None:
 
 def test_what_is_wrong_is_found() -> None:
     """The checks themselves: a wrong command, option, value, or one argument too many."""
-    for wrong in ("nonsense", "info a b", "info db --deep", "build f --out o", "build f --out o --model m --steps x"):
+    for wrong in (
+        "nonsense",
+        "info a b",
+        "info db --deep",
+        "build f --out o",
+        "build f --out o --model m --steps x",
+        "models ged x",
+    ):
         with pytest.raises(AssertionError):
             check(wrong.split())
     script = "cat > f <<'END'\nneuraldb no\nEND\nA=b neuraldb info \\\n  db | cat && neuraldb facts 'my db' > f # x\n"
