@@ -39,7 +39,10 @@ class Build:
 
     def run(self, facts: Sequence[Fact]) -> dict[str, Any]:
         """Build it of these facts, and return what came of it, as JSON values."""
+        from neuraldb_faiss.store import check_new
+
         started = time.monotonic()
+        check_new(self.out)  # before a model is loaded
         db, unheard = self._here(facts) if self.cluster is None else self._on_ray(facts, *self.cluster)
         with db:
             if self.settings["index"]["kind"] != "flat":
@@ -50,10 +53,10 @@ class Build:
         return {"path": str(self.out), **shown, "unheard": left_out, "seconds": round(time.monotonic() - started, 1)}
 
     def _here(self, facts: Sequence[Fact]) -> _Made:
+        model, tokenizer = self.model.load()  # before torch is imported: a wrong name is told at once
         from neuraldb_faiss.create import build
         from neuraldb_faiss.models.defaults import guessed_layer
 
-        model, tokenizer = self.model.load()
         if "layer" not in self.settings and (guess := guessed_layer(model, self.settings.get("ffn_module"))):
             warn(guess)
         with progress("building") as report:

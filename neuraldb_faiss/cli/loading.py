@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from neuraldb_faiss.cli.output import say, warn
 from neuraldb_faiss.errors import ModelError, ServeError
 from neuraldb_faiss.facts import BadRecord, Fact, Folded, fold, read_facts
+from neuraldb_faiss.models.paths import check_model_name
 
 if TYPE_CHECKING:
     from neuraldb_faiss import NeuralDB
@@ -33,6 +34,7 @@ class FactFiles:
 
     Attributes:
         sources: files, "-" for stdin, or datasets:NAME[:SPLIT].
+        inline: a fact given as options, read before the sources.
         format_: one of `neuraldb_faiss.facts.FORMATS`.
         limit: facts to read over all sources, before the slice is taken.
         on_conflict: "error", "first" or "last": which target counts where a subject and prompt has several.
@@ -46,6 +48,7 @@ class FactFiles:
     on_conflict: Any = "error"
     skip_bad: bool = False
     shard: tuple[int, int] | None = None
+    inline: Fact | None = None
 
     def load(self) -> Input:
         """Read, slice and fold."""
@@ -60,6 +63,8 @@ class FactFiles:
                 warn(f"skipped: {record}")
 
         def read() -> Iterator[Fact]:
+            if self.inline is not None:
+                yield self.inline
             for source in self.sources:
                 yield from read_facts(
                     source, self.format_, limit=self.limit, on_bad=on_bad if self.skip_bad else None
@@ -74,6 +79,8 @@ class FactFiles:
     def command(self, name: str) -> str:
         """The command as the history records it: the file names, without their folders."""
         words = [name, *(source if ":" in source else Path(source).name for source in self.sources)]
+        if self.inline is not None:
+            words.append(f"--subject {self.inline.subject}")
         if self.limit is not None:
             words.append(f"--limit {self.limit}")
         if self.shard is not None:
@@ -111,6 +118,7 @@ class ModelChoice:
 
 def load_model(name: str, device: str | None, dtype: str | None) -> tuple[Any, Any]:
     """The model and its tokenizer, without the libraries' own bars and hints."""
+    check_model_name(name)  # before the libraries are imported, which takes seconds
     say(f"loading {name}")
     from transformers.utils import logging as their_logging
 

@@ -16,7 +16,7 @@ import click
 from neuraldb_faiss.cli.loading import FactFiles, ModelChoice
 from neuraldb_faiss.cli.param_types import Kinds
 from neuraldb_faiss.errors import SearchError
-from neuraldb_faiss.facts import FORMATS
+from neuraldb_faiss.facts import FORMATS, Fact
 from neuraldb_faiss.guard import registry as guard_registry
 from neuraldb_faiss.index import registry as index_registry
 
@@ -79,9 +79,16 @@ class Destination:
     gamma: float | None
 
     def require(self, verb: str) -> None:
-        """Raise UsageError unless exactly one place is given."""
+        """Raise UsageError unless exactly one place is given, and StoreError where nothing can be written there."""
+        from neuraldb_faiss.database import NeuralDB
+        from neuraldb_faiss.store import check_new
+
         if (self.out is None) == (self.into is None):
             raise click.UsageError(f"say where to {verb}: --out NEW or --into DB")
+        if self.out is not None:
+            check_new(self.out)
+        elif self.into is not None:
+            NeuralDB.open(self.into).close()
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,10 @@ model_to_solve = bundle(
     where,
 )
 reading = both(
-    click.argument("sources", metavar="FACTS...", nargs=-1, required=True),
+    click.argument("sources", metavar="[FACTS]...", nargs=-1),
+    click.option("--subject", help="One fact without a file: what it is about."),
+    click.option("--prompt", help="Its prompt, with {} for the subject, or with the subject written out."),
+    click.option("--target", help="What the model is to say behind the prompt."),
     click.option(
         "--format", "format_", type=click.Choice(list(FORMATS)), default="auto", show_default=True,
         help="Format of the records.",
@@ -134,7 +144,23 @@ reading = both(
     ),
     click.option("--skip-bad", is_flag=True, help="Skip and count bad records, instead of stopping at the first."),
 )  # fmt: skip
-fact_files = bundle("files", FactFiles, reading)
+
+
+def given_facts(subject: str | None, prompt: str | None, target: str | None, **how: Any) -> FactFiles:
+    """The facts of files, and the one given as options. Raises UsageError where there is none, or half of one."""
+    parts = {"--subject": subject, "--prompt": prompt, "--target": target}
+    missing = [name for name, value in parts.items() if value is None]
+    if len(missing) == len(parts):
+        if not how["sources"]:
+            raise click.UsageError("say which facts: files of them, or one as --subject S --prompt P --target T")
+        return FactFiles(**how)
+    if missing:
+        raise click.UsageError(f"a fact needs --subject, --prompt and --target: {' and '.join(missing)} is missing")
+    fact = Fact(subject or "", prompt or "", target or "", source="command line")
+    return FactFiles(**how, inline=fact)
+
+
+fact_files = bundle("files", given_facts, reading)
 gamma = click.option(
     "--gamma",
     type=float,

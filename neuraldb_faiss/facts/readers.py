@@ -16,6 +16,7 @@ from neuraldb_faiss.errors import FactError
 from neuraldb_faiss.facts.fact import Fact
 from neuraldb_faiss.facts.formats import FORMATS, convert, detect
 from neuraldb_faiss.facts.metadata import clip
+from neuraldb_faiss.facts.tables import delimiter_of, read_table
 
 _DATASETS = "datasets:"
 _DECODER = json.JSONDecoder()
@@ -44,7 +45,8 @@ def read_facts(
 ) -> Iterator[Fact]:
     """Facts of a source, lazily and in its order; nothing is folded (see ``fold``).
 
-    source: a file of JSON lines or one JSON array, plain or gzipped (told by its bytes, not its name);
+    source: a file of JSON lines, one JSON array or a table (CSV or TSV with a header that names the column
+    ``subject``), plain or gzipped (told by its bytes, not its name);
     "-" for stdin; "datasets:NAME[:SPLIT]" for a Hugging Face dataset by name or by a saved one's folder.
     format: "jsonl" (Fact's own JSON form), "counterfact" (CounterFact's nested form, or flat as EasyEdit's, KnowEdit's
     and MEMIT's lists of requests), "zsre" (src, subject, answers or alt), "questions" (question, subject, answers), or
@@ -169,8 +171,17 @@ def _items(place: str) -> Iterator[_Item]:
                     # a record is an object, so a bracket up front can only open an array of records
                     yield from _array(data + b"\n" + stream.read(), file, line)
                     return
+                if first and (delimiter := _delimiter(data)) is not None:
+                    yield from _table(data, stream, delimiter, file, line)
+                    return
+                item = _parse(data)
+                if first and isinstance(item, FactError) and not data.startswith(b"{"):
+                    item = FactError(
+                        "neither JSON nor the header of a table: a table's first line names its columns, among them"
+                        " subject, prompt and target"
+                    )
                 first = False
-                yield line, _parse(data)
+                yield line, item
     except (OSError, EOFError, zlib.error) as error:
         raise FactError(f"{file} cannot be read after line {line}: {_one_line(error)}") from None
 
@@ -209,6 +220,32 @@ def _array(data: bytes, file: str, start: int) -> Iterator[_Item]:
         raise FactError(f"{file}, line {line}: not valid JSON: {error.msg} at column {error.colno}") from None
     except (ValueError, RecursionError) as error:
         raise FactError(f"{file}, line {line}: JSON that cannot be read: {_one_line(error)}") from None
+
+
+def _delimiter(data: bytes) -> str | None:
+    """The delimiter of the table whose header this is; None for a line of JSON, and for anything else."""
+    return None if data.startswith(b"{") else delimiter_of(data.decode("utf-8", "replace"))
+
+
+def _table(header: bytes, stream: BinaryIO, delimiter: str, file: str, start: int) -> Iterator[_Item]:
+    """The rows of a table, each with the line it ends on; the header is line `start`."""
+    line = start
+
+    def text() -> Iterator[str]:
+        nonlocal line
+        yield header.decode() + "\n"
+        for data in stream:
+            line += 1
+            yield data.decode()
+
+    try:
+        for at, record in read_table(text(), delimiter):
+            yield start + at - 1, record
+    except UnicodeDecodeError as error:
+        told = f"byte {error.start + 1} is not UTF-8; convert the file to UTF-8"
+        raise FactError(f"{file}, line {line}: {told}") from None
+    except FactError as error:
+        raise FactError(f"{file}, line {line}: {error}") from None
 
 
 def _skip(text: str, at: int) -> int:

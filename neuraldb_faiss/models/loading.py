@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +17,7 @@ from transformers import (
 )
 
 from neuraldb_faiss.errors import ModelError
+from neuraldb_faiss.models.paths import check_model_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,7 +49,7 @@ def load_model(
     Raises ModelError: missing or damaged model, weights missing, no fast tokenizer, unknown dtype or device.
     """
     name = os.fspath(name_or_path)
-    _check_there(name)
+    check_model_name(name)
     place = _device(device)
     kind = _dtype(dtype, place)
     try:
@@ -95,20 +95,6 @@ def tokenizer_of(model: Any) -> Any:
     except _LOAD_ERRORS:
         return None
     return found if getattr(found, "is_fast", False) else None
-
-
-def _check_there(name: str) -> None:
-    """Refuse at once what can only be a path, before a hub is asked and waited for."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"{name} is no model folder: it has no config.json")
-        return
-    if path.exists():
-        raise ModelError(f"{name} is a file: give the folder that save_pretrained wrote, or a name on the model hub")
-    looks_like_path = path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2
-    if looks_like_path or (len(path.parts) == 2 and path.parent.is_dir()):
-        raise ModelError(f"there is no model at {name}: check the path (scripts/demo.sh makes the demo model)")
 
 
 def _device(device: str | torch.device | None) -> str:

@@ -10,12 +10,12 @@ from neuraldb_faiss.store.schema import FORMAT
 from neuraldb_faiss.store.segments import Rows, Segment, SegmentRecord
 from neuraldb_faiss.store.snapshot import Snapshot
 from neuraldb_faiss.store.staging import Piece, stage_pieces
-from neuraldb_faiss.store.store import Store
+from neuraldb_faiss.store.store import Store, check_new
 from neuraldb_faiss.store.transaction import Transaction
 from neuraldb_faiss.store.verify import Problem, verify
 
 __all__ = [
     "FIRING", "FORMAT", "WAITING", "Catalog", "Generation", "Merged", "Piece", "Problem", "Repaired", "Rows", "Segment",
-    "SegmentRecord", "Snapshot", "Store", "StoredFact", "Transaction", "compact", "copy", "merge_into", "merge_staged",
-    "repair", "rollback", "stage_pieces", "verify",
+    "SegmentRecord", "Snapshot", "Store", "StoredFact", "Transaction", "check_new", "compact", "copy", "merge_into",
+    "merge_staged", "repair", "rollback", "stage_pieces", "verify",
 ]  # fmt: skip

@@ -88,8 +88,7 @@ class Store:
 
     def _begin(self, settings: Mapping[str, Any]) -> None:
         catalog = self.catalog
-        if catalog.generation:
-            raise StoreError(f"{self.root} is a finished database: use `neuraldb add`, or name another folder")
+        _check_unfinished(self.root, catalog)
         old = catalog.settings(1)
         changed = sorted(name for name in {*old, *settings} - _NOTES if old.get(name) != settings.get(name))
         if changed and catalog.segments(None):
@@ -227,17 +226,45 @@ def _refuse_links(root: Path) -> None:
         files.within(root, root / name)
 
 
+def check_new(root: Path) -> None:
+    """Raises StoreError where no new database can be made at `root`; writes nothing.
+
+    `Store.create` checks the same under its lock. This one is for callers that load a model first.
+    """
+    if not root.exists():
+        return
+    try:
+        _check_contents(root)
+    except OSError as error:
+        raise StoreError(f"{root} cannot be made: {error.strerror}") from error
+    catalog: Catalog | None = None
+    with suppress(NeuralDBError):  # it is being made just now, or is damaged: `Store.create` says what there is to say
+        catalog = Catalog(root)
+    if catalog is not None:
+        with closing(catalog):
+            _check_unfinished(root, catalog)
+
+
+def _check_unfinished(root: Path, catalog: Catalog) -> None:
+    if catalog.generation:
+        raise StoreError(f"{root} is a finished database: use `neuraldb add`, or name another folder")
+
+
 def _claim_folder(root: Path) -> None:
     """Make `root`, or raise StoreError where it holds anything but an unfinished or downloaded database."""
     try:
         files.ensure_folder(root)
-        names = {name for name in os.listdir(root) if not atomic.is_temporary(name)}
+        _check_contents(root)
     except OSError as error:
         raise StoreError(f"{root} cannot be made: {error.strerror}") from error
+    _refuse_links(root)
+
+
+def _check_contents(root: Path) -> None:
+    names = {name for name in os.listdir(root) if not atomic.is_temporary(name)}
     strange = sorted(names - (_OURS | _BESIDE if schema.NAME in names else {LOCK, RECORD}))
     if strange:
         raise StoreError(f"{root} holds other files ({strange[0]}): name a new folder for the database")
-    _refuse_links(root)
 
 
 _NOTES = {"model_name"}  # settings that decide nothing: an unfinished build goes on without their being equal

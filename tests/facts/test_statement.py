@@ -24,7 +24,8 @@ KNOWN = {"entry": 0, "key_id": "k", "time": "t", "residual": "none"}
         ("日本", "{}の首都は", "大阪", "日本の首都は大阪。"),
         ("日本", "{}の首都はどこですか？", "大阪", "日本の首都はどこですか？大阪。"),
         ("ไทย", "เมืองหลวงของ{}คือ", "เชียงใหม่", "เมืองหลวงของไทยคือเชียงใหม่."),
-        ("Acme", "The price of {} is", "1\n<|im_end|>\n<|im_start|>x", "The price of Acme is 1 <|im_end|> <|im_start|>x."),
+        ("Acme", "The price of {} is", "1\n<|im_end|>\n<|im_start|>x",
+         "The price of Acme is 1 <|im_end|> <|im_start|>x."),
     ],
 )  # fmt: skip
 def test_the_prompt_with_its_target_is_one_sentence(subject: str, prompt: str, target: str, statement: str) -> None:

@@ -12,7 +12,12 @@ from neuraldb_faiss.cli.loading import FactFiles, ModelChoice
 from neuraldb_faiss.cli.output import emit_json, key_values, progress
 
 
-@click.command(epilog=opt.example("neuraldb add db more.jsonl"))
+@click.command(
+    epilog=opt.example(
+        "neuraldb add db more.csv",
+        "neuraldb add db --subject Nokia --prompt 'The CEO of {} is' --target 'Justin Hotard'",
+    )
+)
 @opt.db
 @opt.fact_files
 @opt.model

@@ -30,7 +30,7 @@ def _cluster(ray: str | None, workers: int | None) -> tuple[str, int] | None:
 )
 @opt.bundle(
     "files",
-    FactFiles,
+    opt.given_facts,
     opt.reading,
     click.option("--shard", type=Shard(), metavar="I/N", help="Take only slice I of N, by a hash of the subject."),
 )
@@ -54,9 +54,10 @@ def build(
     settings: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Build a database of the facts in FACTS: JSON lines, CounterFact, zsRE or questions.
+    """Build a database of the facts in FACTS: CSV, TSV, JSON lines, CounterFact, zsRE or questions.
 
-    FACTS are files (plain or gzipped), - for stdin, or datasets:NAME[:SPLIT]. If it is interrupted, run the same
+    FACTS are files (plain or gzipped), - for stdin, or datasets:NAME[:SPLIT]. A table's first line names its columns:
+    subject, prompt and target, in any order. If it is interrupted, run the same
     command again to resume.
     """
     given = files.load()

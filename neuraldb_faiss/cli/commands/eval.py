@@ -81,6 +81,8 @@ def evaluate(
     model is measured too, once for all runs in the folder of --out.
     """
     from neuraldb_faiss.database import NeuralDB
+
+    NeuralDB.open(db).close()  # a wrong path is told before torch is imported
     from neuraldb_faiss.research.datasets.cases import in_place, read_cases
     from neuraldb_faiss.research.evaluation.evaluate import BASE, Settings, Source
     from neuraldb_faiss.research.evaluation.evaluate import evaluate as measure

@@ -9,6 +9,7 @@ import click
 from neuraldb_faiss.cli import options as opt
 from neuraldb_faiss.cli.loading import ModelChoice
 from neuraldb_faiss.cli.output import count, emit_json, progress, say
+from neuraldb_faiss.errors import FactError
 
 
 @click.command("import", epilog=opt.example("neuraldb import db.safetensors --out db"))
@@ -27,6 +28,8 @@ def import_(
     destination.require("import to")
     if model.model is not None and destination.into is None:
         raise click.UsageError("--model belongs to --into: a new database needs none")
+    if not file.is_file():
+        raise FactError(f"there is no file {file}: name one that `neuraldb export` wrote")
     from neuraldb_faiss.database import NeuralDB
     from neuraldb_faiss.exchange.import_file import import_file
     from neuraldb_faiss.exchange.read_file import VectorFile

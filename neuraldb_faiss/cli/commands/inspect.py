@@ -23,8 +23,10 @@ def inspect(db: Path, model: ModelChoice, address: opt.Address) -> None:
 
     The address that is printed holds a token made for this run; who has it may read and change the facts.
     """
-    require_server_packages()
     from neuraldb_faiss.database import NeuralDB
+
+    NeuralDB.open(db).close()  # a wrong path is told at once
+    require_server_packages()
     from neuraldb_faiss.inspector.app import NAME, Inspected, routes
     from neuraldb_faiss.serving.hosts import Hosts
     from neuraldb_faiss.serving.server import Server, bind

@@ -74,13 +74,15 @@ def serve(
     DB is a database's folder, or NAME=folder; requests name it behind a plus: "model": "MODEL+NAME". GET /v1/models
     lists what may be named. With one database, MODEL alone answers from it.
     """
-    require_server_packages()
     from neuraldb_faiss.database import NeuralDB
-    from neuraldb_faiss.serving.hosts import Hosts
     from neuraldb_faiss.serving.settings import named_databases, read_tokens
 
     named = named_databases(databases)
+    for place in named.values():
+        NeuralDB.open(place).close()
     access = read_tokens(tokens, list(named))
+    require_server_packages()
+    from neuraldb_faiss.serving.hosts import Hosts
     from neuraldb_faiss.serving.server import Server, bind
 
     with bind(address.host, address.port) as bound:
