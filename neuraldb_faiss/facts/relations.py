@@ -14,7 +14,7 @@ from neuraldb_faiss.errors import FactError
 
 MARK = "{}"
 TARGET = "{target}"
-_TEXTS = ("label", "of", "prompt", "statement")
+_TEXTS = ("label", "of", "gives", "prompt", "statement")
 _LISTS = ("paraphrases", "questions")
 
 
@@ -24,7 +24,7 @@ class Relation:
 
     Attributes:
         id: as facts name it ("P36"). label: its name in English.
-        of: the kind of its subjects ("person", "place", ...); "" where it is not said.
+        of, gives: the kinds of its subjects and of its targets ("person", "place", ...); "" where it is not said.
         prompt, paraphrases: texts that the target continues; `prompt` may be "".
         statement: a sentence with `{target}` for the target; "" where there is none.
         questions: as people ask in a chat.
@@ -33,6 +33,7 @@ class Relation:
     id: str
     label: str
     of: str = ""
+    gives: str = ""
     prompt: str = ""
     statement: str = ""
     paraphrases: tuple[str, ...] = ()
@@ -69,7 +70,7 @@ def own_relations() -> Relations:
 def read_relations(path: str | Path) -> Relations:
     """The wordings of a TOML file, and the package's own for relations that it does not name.
 
-    A table a relation, as in `relations.toml`: `label`, `of`, `prompt`, `statement` (texts), `paraphrases`,
+    A table a relation, as in `relations.toml`: `label`, `of`, `gives`, `prompt`, `statement` (texts), `paraphrases`,
     `questions` (lists of texts); at least one of the last two. `{}` stands for the subject, once in every text.
 
     Raises:
@@ -119,6 +120,7 @@ def _relation(name: str, table: Any, where: str) -> Relation:
         id=name,
         label=table.get("label", name),
         of=table.get("of", ""),
+        gives=table.get("gives", ""),
         prompt=table.get("prompt", ""),
         statement=table.get("statement", ""),
         paraphrases=tuple(table.get("paraphrases", [])),

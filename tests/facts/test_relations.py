@@ -18,7 +18,7 @@ def test_own_wordings_cover_many_relations_in_several_ways() -> None:
     relations = own_relations().by_id
     assert len(relations) >= 60 and set(" ".join(GIVEN).split()) <= set(relations)
     for one in relations.values():
-        assert one.label and one.of and one.prompt and one.statement
+        assert one.label and one.of and one.gives and one.prompt and one.statement
         assert len(one.paraphrases) >= 2 and len(one.questions) >= 2
         assert all(question.endswith("?") for question in one.questions)
         assert one.statement.endswith(".")

@@ -42,7 +42,7 @@ def lm_eval(
     from neuraldb_faiss.database import NeuralDB
     from neuraldb_faiss.research.evaluation.harness import general_ability, read_arguments, run_identity
     from neuraldb_faiss.research.evaluation.methods import base, facts_identity
-    from neuraldb_faiss.research.evaluation.runs import base_path
+    from neuraldb_faiss.runs import base_path
 
     tasks = read_arguments(arguments, data)
     with NeuralDB.open(db) as database:

@@ -9,8 +9,8 @@ from neuraldb_faiss.errors import EvaluationError
 from neuraldb_faiss.research.datasets.registry import DATASETS
 from neuraldb_faiss.research.evaluation.evaluate import BASE
 from neuraldb_faiss.research.evaluation.metrics import METRICS
-from neuraldb_faiss.research.evaluation.runs import Row, Run
 from neuraldb_faiss.research.evaluation.statistics import Estimate, differences, shown, summarise
+from neuraldb_faiss.runs import Row, Run
 
 HEADLINE = ("efficacy", "generalization", "specificity", "score", "fluency", "consistency")
 

@@ -17,9 +17,9 @@ from neuraldb_faiss.research.datasets.cases import Case, sha256
 from neuraldb_faiss.research.evaluation import metrics as m
 from neuraldb_faiss.research.evaluation.generation import match_targets, sample_texts
 from neuraldb_faiss.research.evaluation.methods import Method, applied, base, facts_identity, silent
-from neuraldb_faiss.research.evaluation.runs import Row, RunWriter, base_path, surroundings
 from neuraldb_faiss.research.evaluation.scoring import score_pairs, separators_of
 from neuraldb_faiss.research.evaluation.text import TfIdf
+from neuraldb_faiss.runs import Row, RunWriter, base_path, surroundings
 
 if TYPE_CHECKING:
     from neuraldb_faiss.research.evaluation.methods import Stage

@@ -20,7 +20,7 @@ from neuraldb_faiss.extras import extra
 from neuraldb_faiss.models.tokenization import appended_tokens, encode_prompt
 from neuraldb_faiss.research.evaluation.local_tasks import LOCAL_TASKS, local_configs
 from neuraldb_faiss.research.evaluation.methods import Method, applied, silent
-from neuraldb_faiss.research.evaluation.runs import Row, RunWriter, surroundings
+from neuraldb_faiss.runs import Row, RunWriter, surroundings
 
 if TYPE_CHECKING:
     from neuraldb_faiss.research.evaluation.methods import Stage

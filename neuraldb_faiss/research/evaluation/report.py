@@ -12,7 +12,7 @@ from neuraldb_faiss.extras import extra
 from neuraldb_faiss.research.evaluation import plots
 from neuraldb_faiss.research.evaluation.comparison import HEADLINE, Column, Comparison, Entry, cell, compare
 from neuraldb_faiss.research.evaluation.metrics import METRICS
-from neuraldb_faiss.research.evaluation.runs import Run, read_run
+from neuraldb_faiss.runs import Run, read_run
 from neuraldb_faiss.store import atomic, files
 
 

@@ -24,8 +24,8 @@ from neuraldb_faiss.models.tokenization import encode_prompts
 from neuraldb_faiss.research.datasets.cases import Pair, sha256, strings
 from neuraldb_faiss.research.evaluation.generation import greedy_texts
 from neuraldb_faiss.research.evaluation.methods import silent
-from neuraldb_faiss.research.evaluation.runs import Row, RunWriter, surroundings
 from neuraldb_faiss.research.evaluation.scoring import score_pairs, separators_of
+from neuraldb_faiss.runs import Row, RunWriter, surroundings
 
 if TYPE_CHECKING:
     from neuraldb_faiss.database import NeuralDB

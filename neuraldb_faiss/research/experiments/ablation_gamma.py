@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from neuraldb_faiss.research.evaluation.runs import Run
 from neuraldb_faiss.research.experiments.lab import Lab, Result
 from neuraldb_faiss.research.experiments.sweep import report
+from neuraldb_faiss.runs import Run
 
 DEFAULTS = {"gammas": [0.35, 0.45, 0.55, 0.6, 0.65, 0.7, 0.75], "guards": ["subject", "none"]}
 

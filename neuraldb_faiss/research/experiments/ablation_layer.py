@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from neuraldb_faiss.errors import EvaluationError
 from neuraldb_faiss.models import edit_defaults, layer_count
-from neuraldb_faiss.research.evaluation.runs import Run
 from neuraldb_faiss.research.experiments.lab import Lab, Result
 from neuraldb_faiss.research.experiments.sweep import report
+from neuraldb_faiss.runs import Run
 
 DEFAULTS: dict[str, list[int]] = {"layers": []}  # none: the default, two before and two after it
 

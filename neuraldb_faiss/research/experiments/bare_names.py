@@ -17,10 +17,10 @@ from neuraldb_faiss.index.key_tokens import YIELD, is_bare
 from neuraldb_faiss.models.tokenization import chat_text, encode_prompt, encode_prompts, has_chat
 from neuraldb_faiss.research.evaluation import plots
 from neuraldb_faiss.research.evaluation.generation import greedy_texts
-from neuraldb_faiss.research.evaluation.runs import Row
 from neuraldb_faiss.research.evaluation.statistics import proportion
 from neuraldb_faiss.research.experiments.contexts import says
 from neuraldb_faiss.research.experiments.lab import Lab, Result
+from neuraldb_faiss.runs import Row
 
 DEFAULTS = {
     "texts": "",  # ordinary text, for false fires: JSON lines with a field `text`

@@ -5,9 +5,9 @@ from __future__ import annotations
 from neuraldb_faiss.research.evaluation import plots
 from neuraldb_faiss.research.evaluation.comparison import compare, figures, markdown
 from neuraldb_faiss.research.evaluation.methods import base
-from neuraldb_faiss.research.evaluation.runs import Run
 from neuraldb_faiss.research.evaluation.statistics import Estimate
 from neuraldb_faiss.research.experiments.lab import Lab, Result
+from neuraldb_faiss.runs import Run
 
 DEFAULTS = {
     "methods": ["neuraldb", "base", "memit", "alphaedit"],

@@ -16,9 +16,9 @@ from neuraldb_faiss.facts.readers import read_texts
 from neuraldb_faiss.guard import false_fires
 from neuraldb_faiss.models.tokenization import chat_text, encode_prompts, has_chat
 from neuraldb_faiss.research.evaluation.generation import greedy_texts, judge
-from neuraldb_faiss.research.evaluation.runs import Row
 from neuraldb_faiss.research.evaluation.statistics import proportion
 from neuraldb_faiss.research.experiments.lab import Lab, Result
+from neuraldb_faiss.runs import Row
 
 DEFAULTS = {
     "database": "",  # one that is there already; else the facts are built

@@ -14,8 +14,8 @@ from neuraldb_faiss.facts.readers import read_texts
 from neuraldb_faiss.guard import false_fires
 from neuraldb_faiss.models import edit_defaults, find_site
 from neuraldb_faiss.research.evaluation import plots
-from neuraldb_faiss.research.evaluation.runs import Row
 from neuraldb_faiss.research.experiments.lab import Lab, Result
+from neuraldb_faiss.runs import Row
 
 DEFAULTS = {
     "facts": 4_000,

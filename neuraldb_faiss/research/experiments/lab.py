@@ -15,7 +15,7 @@ from neuraldb_faiss.research.baselines.settings import METHODS as EDITORS
 from neuraldb_faiss.research.datasets.cases import Case, read_cases
 from neuraldb_faiss.research.evaluation.evaluate import Settings, Source, evaluate, run_identity
 from neuraldb_faiss.research.evaluation.methods import Method, base, facts_identity, is_built, make_method
-from neuraldb_faiss.research.evaluation.runs import Row, Run, base_path, read_run
+from neuraldb_faiss.runs import Row, Run, base_path, read_run
 from neuraldb_faiss.store import atomic, files
 
 if TYPE_CHECKING:

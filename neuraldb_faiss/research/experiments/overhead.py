@@ -10,10 +10,10 @@ import numpy as np
 
 from neuraldb_faiss.research.evaluation import metrics, plots
 from neuraldb_faiss.research.evaluation.generation import sample_texts
-from neuraldb_faiss.research.evaluation.runs import Row
 from neuraldb_faiss.research.evaluation.scoring import score_pairs
 from neuraldb_faiss.research.evaluation.statistics import CONFIDENCE, Estimate
 from neuraldb_faiss.research.experiments.lab import Lab, Result
+from neuraldb_faiss.runs import Row
 
 DEFAULTS = {
     "counts": [50, 100, 200],

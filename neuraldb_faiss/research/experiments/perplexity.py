@@ -14,9 +14,9 @@ from neuraldb_faiss.errors import EvaluationError
 from neuraldb_faiss.facts.readers import read_texts
 from neuraldb_faiss.guard import false_fires
 from neuraldb_faiss.models.sites import input_device
-from neuraldb_faiss.research.evaluation.runs import Row
 from neuraldb_faiss.research.evaluation.statistics import CONFIDENCE
 from neuraldb_faiss.research.experiments.lab import Lab, Result
+from neuraldb_faiss.runs import Row
 
 DEFAULTS = {
     "database": "",  # one that is there already; else the facts are built

@@ -21,9 +21,9 @@ from neuraldb_faiss.research.benchmarks.grown import grow
 from neuraldb_faiss.research.benchmarks.lookup import bench_lookup
 from neuraldb_faiss.research.benchmarks.memory import memory_of
 from neuraldb_faiss.research.evaluation import plots
-from neuraldb_faiss.research.evaluation.runs import Row
 from neuraldb_faiss.research.evaluation.statistics import Estimate, proportion
 from neuraldb_faiss.research.experiments.lab import Lab, Result
+from neuraldb_faiss.runs import Row
 from neuraldb_faiss.store import atomic, files
 
 DEFAULTS = {

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from neuraldb_faiss.research.evaluation import plots
 from neuraldb_faiss.research.evaluation.comparison import compare, figures, markdown
-from neuraldb_faiss.research.evaluation.runs import Run
 from neuraldb_faiss.research.evaluation.statistics import Estimate
 from neuraldb_faiss.research.experiments.lab import Result
+from neuraldb_faiss.runs import Run
 
 PLOTTED = ("efficacy", "generalization", "specificity", "score")
 

@@ -6,8 +6,8 @@ from neuraldb_faiss.research.baselines.settings import BATCHED
 from neuraldb_faiss.research.evaluation import plots
 from neuraldb_faiss.research.evaluation.comparison import HEADLINE, compare, figures, markdown
 from neuraldb_faiss.research.evaluation.methods import METHODS, base
-from neuraldb_faiss.research.evaluation.runs import Run
 from neuraldb_faiss.research.experiments.lab import Lab, Result
+from neuraldb_faiss.runs import Run
 
 DEFAULTS = {
     "methods": list(METHODS),

@@ -19,8 +19,8 @@ from neuraldb_faiss.research.baselines import layer_kernel, reading
 from neuraldb_faiss.research.baselines.reading import Place
 from neuraldb_faiss.research.datasets.cases import Case
 from neuraldb_faiss.research.evaluation import plots
-from neuraldb_faiss.research.evaluation.runs import Row
 from neuraldb_faiss.research.experiments.lab import Lab, Result
+from neuraldb_faiss.runs import Row
 
 DEFAULTS = {"methods": ["memit", "alphaedit"], "layer": -1}  # -1: NeuralDB's own
 

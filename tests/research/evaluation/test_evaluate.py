@@ -17,8 +17,8 @@ from neuraldb_faiss.research.datasets.cases import Case, in_place, read_cases
 from neuraldb_faiss.research.evaluation import evaluate as module
 from neuraldb_faiss.research.evaluation.evaluate import Settings, Source, evaluate, measure, run_identity
 from neuraldb_faiss.research.evaluation.methods import METHODS, Method, base, facts_identity, make_method
-from neuraldb_faiss.research.evaluation.runs import base_path, read_run
 from neuraldb_faiss.research.evaluation.text import TfIdf
+from neuraldb_faiss.runs import base_path, read_run
 
 FAST = Settings("counterfact", generations=2, length=8)
 Loaded = tuple[Any, Any]

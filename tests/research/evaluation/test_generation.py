@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from helpers.tiny import tiny
+from neuraldb_faiss.models import decoding
 from neuraldb_faiss.models.tokenization import has_chat
-from neuraldb_faiss.research.evaluation import generation
 from neuraldb_faiss.research.evaluation.generation import Match, greedy_texts, judge, match_targets, sample_texts
 
 PROMPTS = ["The Eiffel Tower is in", "Rome", "I think that Tokyo is the city in Japan, and", "Rome"]
@@ -96,8 +96,8 @@ def test_nothing_is_forced(tiny_llama: Any, monkeypatch: pytest.MonkeyPatch) -> 
     """Only prompts are ever given: the first forward holds no token of the target."""
     model, tokenizer = tiny_llama
     seen: list[list[int]] = []
-    real = generation.pad
-    monkeypatch.setattr(generation, "pad", lambda rows, **how: seen.extend(map(list, rows)) or real(rows, **how))
+    real = decoding.pad
+    monkeypatch.setattr(decoding, "pad", lambda rows, **how: seen.extend(map(list, rows)) or real(rows, **how))
     match_targets(model, tokenizer, ["Rome is in"], ["Italy"])
     assert seen == [tokenizer("Rome is in")["input_ids"]]
 

@@ -20,7 +20,7 @@ from helpers.commands import write
 from helpers.tiny import tiny
 from neuraldb_faiss.errors import EvaluationError
 from neuraldb_faiss.research.evaluation.methods import Method, base
-from neuraldb_faiss.research.evaluation.runs import read_run
+from neuraldb_faiss.runs import read_run
 
 pytest.importorskip("lm_eval")
 

@@ -13,8 +13,8 @@ from neuraldb_faiss.errors import EvaluationError
 from neuraldb_faiss.research.evaluation import plots
 from neuraldb_faiss.research.evaluation.comparison import compare, markdown
 from neuraldb_faiss.research.evaluation.report import write_report
-from neuraldb_faiss.research.evaluation.runs import RunWriter, read_run
 from neuraldb_faiss.research.evaluation.statistics import Estimate
+from neuraldb_faiss.runs import RunWriter, read_run
 
 METRICS = ["efficacy", "generalization", "specificity", "score", "fluency", "target_nll"]
 

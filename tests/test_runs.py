@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from neuraldb_faiss.errors import EvaluationError
-from neuraldb_faiss.research.evaluation.runs import RunWriter, read_run, surroundings
+from neuraldb_faiss.runs import RunWriter, read_run, surroundings
 
 IDENTITY = {"method": "neuraldb", "seed": 0, "layers": (3, 4)}
 ABOUT = {"versions": {"torch": "2"}, "command": "neuraldb eval"}

@@ -1,0 +1,1 @@
+"""How facts come out when people ask for them: what is asked, how answers are judged, runs and reports."""
