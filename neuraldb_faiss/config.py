@@ -13,6 +13,7 @@ from neuraldb_faiss.guard.registry import REGISTRY as GUARDS
 from neuraldb_faiss.strict_json import is_count, is_number, is_strings, shown
 
 KEYS = ("two", "paper")
+DELIVERIES = ("auto", "residual", "text", "both")
 
 MAX_WIDTH = 1 << 24  # numbers in one key or residual
 _MAX_LAYERS = 1 << 16
@@ -46,6 +47,24 @@ def check_choice(name: str, value: str, known: Sequence[str]) -> str:
     if value not in known:
         raise ConfigError(f"{name} is {value!r}: it must be one of {', '.join(known)}")
     return value
+
+
+def resolve_delivery(wanted: str, *, chat: bool, residuals: bool) -> str:
+    """How facts reach one request: "residual" (the hook adds their residuals), "text" (their statements go into the
+    prompt and nothing fires) or "both".
+
+    Args:
+        wanted: one of DELIVERIES. "auto" is what measured best for the kind of request (docs/answers.md).
+        chat: whether it is a conversation, not a text to be continued.
+        residuals: whether the database has residuals.
+
+    Raises:
+        ConfigError: an unknown delivery.
+    """
+    check_choice("delivery", wanted, DELIVERIES)
+    if wanted == "auto":
+        return "text" if chat or not residuals else "both"
+    return "text" if wanted == "both" and not residuals else wanted
 
 
 # ---- settings
@@ -125,6 +144,7 @@ class DatabaseConfig:
         model_name: where the model came from; for people, compared with nothing.
         epoch: number of the current numbering of keys; every compaction begins another.
         history_start: the first generation that is kept.
+        delivery: how facts reach a request, one of DELIVERIES; databases from before deliveries have "auto".
         stored: the JSON object that this was read from; keeps what this version does not know.
     """
 
@@ -144,6 +164,7 @@ class DatabaseConfig:
     model_name: str | None = None
     epoch: int = 1
     history_start: int = 1
+    delivery: str = "auto"
     stored: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -176,6 +197,11 @@ class DatabaseConfig:
         """The model it was built with. Raises FingerprintError where what is stored cannot be read."""
         return Fingerprint.from_json(self.fingerprint)
 
+    @property
+    def has_residuals(self) -> bool:
+        """Whether its facts were solved, so that they can be said without being stated."""
+        return self.residual != "none"
+
     @cached_property
     def objective(self) -> ResidualConfig:
         """The settings of the residuals' objective. Raises CorruptError where what is stored cannot be read."""
@@ -186,8 +212,8 @@ class DatabaseConfig:
             raise CorruptError(f"the stored setting config cannot be read (it has {names})") from None
 
     def check_known(self) -> None:
-        """Raises CorruptError where keys or guard are of a kind that this version does not know."""
-        for name, known in (("keys", KEYS), ("guard", tuple(GUARDS.kinds))):
+        """Raises CorruptError where a setting is of a kind that this version does not know."""
+        for name, known in (("keys", KEYS), ("guard", tuple(GUARDS.kinds)), ("delivery", DELIVERIES)):
             if (value := getattr(self, name)) not in known:
                 raise CorruptError(f"the stored setting {name} is {shown(value)}, which it cannot be")
 
@@ -253,5 +279,10 @@ _NEEDED: dict[str, Callable[[Any], bool]] = {
     "epoch": is_count,
     "history_start": is_count,
 }
-_OPTIONAL: dict[str, Callable[[Any], bool]] = {"guard": _is_text, "floors": _is_floors, "model_name": _is_text}
+_OPTIONAL: dict[str, Callable[[Any], bool]] = {
+    "guard": _is_text,
+    "floors": _is_floors,
+    "model_name": _is_text,
+    "delivery": _is_text,
+}
 _OWN: dict[str, Any] = {"index": {"kind": "flat"}, "epoch": 1, "history_start": 1}  # not in an exported file

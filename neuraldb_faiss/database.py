@@ -8,9 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from neuraldb_faiss import store as st
-from neuraldb_faiss.config import DatabaseConfig, IndexConfig, check_gamma, check_guard, default_gamma
+from neuraldb_faiss.config import (
+    DELIVERIES,
+    DatabaseConfig,
+    IndexConfig,
+    check_choice,
+    check_gamma,
+    check_guard,
+    default_gamma,
+)
 from neuraldb_faiss.errors import BuildError, CompactedError, FactError, FingerprintError, StoreError
 from neuraldb_faiss.facts import Fact, fold
+from neuraldb_faiss.grounding.limits import MAX_FACTS, MAX_TOKENS
 from neuraldb_faiss.info import Info
 from neuraldb_faiss.options import BuildConfig, CreateOptions, FactFilter, WriteOptions
 from neuraldb_faiss.store import Generation, Problem, Snapshot, Store, StoredFact
@@ -19,9 +28,11 @@ if TYPE_CHECKING:  # torch, transformers and faiss load only when they are used
     import numpy as np
     import torch
 
+    from neuraldb_faiss.grounding import Grounded, Grounder
     from neuraldb_faiss.guard.calibration import Calibration
     from neuraldb_faiss.guard.gate import Gate
     from neuraldb_faiss.hook import Handle
+    from neuraldb_faiss.hook.text_handle import TextHandle
     from neuraldb_faiss.index import Matcher, Matches
 
 T = TypeVar("T")
@@ -41,6 +52,7 @@ class NeuralDB:
         self._store = store
         self._snapshot = store.snapshot(generation)
         self._matcher: Matcher | None = None
+        self._grounder: Grounder | None = None
 
     @classmethod
     def open(cls, path: str | Path, mode: str = "r", *, generation: int | None = None) -> NeuralDB:
@@ -212,6 +224,7 @@ class NeuralDB:
                 "gamma": self.gamma,
                 "guard": self.guard,
                 "residual": config.residual,
+                "delivery": config.delivery,
                 "keys_per_fact": config.keys,
                 "index": config.to_json()["index"],
                 "d1": snapshot.d1,
@@ -265,7 +278,8 @@ class NeuralDB:
         guard: str | None = None,
         search: str = "auto",
         strict: bool = True,
-    ) -> Handle:
+        delivery: str | None = None,
+    ) -> Handle | TextHandle:
         """Hook the database into a model; a context manager, or call `remove()` on what it returns.
 
         Args:
@@ -275,6 +289,10 @@ class NeuralDB:
             guard: another guard than the database's; it brings its own default gamma.
             search: how the plain gate searches: "flat", "ivf", "sketch", or "auto" as `reindex` set it.
             strict: False attaches to a model that the fingerprint says is another one (shapes must fit).
+            delivery: how facts reach a request, instead of the database's own setting. "text": nothing is hooked, and
+                `handle.ground` states them; the model may be None. "residual": they fire, and `handle.ground` adds
+                nothing. "both". "auto": they fire, and `handle.ground` and `handle.delivery_of` say what is best for a
+                prompt.
 
         Raises:
             FingerprintError: the database was built with another model.
@@ -286,12 +304,21 @@ class NeuralDB:
             >>> handle.calls
             1
         """
+        wanted = check_choice("delivery", self.config.delivery if delivery is None else delivery, DELIVERIES)
+        if wanted == "text":
+            from neuraldb_faiss.hook.text_handle import TextHandle
+
+            return TextHandle(self._snapshot, self._newest, tokenizer, str(self.path))
+        from neuraldb_faiss.grounding.delivery import Delivery
         from neuraldb_faiss.hook import attach
         from neuraldb_faiss.models.identity import check_model
 
         site = check_model(self.config, model, strict=strict)
         gate = self.gate(model, tokenizer, gamma=gamma, guard=guard, search=search)
-        return attach(gate, model, site=site, newest=self._newest, tokenizer=tokenizer, database=str(self.path))
+        how = Delivery(wanted, self.config.has_residuals, lambda: gate.source, tokenizer)
+        return attach(
+            gate, model, site=site, newest=self._newest, tokenizer=tokenizer, database=str(self.path), delivery=how
+        )
 
     def gate(
         self, model: Any, tokenizer: Any = None, *, gamma: float | None = None, guard: str | None = None,
@@ -318,6 +345,51 @@ class NeuralDB:
             return self._store.snapshot(like=self._snapshot)
         self.refresh()
         return self._snapshot
+
+    # ---- stating facts
+
+    def ground(
+        self, prompt: str | Sequence[Mapping[str, Any]], *, tokenizer: Any = None, max_facts: int = MAX_FACTS,
+        max_tokens: int = MAX_TOKENS,
+    ) -> Grounded:  # fmt: skip
+        """State the facts whose subjects a prompt names, in the prompt: for any model, and nothing need be solved.
+
+        In a conversation (messages with role and content) any turn of user or assistant counts, and the statements go
+        into the system message; before a text, they stand in front of it. What was said stays to the letter. Which
+        spellings name a subject: see docs/concepts.md.
+
+        Args:
+            prompt: a text to be continued, or the messages of a conversation.
+            tokenizer: of the model that will read it, if known: it counts the tokens (4 bytes of UTF-8 are one else),
+                its special tokens are plain text in statements, and its chat template tells what a new system message
+                begins with and whether there may be one.
+            max_facts, max_tokens: of what goes in; the subjects named nearest to the end come first.
+
+        Returns:
+            Grounded(prompt, facts, text): what is to be sent, the facts that went in, the words that were added. The
+            same facts have the same order, so that a server's prefix cache finds them again.
+
+        Raises:
+            FactError: a prompt that is neither a text nor such messages.
+
+        Examples:
+            >>> print(db.ground("The mayor of Rome is").prompt)
+            Rome is the capital of France.
+            <BLANKLINE>
+            The mayor of Rome is
+        """
+        return self._shown(lambda: self._grounded().ground(
+            prompt, tokenizer=tokenizer, max_facts=max_facts, max_tokens=max_tokens
+        ))  # fmt: skip
+
+    def _grounded(self) -> Grounder:
+        """What states the facts of the generation shown."""
+        if self._grounder is None:
+            from neuraldb_faiss.grounding import Grounder
+
+            self._grounder = Grounder(self._snapshot)
+        self._grounder.refresh(self._snapshot)
+        return self._grounder
 
     # ---- changing it
 

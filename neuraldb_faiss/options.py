@@ -32,6 +32,8 @@ class BuildConfig:
         ffn_module: the down-projection's name with {} for the layer, where it is not found by itself.
         seed: of the context prefixes.
         index: how the keys are searched: an `IndexConfig`, or its fields as a mapping. Flat by default.
+        delivery: how facts reach a request unless it says otherwise: "residual" (the hook adds residuals), "text"
+            (their statements go into the prompt), "both", or "auto" (what measured best for its kind).
         steps, max_steps, lr, weight_decay, clamp, kl_factor, stop_loss, kl_prompts, chat: of the residual's objective
             (`ResidualConfig`).
     """
@@ -44,6 +46,7 @@ class BuildConfig:
     ffn_module: str | None = None
     seed: int = 0
     index: IndexConfig | Mapping[str, Any] | None = None
+    delivery: str = "auto"
     steps: int | None = None
     max_steps: int | None = None
     lr: float | None = None
@@ -84,6 +87,7 @@ class BuildOptions(TypedDict, total=False):
     ffn_module: str | None
     seed: int
     index: IndexConfig | Mapping[str, Any] | None
+    delivery: str
     steps: int | None
     max_steps: int | None
     lr: float | None

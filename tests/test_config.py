@@ -61,7 +61,7 @@ def test_replaced_settings_are_stored_beside_the_others() -> None:
 
 def test_settings_made_anew_have_every_name_that_an_editor_writes() -> None:
     made = replace(DatabaseConfig.from_json({**STORED, "guard": "subject"}), stored={}).to_json()
-    assert made == {**STORED, "guard": "subject", "model_name": None}
+    assert made == {**STORED, "guard": "subject", "model_name": None, "delivery": "auto"}
 
 
 @pytest.mark.parametrize(("name", "value"), [("layer", -1), ("d1", 0), ("gamma", 2.0), ("index", {}), ("guard", 3)])

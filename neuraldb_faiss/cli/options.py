@@ -15,6 +15,7 @@ import click
 
 from neuraldb_faiss.cli.loading import FactFiles, ModelChoice
 from neuraldb_faiss.cli.param_types import Kinds
+from neuraldb_faiss.config import DELIVERIES
 from neuraldb_faiss.errors import SearchError
 from neuraldb_faiss.facts import FORMATS, Fact
 from neuraldb_faiss.guard import registry as guard_registry
@@ -172,6 +173,12 @@ guard = click.option(
     type=guards,
     help="; ".join(f"{kind.name}: {kind.help}" for kind in guard_registry.REGISTRY.kinds.values())
     + f". [default: {guard_registry.DEFAULT}]",
+)
+delivery = click.option(
+    "--delivery",
+    type=click.Choice(DELIVERIES),
+    help="How facts reach a request: residual (added inside of the model), text (stated in the prompt), both, or auto"
+    " (the best for its kind).",
 )
 kinds = Kinds(index_registry.names)
 index = click.option("--index", type=kinds, default="auto", show_default=True, help="How keys are searched.")

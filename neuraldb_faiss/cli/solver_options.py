@@ -10,7 +10,7 @@ from neuraldb_faiss.cli import options as opt
 from neuraldb_faiss.cli.param_types import Kinds
 from neuraldb_faiss.solver.objectives import registry as objectives
 
-PAPER: dict[str, Any] = {"keys": "paper", "guard": "none", "gamma": 0.65, "max_steps": 0}
+PAPER: dict[str, Any] = {"keys": "paper", "guard": "none", "gamma": 0.65, "max_steps": 0, "delivery": "residual"}
 
 
 def solver_settings(**given: Any) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def solver_settings(**given: Any) -> dict[str, Any]:
 
 
 def _with_preset(preset: str | None, given: dict[str, Any]) -> dict[str, Any]:
-    """keys, guard, gamma and max_steps as the preset and the single options say; a contradiction is wrong usage."""
+    """The options of PAPER as the preset and they themselves say; a contradiction is wrong usage."""
     if preset is None:
         return {name: given[name] for name in PAPER}
     for name, meant in PAPER.items():
@@ -60,7 +60,8 @@ solver_options = opt.bundle(
     click.option(
         "--preset",
         type=click.Choice(["paper"]),
-        help="paper: the paper to the letter (--keys paper --guard none --gamma 0.65 --max-steps 0).",
+        help="paper: the paper to the letter (--keys paper --guard none --gamma 0.65 --max-steps 0"
+        " --delivery residual).",
     ),
     opt.guard,
     opt.gamma,
@@ -94,6 +95,7 @@ solver_options = opt.bundle(
         "--chat", is_flag=True, default=None, help="Solve also for the prompt asked in the model's chat template."
     ),
     click.option("--stop-loss", type=click.FloatRange(0), help="Stop optimising a fact at this loss."),
+    opt.delivery,
     opt.drop_failed,
     opt.index,
     opt.lists,

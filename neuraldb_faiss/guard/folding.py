@@ -76,11 +76,43 @@ def fold_bytes(data: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             lines += [code == _LINE_FEED] * len(folded)
         codes, cases, ends = np.array(found, np.uint32), np.array(cased, np.uint8), np.array(at, np.int64)
         feeds = np.array(lines, bool)
+    keep = _one_space(codes, cases, feeds)
+    return codes[keep], cases[keep], ends[keep]
+
+
+def fold_text(text: str) -> tuple[np.ndarray, np.ndarray]:
+    """The codes and cases that `fold_bytes` gives for the text's UTF-8, in a fraction of the time."""
+    raw = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    code_of, case_of = _ascii_tables()
+    low = np.minimum(raw, 127)
+    codes, cases, feeds = code_of[low], case_of[low], raw == _LINE_FEED
+    others = np.flatnonzero(raw > 127)
+    if len(others):
+        kinds, which = np.unique(raw[others], return_inverse=True)
+        folded = [_fold_char(chr(kind)) for kind in kinds.tolist()]
+        sizes = np.array([len(one) for one in folded], np.int64)
+        repeats = np.ones(len(raw), np.int64)
+        repeats[others] = sizes[which]
+        cases[others] = np.array([_case(chr(kind)) for kind in kinds.tolist()], np.uint8)[which]
+        codes, cases, feeds = (np.repeat(part, repeats) for part in (codes, cases, feeds))
+        at = np.repeat(np.cumsum(repeats)[others] - repeats[others], sizes[which])
+        inside = np.arange(len(at)) - np.repeat(np.cumsum(sizes[which]) - sizes[which], sizes[which])
+        first = np.cumsum(sizes) - sizes
+        codes[at + inside] = np.array([code for one in folded for code in one], np.uint32)[
+            np.repeat(first[which], sizes[which]) + inside
+        ]
+    keep = _one_space(codes, cases, feeds)
+    return codes[keep], cases[keep]
+
+
+def _one_space(codes: np.ndarray, cases: np.ndarray, feeds: np.ndarray) -> np.ndarray:
+    """bool [n]: all but white space behind white space; the first of such a run with two line feeds or more gets the
+    case PARAGRAPH, in place."""
     spaces = codes == SPACE
     keep = np.r_[True, ~(spaces[1:] & spaces[:-1])][: len(codes)]
     if feeds.sum() > 1:
         cases[np.flatnonzero(keep)[np.add.reduceat(feeds, np.flatnonzero(keep), dtype=np.int64) > 1]] = PARAGRAPH
-    return codes[keep], cases[keep], ends[keep]
+    return keep
 
 
 def fold_name(name: str) -> tuple[bytes, bytes]:

@@ -12,12 +12,14 @@ name, never fire one: every hit is compared with the catalog's own names.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from neuraldb_faiss.guard.name_index import HASH_VERSION, Subjects
+from neuraldb_faiss.guard.name_index import HASH_VERSION, Speller, Subjects
 from neuraldb_faiss.store.derived import damaged_arrays, forget_arrays, load_arrays, save_arrays
 
+SAVE_AGAIN = 2_000  # names that the files lack: hashing so many costs what writing the files does
 STEM = "subjects"
 KINDS = {"hashes": "<u8", "entries": "<i8"}
 
@@ -33,6 +35,37 @@ class Origin(Protocol):
     def search_folder(self) -> Path | None: ...
     def stamp_of(self, generation: int) -> str | None: ...
     def names(self, entry_id: int) -> tuple[str, ...]: ...
+
+
+class Names(Origin, Protocol):
+    """A snapshot that knows what its entries' subjects are called, and floors that were measured for names.
+
+    search_folder: where the name index is kept; None to keep nothing.
+    """
+
+    @property
+    def floors(self) -> Mapping[str, float]: ...
+    def subject_names(self, after: int = -1) -> Iterator[tuple[int, int, str]]: ...
+
+
+def subjects_of(
+    source: Names, spell: Speller | None = None, before: tuple[Subjects, int] | None = None
+) -> tuple[Subjects, int]:
+    """The index of all names up to the source's generation, and the last generation whose names it has.
+
+    The names are kept hashed in files in the source's `search_folder`, so that only the first opening hashes them all.
+
+    Args:
+        spell: as for `Subjects`. before: what this gave for an earlier source of the same lineage; it lends its names.
+    """
+    kept = spell is None  # the files hold names as the catalog has them
+    known = before or (load_subjects(source) if kept else None)
+    subjects, upto = known or (Subjects.of((), source.names, spell=spell), -1)
+    pairs = [(entry, name) for _, entry, name in source.subject_names(upto)]
+    subjects = subjects.extended(pairs, source.names, source.floors)
+    if kept and before is None and len(pairs) > SAVE_AGAIN:
+        save_subjects(source, subjects)
+    return subjects, max(upto, source.generation)
 
 
 def save_subjects(source: Origin, subjects: Subjects) -> bool:

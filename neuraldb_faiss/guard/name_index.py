@@ -14,7 +14,7 @@ the gate is (measured in docs/gate.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from types import MappingProxyType
@@ -201,24 +201,13 @@ class Subjects:
             seen = seen | ~((codes[1:] == _S) & ~np.r_[words[2:], False])
         joined = np.r_[words[:-1] & words[1:] & seen, False]
         stops = np.flatnonzero((tokens >= 0) & ~joined & (codes != SEPARATOR)) + 1
-        if not len(begins) or not len(stops):
-            return none
-        low = np.searchsorted(begins, stops - self.longest)
-        counts = np.searchsorted(begins, stops) - low
-        stop = np.repeat(stops, counts)
-        start = begins[np.arange(len(stop)) - np.repeat(np.cumsum(counts) - counts - low, counts)]
-        hashes = _Prefixes(codes).of(start, stop)
-        maybe = np.flatnonzero(self._maybe[(hashes >> self._shift).astype(np.int64)])
-        left = np.searchsorted(self.hashes, hashes[maybe], "left")
-        right = np.searchsorted(self.hashes, hashes[maybe], "right")
         found: dict[tuple[int, int], float] = {}
-        for which in np.flatnonzero(right > left):
-            a, b = start[maybe[which]], stop[maybe[which]]
+        for a, b, entries in self.stretches(codes, begins, stops):
             cased = text.cases[a:b]
             spelled, cases = codes[a:b].tobytes(), np.where(cased == PARAGRAPH, np.uint8(NO_CASE), cased).tobytes()
-            for entry in self.entries[left[which] : right[which]].tolist():
-                for own, floor in self._spelled(entry).get(spelled, ()):
-                    if not _as_written(cases, own):
+            for entry in entries:
+                for own, floor in self.spellings(entry).get(spelled, ()):
+                    if not as_written(cases, own):
                         if not _one_case(codes, text.cases, a, b):
                             continue
                         floor = max(floor, _FLOORS_OF_ONE_CASE[SPACE not in codes[a:b]])
@@ -228,6 +217,34 @@ class Subjects:
             return none
         pairs = np.array(sorted(found), np.int64)
         return pairs[:, 0], pairs[:, 1], np.array([found[pair] for pair in sorted(found)])
+
+    def stretches(
+        self, codes: np.ndarray, begins: np.ndarray, stops: np.ndarray, longest: int | None = None
+    ) -> Iterator[tuple[int, int, list[int]]]:
+        """(start, stop, entries) of every stretch of a text that hashes as a name of these entries does, for comparison
+        with their `spellings`.
+
+        Args:
+            codes: uint32 [n], folded. begins, stops: int64, ascending, where a name may start and stop.
+            longest: code points of the longest stretch; by default that of the longest name.
+        """
+        if not len(self) or not len(begins) or not len(stops):
+            return
+        most = self.longest if longest is None else min(longest, self.longest)
+        low = np.searchsorted(begins, stops - most)
+        counts = np.searchsorted(begins, stops) - low
+        stop = np.repeat(stops, counts)
+        start = begins[np.arange(len(stop)) - np.repeat(np.cumsum(counts) - counts - low, counts)]
+        hashes = _Prefixes(codes).of(start, stop)
+        maybe = np.flatnonzero(self._maybe[(hashes >> self._shift).astype(np.int64)])
+        left = np.searchsorted(self.hashes, hashes[maybe], "left")
+        right = np.searchsorted(self.hashes, hashes[maybe], "right")
+        for which in np.flatnonzero(right > left):
+            yield int(start[maybe[which]]), int(stop[maybe[which]]), self.entries[left[which] : right[which]].tolist()
+
+    def spellings(self, entry: int) -> dict[bytes, list[tuple[bytes, float]]]:
+        """Folded name -> its spellings, each as (cases, floor), of an entry's names."""
+        return self._spelled(entry)
 
 
 def _spellings(
@@ -246,7 +263,7 @@ def _spellings(
     return found
 
 
-def _as_written(cases: bytes, own: bytes) -> bool:
+def as_written(cases: bytes, own: bytes) -> bool:
     """Whether a text's cases are a name's own, but for a capital where the name begins small."""
     return cases == own or (cases[1:] == own[1:] and (cases[0], own[0]) == (UPPER, LOWER))
 

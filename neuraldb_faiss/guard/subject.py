@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 
 from neuraldb_faiss.config import check_gamma
 from neuraldb_faiss.guard.gate import UNKNOWN, Fired, Tokens
-from neuraldb_faiss.guard.name_files import load_subjects, save_subjects
+from neuraldb_faiss.guard.name_files import Names, subjects_of
 from neuraldb_faiss.guard.name_index import Folded, Speller, Subjects
 from neuraldb_faiss.guard.none import PlainGate
 from neuraldb_faiss.guard.texts import Texts
@@ -24,24 +23,10 @@ from neuraldb_faiss.index.matcher import Matcher, Matches, as_rows, decide
 from neuraldb_faiss.index.vectors import unit_rows
 
 UTF8 = 4  # bytes a code point takes, at most
-SAVE_AGAIN = 2_000  # names that the files lack: hashing so many costs what writing the files does
 
 
-class NamedSource(EntrySource, Protocol):
-    """A snapshot that also knows what its entries' subjects are called, and floors that were measured for names.
-
-    search_folder: where the name index is kept; None to keep nothing.
-    """
-
-    @property
-    def generation(self) -> int: ...
-    @property
-    def search_folder(self) -> Path | None: ...
-    def stamp_of(self, generation: int) -> str | None: ...
-    @property
-    def floors(self) -> Mapping[str, float]: ...
-    def subject_names(self, after: int = -1) -> Iterator[tuple[int, int, str]]: ...
-    def names(self, entry_id: int) -> tuple[str, ...]: ...
+class NamedSource(EntrySource, Names, Protocol):
+    """A snapshot that also knows what its entries' subjects are called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +43,7 @@ class _View:
     @classmethod
     def of(cls, source: NamedSource, spell: Speller | None, before: _View | None = None) -> _View:
         """`before`, of the same lineage, lends its names: within one they are only ever added to."""
-        kept = spell is None  # the files hold names as the catalog has them
-        known = (before.subjects, before.upto) if before else load_subjects(source) if kept else None
-        subjects, upto = known or (Subjects.of((), source.names, spell=spell), -1)
-        pairs = [(entry, name) for _, entry, name in source.subject_names(upto)]
-        subjects, upto = subjects.extended(pairs, source.names, source.floors), max(upto, source.generation)
-        if kept and before is None and len(pairs) > SAVE_AGAIN:
-            save_subjects(source, subjects)
+        subjects, upto = subjects_of(source, spell, (before.subjects, before.upto) if before else None)
         entries = np.asarray(source.key_entries)
         if (entries[1:] >= entries[:-1]).all():
             return cls(source, subjects, upto, entries, None)

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 from torch import nn
 
 from neuraldb_faiss.errors import CompactedError, FingerprintError, ModelError, NeuralDBError
+from neuraldb_faiss.grounding.delivery import Delivery
+from neuraldb_faiss.grounding.ground import Conversation, Grounded
 from neuraldb_faiss.guard.gate import Gate
 from neuraldb_faiss.hook import model_copies
 from neuraldb_faiss.hook.forward_context import Context
@@ -50,10 +52,11 @@ class Handle:
 
     def __init__(
         self, gate: Gate, model: nn.Module, site: Site, newest: Callable[[], EntrySource] | None,
-        trace_size: int, tokenizer: Any = None, database: str | None = None,
+        trace_size: int, tokenizer: Any = None, database: str | None = None, delivery: Delivery | None = None,
     ) -> None:  # fmt: skip
         """Arguments as for `attach`."""
         self._newest = newest
+        self._delivery = delivery or Delivery("residual", True, lambda: gate.source, tokenizer)
         self._database, self._layer = database, site.layer
         self._context = Context(model, site.module_name, remembers=gate.wants_past)
         self._lookup = Lookup(gate, self._context, trace_size, self._renew, _decoder(tokenizer))
@@ -107,6 +110,28 @@ class Handle:
         """`with handle.disabled():` the model answers as if nothing were attached, in this thread only."""
         return self._lookup.disabled()
 
+    @property
+    def delivery(self) -> str:
+        """How facts reach a request that does not say: "auto", "residual" or "both"; see `delivery_of`."""
+        return self._delivery.wanted
+
+    def delivery_of(self, prompt: str | Conversation, delivery: str | None = None) -> str:
+        """ "residual", "text" or "both" for this prompt. For "text", run the model under `disabled()`."""
+        return self._delivery.of(prompt, delivery)
+
+    def ground(self, prompt: str | Conversation, *, delivery: str | None = None, **limits: Any) -> Grounded:
+        """The prompt with the statements of the facts that it names, as `NeuralDB.ground`, from the generation that
+        answers now; as it is where they reach it as residuals alone.
+
+        Args:
+            delivery: instead of the attachment's. limits: max_facts, max_tokens, tokenizer.
+        """
+        try:
+            return self._delivery.ground(prompt, delivery=delivery, **limits)
+        except CompactedError as error:
+            self._renew(error)
+            return self._delivery.ground(prompt, delivery=delivery, **limits)
+
     def refresh(self, source: EntrySource | None = None) -> None:
         """Answer from another generation: `source`, or the newest. Only what is new is loaded.
 
@@ -150,7 +175,7 @@ class Handle:
 
 def attach(
     gate: Gate, model: nn.Module, *, site: Site, newest: Callable[[], EntrySource] | None = None,
-    trace_size: int = 10_000, tokenizer: Any = None, database: str | None = None,
+    trace_size: int = 10_000, tokenizer: Any = None, database: str | None = None, delivery: Delivery | None = None,
 ) -> Handle:  # fmt: skip
     """Hook a database into one layer of a model.
 
@@ -162,6 +187,7 @@ def attach(
         trace_size: how many firings `trace()` remembers.
         tokenizer: for the text of tokens in the trace.
         database: what the handle calls the database.
+        delivery: how facts reach a request; as residuals alone by default.
 
     Code that torch.compile made before is made anew. A lookup is one operator of its graph, `neuraldb::lookup`, unless
     a gate that reads the text (`SubjectGate`) meets a KV cache: then it runs outside of the graph, and
@@ -183,7 +209,7 @@ def attach(
         inside = False
     if not inside:
         raise ModelError(f"{site.module_name} is another model's: find the site in the model you attach to")
-    return Handle(gate, model, site, newest, trace_size, tokenizer, database)
+    return Handle(gate, model, site, newest, trace_size, tokenizer, database, delivery)
 
 
 def _decoder(tokenizer: Any) -> Callable[[int], str] | None:

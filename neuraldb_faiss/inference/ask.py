@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,9 @@ from neuraldb_faiss.models.tokenization import encode_prompt
 
 if TYPE_CHECKING:
     from neuraldb_faiss.database import NeuralDB
+    from neuraldb_faiss.grounding.ground import Conversation
     from neuraldb_faiss.hook import Handle
+    from neuraldb_faiss.hook.text_handle import TextHandle
     from neuraldb_faiss.store import StoredFact
 
 
@@ -39,6 +42,8 @@ class Answer:
         fired: what fired, the strongest first.
         tokens, ids: of prompt and edited continuation, as texts and as numbers; positions of `fired` count them.
         new: how many of them are the continuation's.
+        delivery: how the facts reached the model: "residual", "text" or "both".
+        stated: the facts whose statements went into the prompt; `added`: the words that they went in with.
     """
 
     prompt: str
@@ -48,11 +53,14 @@ class Answer:
     tokens: tuple[str, ...]
     ids: tuple[int, ...]
     new: int
+    delivery: str = "residual"
+    stated: tuple[StoredFact, ...] = ()
+    added: str = ""
 
 
 def ask(
     db: NeuralDB,
-    handle: Handle,
+    handle: Handle | TextHandle,
     model: Any,
     tokenizer: Any,
     prompt: str,
@@ -60,38 +68,46 @@ def ask(
     compare: bool = False,
     chat: bool = False,
     max_new_tokens: int = 20,
+    delivery: str | None = "residual",
 ) -> Answer:
     """Continue `prompt` greedily under `handle`, an attachment of `db` to `model`; clears the handle's trace.
 
     Args:
         compare: also without the database.
         chat: wrap the prompt in the tokenizer's chat template, as one message of the user.
+        delivery: how the facts are to reach the model; None: as the attachment says.
 
     Raises:
         FactError: the prompt is empty. ModelError: `chat` where the tokenizer has no template.
     """
-    ids = _encode(tokenizer, prompt, chat)
+    if not prompt.strip():
+        raise FactError("the prompt is empty: give a text to continue")
+    asked: str | Conversation = [{"role": "user", "content": prompt}] if chat else prompt
+    how = handle.delivery_of(asked, delivery)
+    grounded = handle.ground(asked, delivery=how, tokenizer=tokenizer)
+    ids = _encode(tokenizer, grounded.prompt)
     base = None
     if compare:
         with handle.disabled():
-            base = tokenizer.decode(_continue(model, tokenizer, ids, max_new_tokens), skip_special_tokens=True)
+            plain = _continue(model, tokenizer, _encode(tokenizer, asked), max_new_tokens)
+        base = tokenizer.decode(plain, skip_special_tokens=True)
     handle.clear_trace()
-    new = _continue(model, tokenizer, ids, max_new_tokens)
+    with handle.disabled() if how == "text" else nullcontext():
+        new = _continue(model, tokenizer, ids, max_new_tokens)
     fired = _fired(db, handle.trace())
     tokens = tuple(tokenizer.decode([token]) for token in (*ids, *new))
     edited = tokenizer.decode(new, skip_special_tokens=True)
-    return Answer(prompt, edited, base, fired, tokens, (*ids, *new), len(new))
+    return Answer(
+        prompt, edited, base, fired, tokens, (*ids, *new), len(new), how, grounded.facts, grounded.text
+    )  # fmt: skip
 
 
-def _encode(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
-    if not prompt.strip():
-        raise FactError("the prompt is empty: give a text to continue")
-    if not chat:
+def _encode(tokenizer: Any, prompt: str | Conversation) -> list[int]:
+    if isinstance(prompt, str):
         return encode_prompt(tokenizer, prompt)
     if not getattr(tokenizer, "chat_template", None):
         raise ModelError("the model's tokenizer has no chat template: leave --chat out")
-    messages = [{"role": "user", "content": prompt}]
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    text = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=False)
     return encode_prompt(tokenizer, text, special=False)
 
 

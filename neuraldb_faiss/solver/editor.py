@@ -10,6 +10,7 @@ from typing import Any, Literal, Unpack
 import numpy as np
 
 from neuraldb_faiss.config import (
+    DELIVERIES,
     KEYS,
     DatabaseConfig,
     ResidualConfig,
@@ -69,6 +70,7 @@ class Editor:
     gamma: float
     ffn_module: str | None
     name: str | None = None  # where the model came from; told to people, compared with nothing
+    delivery: str = "auto"
 
     @classmethod
     def new(
@@ -120,6 +122,7 @@ class Editor:
             gamma=check_gamma(default_gamma(given.guard) if given.gamma is None else given.gamma),
             ffn_module=given.ffn_module,
             name=model_name(model),
+            delivery=check_choice("delivery", given.delivery, DELIVERIES),
         )
 
     @classmethod
@@ -145,6 +148,7 @@ class Editor:
             gamma=config.gamma,
             ffn_module=config.ffn_module,
             name=config.model_name,
+            delivery=config.delivery,
         )
 
     def settings(self) -> dict[str, Any]:
@@ -162,6 +166,7 @@ class Editor:
             "guard": self.guard,
             "gamma": self.gamma,
             "model_name": self.name,
+            "delivery": self.delivery,
         }
 
     def unheard(self, facts: Sequence[Fact]) -> list[int]:
@@ -201,7 +206,7 @@ class Editor:
 
 def digest_of(settings: Mapping[str, Any]) -> str:
     """`Editor.digest` of an editor with these settings."""
-    deciding = {name: value for name, value in settings.items() if name != "model_name"}
+    deciding = {name: value for name, value in settings.items() if name not in ("model_name", "delivery")}
     return hashlib.sha256(repr(sorted(deciding.items())).encode()).hexdigest()
 
 

@@ -267,6 +267,9 @@ def _check_contents(root: Path) -> None:
         raise StoreError(f"{root} holds other files ({strange[0]}): name a new folder for the database")
 
 
-_NOTES = {"model_name"}  # settings that decide nothing: an unfinished build goes on without their being equal
+_NOTES = {
+    "model_name",
+    "delivery",
+}  # settings that decide nothing: an unfinished build goes on without their being equal
 _BESIDE = {"README.md", ".cache"}  # come with a database that was downloaded
 _OURS = {schema.NAME, f"{schema.NAME}-journal", "segments", "search", "quarantine", LOCK, RECORD}

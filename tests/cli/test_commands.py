@@ -266,11 +266,26 @@ def test_generate_in_chat_form(run: Run, db: Path, model: Path) -> None:
     template = model / "chat_template.jinja"
     template.write_text("{% for m in messages %}The {{ m.content }} said{% endfor %}")
     try:
-        answer = told(run("generate", db, "Eiffel Tower", "--chat", "--max-new-tokens", 2, "--json"))
+        chat = ("generate", db, "Eiffel Tower", "--chat", "--max-new-tokens", 2)
+        answer = told(run(*chat, "--delivery", "residual", "--json"))
+        stated, both = told(run(*chat, "--json")), told(run(*chat, "--delivery", "both", "--json"))
+        shown = run(*chat).stdout
     finally:
         template.unlink()
     assert "".join(answer["tokens"]).startswith("The Eiffel Tower said")
-    assert [fact["id"] for fact in answer["fired"][0]["facts"]] == ["tower", "builder"]
+    assert [fact["id"] for fact in answer["fired"][0]["facts"]] == ["tower", "builder"] and answer["stated"] == []
+    for one in (stated, both):
+        assert [fact["id"] for fact in one["stated"]] == ["tower", "builder"]
+        assert "was built by Steve." in "".join(one["tokens"]).partition("said")[0]
+    assert (stated["delivery"], both["delivery"], stated["fired"]) == ("text", "both", [])
+    assert "stated  The Eiffel Tower was built by Steve." in shown
+
+
+def test_generate_states_facts_in_front_of_a_text(run: Run, db: Path) -> None:
+    answer = told(run("generate", db, "Ask the Eiffel Tower", "--max-new-tokens", 1, "--delivery", "text", "--json"))
+    assert "".join(answer["tokens"]).partition("Ask")[0].endswith("was built by Steve.\n\n")
+    done = run("generate", db, "Berlin", "--max-new-tokens", 1, "--delivery", "text")
+    assert done.exit_code == 0 and "no fact was stated" in done.stderr
 
 
 def test_explain_agrees_with_what_fires(run: Run, db: Path) -> None:

@@ -18,7 +18,7 @@ def told(result):  # type: ignore[no-untyped-def]
 
 
 def fired(run: Run, db: Path, prompt: str, *options: object) -> set[str]:
-    answer = told(run("generate", db, prompt, "--max-new-tokens", 1, "--json", *options))
+    answer = told(run("generate", db, prompt, "--max-new-tokens", 1, "--delivery", "residual", "--json", *options))
     return {fact["id"] for one in answer["fired"] for fact in one["facts"]}
 
 

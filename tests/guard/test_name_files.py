@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from helpers.fake_snapshot import FakeSnapshot
-from neuraldb_faiss.guard import subject as subject_matcher
+from neuraldb_faiss.guard import name_files
 from neuraldb_faiss.guard.name_files import damaged_subjects, forget_subjects, load_subjects
 from neuraldb_faiss.guard.subject import SubjectMatcher
 
@@ -46,7 +46,7 @@ class Source(FakeSnapshot):
 
 @pytest.fixture(autouse=True)
 def _save_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subject_matcher, "SAVE_AGAIN", 0)
+    monkeypatch.setattr(name_files, "SAVE_AGAIN", 0)
 
 
 def read(source: Source) -> int:

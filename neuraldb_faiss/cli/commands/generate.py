@@ -13,18 +13,28 @@ from neuraldb_faiss.cli.loading import ModelChoice
 from neuraldb_faiss.cli.output import console, emit_json, fact_summaries, plain, say
 
 if TYPE_CHECKING:
+    from neuraldb_faiss.config import DatabaseConfig
     from neuraldb_faiss.inference.ask import Answer, Fired
     from neuraldb_faiss.store import StoredFact
 
 
 @dataclass(frozen=True)
 class _Answering:
-    """What is generated and shown: also the base model's answer, in the chat template, and marks where facts fired."""
+    """What is generated and shown: also the base model's answer, in the chat template, and marks where facts fired;
+    delivery: how facts reach the model, where not as the database says."""
 
     compare: bool
     chat: bool
     max_new_tokens: int
     mark: bool
+    delivery: str | None
+
+    def deliver(self, config: DatabaseConfig) -> str:
+        """What is asked for, or what the database says; "auto" is for conversations."""
+        wanted = self.delivery or config.delivery
+        if wanted == "auto" and not self.chat and self.delivery is None and config.has_residuals:
+            return "residual"
+        return wanted
 
 
 @click.command(epilog=opt.example("neuraldb generate db 'The Eiffel Tower is in the city of' --compare"))
@@ -45,20 +55,28 @@ class _Answering:
         help="Maximum length of the answer.",
     ),
     click.option("--explain", "mark", is_flag=True, help="Mark in the text where a fact fired."),
+    opt.delivery,
 )
 @opt.gate_choice
 @opt.as_json
 def generate(
     db: Path, prompt: str, model: ModelChoice, answering: _Answering, gate: opt.GateChoice, as_json: bool
 ) -> None:  # fmt: skip
-    """Continue PROMPT greedily with a database attached, and list the facts that fired."""
+    """Continue PROMPT greedily with a database attached, and list the facts that fired or were stated in the prompt.
+
+    How facts reach the model is the database's setting, or --delivery; "auto" states them in chats and lets them fire
+    elsewhere.
+    """
     from neuraldb_faiss.database import NeuralDB
 
     with NeuralDB.open(db) as database:
         loaded, tokenizer = model.load_for(database)
         from neuraldb_faiss.inference.ask import ask
 
-        with database.attach(loaded, tokenizer, gamma=gate.gamma, guard=gate.guard, search=gate.index) as handle:
+        how = answering.deliver(database.config)
+        with database.attach(
+            loaded, tokenizer, gamma=gate.gamma, guard=gate.guard, search=gate.index, delivery=how
+        ) as handle:
             answer = ask(
                 database,
                 handle,
@@ -68,6 +86,7 @@ def generate(
                 compare=answering.compare,
                 chat=answering.chat,
                 max_new_tokens=answering.max_new_tokens,
+                delivery=None,
             )
     if as_json:
         emit_json(_answer_json(answer))
@@ -90,6 +109,8 @@ def _answer_json(answer: Answer) -> dict[str, Any]:
         "prompt": answer.prompt,
         **base,
         "edited": answer.edited,
+        "delivery": answer.delivery,
+        "stated": fact_summaries(answer.stated),
         "fired": fired,
         "tokens": list(answer.tokens),
     }
@@ -109,8 +130,11 @@ def _print_answer(answer: Answer, mark: bool) -> None:
     out.print(Text.assemble(label, text), soft_wrap=True)
     for one in answer.fired:
         out.print(Text.assemble(("fired   ", "dim"), _fired_line(one)), soft_wrap=True)
-    if not answer.fired:
-        say("no fact fired: the answer is the model's own")
+    for fact in answer.stated:
+        out.print(Text.assemble(("stated  ", "dim"), plain(fact.statement)), soft_wrap=True)
+    if not answer.fired and not answer.stated:
+        what = {"residual": "fired", "text": "was stated", "both": "fired or was stated"}[answer.delivery]
+        say(f"no fact {what}: the answer is the model's own")
 
 
 def _shown(text: str) -> str:

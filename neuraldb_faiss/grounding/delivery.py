@@ -1,0 +1,48 @@
+"""Delivery of an attached database's facts as text, beside or instead of its residuals."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from neuraldb_faiss.config import resolve_delivery
+from neuraldb_faiss.grounding.ground import Conversation, Grounded, Grounder
+
+
+class Delivery:
+    """How the facts of one attachment reach its requests; what an attachment's `ground` answers with.
+
+    Attributes:
+        wanted: one of `config.DELIVERIES`.
+    """
+
+    def __init__(self, wanted: str, residuals: bool, source: Callable[[], Any], tokenizer: Any = None) -> None:
+        """residuals: whether the database has any. source: gives the snapshot that answers now. tokenizer: of the
+        prompts that are grounded."""
+        self.wanted = wanted
+        self._residuals, self._source, self._tokenizer = residuals, source, tokenizer
+        self._grounder: Grounder | None = None  # made when it is first needed: reading the names takes time
+        self._lock = threading.Lock()
+
+    def of(self, prompt: str | Conversation, delivery: str | None = None) -> str:
+        """ "residual", "text" or "both": how facts reach this request, which may ask for another delivery."""
+        return resolve_delivery(delivery or self.wanted, chat=not isinstance(prompt, str), residuals=self._residuals)
+
+    def ground(self, prompt: str | Conversation, *, delivery: str | None = None, **limits: Any) -> Grounded:
+        """The prompt with the statements of the facts that it names, or as it is where they are not delivered so.
+
+        Args:
+            delivery: instead of `wanted`. limits: tokenizer, max_facts, max_tokens, as for `Grounder.ground`.
+        """
+        if self.of(prompt, delivery) == "residual":
+            return Grounded(prompt if isinstance(prompt, str) else [dict(message) for message in prompt])
+        return self._ready().ground(prompt, **{"tokenizer": self._tokenizer, **limits})
+
+    def _ready(self) -> Grounder:
+        with self._lock:
+            if self._grounder is None:
+                self._grounder = Grounder(self._source())
+            else:
+                self._grounder.refresh(self._source())
+            return self._grounder

@@ -1,0 +1,179 @@
+"""Prompts with the statements of the facts whose subjects they name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Unpack
+
+from neuraldb_faiss.errors import FactError
+from neuraldb_faiss.facts.metadata import kind_of
+from neuraldb_faiss.grounding import chats
+from neuraldb_faiss.grounding.limits import MAX_FACTS, MAX_TOKENS
+from neuraldb_faiss.grounding.mentions import Mentions
+from neuraldb_faiss.grounding.relevance import most_relevant
+from neuraldb_faiss.grounding.wording import Wording, plain_text
+from neuraldb_faiss.guard.name_files import Names
+from neuraldb_faiss.options import FactFilter
+from neuraldb_faiss.store.records import StoredFact, subject_key
+
+Conversation = Sequence[Mapping[str, Any]]
+_BYTES = 4  # of UTF-8, that count as a token where there is no tokenizer
+_LONGEST = 64  # characters that one token holds, at most: longer statements are not even counted
+_FULL = 4  # tokens in which no statement has room
+_KEPT = 1 << 14  # entries whose facts are remembered
+
+
+class FactSource(Names, Protocol):
+    """A snapshot: names, and the live facts of entries."""
+
+    def facts(self, **where: Unpack[FactFilter]) -> Iterator[StoredFact]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Grounded:
+    """A prompt as it is to be sent.
+
+    Attributes:
+        prompt: a text, or a conversation's messages, as it was given but for `text`.
+        facts: those that went in, as they stand there.
+        text: the words that were added; "" where nothing was.
+    """
+
+    prompt: Any
+    facts: tuple[StoredFact, ...] = ()
+    text: str = ""
+
+
+class _View:
+    """One generation: its names, and the facts of its entries as far as they were asked for."""
+
+    def __init__(self, source: FactSource, before: Mentions | None = None) -> None:
+        self.source, self.mentions = source, Mentions(source, before)
+        self._facts: dict[int, tuple[StoredFact, ...]] = {}
+
+    def subjects(self, texts: Sequence[str]) -> Iterator[list[StoredFact]]:
+        """The live facts of each subject that the texts name, the one named nearest to the end first."""
+        seen: set[str] = set()
+        for text in reversed(texts):
+            covered: int | None = None  # from here on everything lies behind, or inside of a longer mention
+            for mention in self.mentions.in_text(text):
+                if covered is not None and covered <= mention.start:
+                    continue
+                facts = sorted((fact for entry in mention.entries for fact in self._of(entry)), key=_row)
+                if not facts:
+                    continue
+                covered = mention.start
+                groups: dict[str, dict[str, StoredFact]] = {}
+                for fact in facts:
+                    groups.setdefault(subject_key(fact.subject), {}).setdefault(fact.identity, fact)
+                for name, group in groups.items():
+                    if name not in seen:
+                        seen.add(name)
+                        yield list(group.values())
+
+    def _of(self, entry: int) -> tuple[StoredFact, ...]:
+        known = self._facts.get(entry)
+        if known is None:
+            known = tuple(self.source.facts(entry=entry))
+            if len(self._facts) >= _KEPT:
+                self._facts.clear()
+            self._facts[entry] = known
+        return known
+
+
+class Grounder:
+    """Finds the live facts of one generation that prompts name, and puts their statements in; threads may share it."""
+
+    def __init__(self, source: FactSource, wording: Wording | None = None) -> None:
+        self._view = _View(source)
+        self.wording = wording or Wording()
+
+    @property
+    def source(self) -> FactSource:
+        """The snapshot whose facts are stated."""
+        return self._view.source
+
+    def refresh(self, source: FactSource) -> None:
+        """State another generation's facts; only its new names are read while the lineage is the same."""
+        if source is not self._view.source:
+            self._view = _View(source, self._view.mentions)
+
+    def ground(
+        self, prompt: str | Conversation, *, tokenizer: Any = None, max_facts: int = MAX_FACTS,
+        max_tokens: int = MAX_TOKENS,
+    ) -> Grounded:  # fmt: skip
+        """See `NeuralDB.ground`."""
+        texts = _texts(prompt)
+        room = _Room(self.wording, not isinstance(prompt, str), tokenizer, max_facts, max_tokens)
+        for subject in self._view.subjects(texts) if not room.is_full else ():
+            for fact in most_relevant(subject, texts[-1], room.facts):
+                room.take(fact)
+            if room.is_full:
+                break
+        facts, text = room.chosen()
+        if isinstance(prompt, str):
+            return Grounded(text + prompt, facts, text)
+        return Grounded(chats.grounded(prompt, text, chats.system_role(tokenizer)), facts, text)
+
+
+def _texts(prompt: Any) -> list[str]:
+    """What is said in a prompt, one text a turn. Raises FactError for what is neither a text nor a conversation."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
+        raise FactError(f"the prompt is {kind_of(prompt)}; give a text, or a list of messages with role and content")
+    return chats.turns(prompt)
+
+
+def _row(fact: StoredFact) -> int:
+    return -1 if fact.row is None else fact.row
+
+
+class _Room:
+    """Facts as they are chosen, within the limits."""
+
+    def __init__(self, wording: Wording, chat: bool, tokenizer: Any, max_facts: int, max_tokens: int) -> None:
+        self._wording, self._chat, self._count = wording, chat, _counter(tokenizer)
+        self._specials = [str(token) for token in getattr(tokenizer, "all_special_tokens", ())]
+        self._taken: list[tuple[StoredFact, str]] = []
+        self._most = max_tokens
+        self.facts = max_facts
+        self._left = max_tokens - self._count(wording.text([""], chat=chat))
+
+    @property
+    def is_full(self) -> bool:
+        return self.facts < 1 or self._left < _FULL
+
+    def take(self, fact: StoredFact) -> None:
+        """Take a fact in, where its statement has room."""
+        statement = plain_text(fact.statement, self._specials)
+        if self.facts < 1 or len(statement) > _LONGEST * max(self._left, 0):
+            return
+        cost = self._count(self._wording.line(statement, chat=self._chat) + "\n")
+        if cost <= self._left:
+            self._taken.append((fact, statement))
+            self.facts, self._left = self.facts - 1, self._left - cost
+
+    def chosen(self) -> tuple[tuple[StoredFact, ...], str]:
+        """The facts in an order that depends on them alone, those of one subject together; and what states them."""
+        while True:
+            groups: dict[str, list[tuple[StoredFact, str]]] = {}
+            for fact, statement in sorted(self._taken, key=lambda one: _row(one[0])):
+                groups.setdefault(subject_key(fact.subject), []).append((fact, statement))
+            ordered = [pair for group in groups.values() for pair in group]
+            text = self._wording.text([statement for _, statement in ordered], chat=self._chat)
+            # What was counted line by line may be a token more as a whole.
+            if not self._taken or self._count(text) <= self._most:
+                return tuple(fact for fact, _ in ordered), text
+            self._taken.pop()
+
+
+def _counter(tokenizer: Any) -> Callable[[str], int]:
+    if tokenizer is None:
+        return lambda text: -(-len(text.encode("utf-8", "replace")) // _BYTES)
+
+    def count(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    return count

@@ -1,0 +1,75 @@
+"""Handle of a database whose facts reach a model as text alone: nothing is hooked, and nothing fires."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from neuraldb_faiss.errors import CompactedError
+from neuraldb_faiss.grounding.delivery import Delivery
+from neuraldb_faiss.grounding.ground import Conversation, Grounded
+from neuraldb_faiss.hook.trace import Trace
+
+
+class TextHandle:
+    """As `Handle`, for the delivery "text": the model is not touched, and `ground` states the facts.
+
+    It answers from the generation it was attached with until `refresh()`.
+
+    Attributes: calls and hits (both 0).
+    """
+
+    calls = hits = 0
+
+    def __init__(
+        self, source: Any, newest: Callable[[], Any], tokenizer: Any = None, database: str | None = None
+    ) -> None:  # fmt: skip
+        """source: the snapshot that answers. newest: gives the one that `refresh()` moves to."""
+        self._source, self._newest, self._database = source, newest, database
+        self._delivery = Delivery("text", False, lambda: self._source, tokenizer)
+
+    def __repr__(self) -> str:
+        return f"<TextHandle of {self._database or 'a database'}: facts are stated, nothing fires>"
+
+    @property
+    def delivery(self) -> str:
+        return self._delivery.wanted
+
+    def delivery_of(self, prompt: str | Conversation, delivery: str | None = None) -> str:
+        """ "text", whatever is asked for but a residual, of which there is none here."""
+        return self._delivery.of(prompt, delivery)
+
+    def ground(self, prompt: str | Conversation, *, delivery: str | None = None, **limits: Any) -> Grounded:
+        """See `Handle.ground`."""
+        try:
+            return self._delivery.ground(prompt, delivery=delivery, **limits)
+        except CompactedError as error:
+            self.refresh()
+            warnings.warn(f"{error}: the newest generation answers from now on", stacklevel=2)
+            return self._delivery.ground(prompt, delivery=delivery, **limits)
+
+    def trace(self) -> Trace:
+        """Nothing: what is stated does not fire."""
+        return Trace()
+
+    def clear_trace(self) -> None:
+        """Nothing to clear."""
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """As the model is."""
+        return nullcontext()
+
+    def refresh(self, source: Any = None) -> None:
+        """State the facts of another generation: `source`, or the newest."""
+        self._source = self._newest() if source is None else source
+
+    def remove(self) -> None:
+        """Nothing is hooked."""
+
+    def __enter__(self) -> TextHandle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
