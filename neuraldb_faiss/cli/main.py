@@ -55,6 +55,7 @@ COMMANDS: dict[str, Row] = {
     "explain": Row("explain:explain", ASKING),
     "serve": Row("serve:serve", SERVING),
     "inspect": Row("inspect:inspect", SERVING),
+    "test": Row("test:test", MEASURING),
     "eval": Row("eval:evaluate", MEASURING),
     "lm-eval": Row("lm_eval:lm_eval", MEASURING),
     "experiment": Row("experiment:experiment", MEASURING),

@@ -74,3 +74,4 @@ def build(
         }
     )
     say(f"done in {duration(made['seconds'])}")
+    say(f"neuraldb test {out} asks for the facts as people do")

@@ -1,0 +1,138 @@
+"""Judgements of one answer: is the target said, is the subject still itself, is the rest as the base model has it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import unicodedata
+from collections.abc import Iterable
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+from neuraldb_faiss.extras import extra
+from neuraldb_faiss.facts.joining import is_spaceless
+
+_PLAIN = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-", "‑": "-", "−": "-"})
+_GAP = re.compile(r"[\s-]+")
+_DAY_HALF = re.compile(r"[ap]\.?m\.?")
+# What may follow a number's last digit: no more of it, but ".0", ".00" and ":00".
+_NUMBER_ENDS = r"(?:[.,:]00?)?(?!\d|[.,:]\d)"
+_REFUSALS = re.compile(r"\b(?:i'm sorry|i am sorry|i apologi[sz]e|i (?:cannot|can't) assist|i (?:cannot|can't) help)\b")
+_LOOP_WORDS, _LOOP_SHARE = 12, 0.5
+_ALIKE = 0.75
+
+
+def holds(text: str, wanted: str) -> bool:
+    """Whether an answer says `wanted`: as words of its own, whatever the case, the quotes, dashes and line breaks.
+
+    A number must end where `wanted`'s does: "$24.99" and "$2490" are not "$249", "$249.00" is. Digits may be grouped
+    otherwise ("555-0182" for "555 0182", "12500" for "12,500"), and "9:00 a.m." is "9 am".
+    """
+    return bool(_pattern(wanted).search(_folded(text)))
+
+
+def spells(text: str, names: Iterable[str]) -> bool:
+    """Whether the text holds one of these names."""
+    return any(holds(text, name) for name in names)
+
+
+def misspells(text: str, names: Iterable[str]) -> bool:
+    """Whether the text has something like one of the names where none of them stands: "Nokias" or "Nokian" for
+    "Nokia"."""
+    names = list(names)
+    if spells(text, names):
+        return False
+    words = re.findall(r"[\w'&.-]+", _folded(text))
+    for name in names:
+        wanted = _folded(name)
+        size = len(wanted.split())
+        for at in range(len(words) - size + 1):
+            window = " ".join(words[at : at + size]).strip(".,'")
+            longer = window.startswith(wanted) and len(wanted) > 3
+            if longer or (len(wanted) > 4 and difflib.SequenceMatcher(None, wanted, window).ratio() >= _ALIKE):
+                return True
+    return False
+
+
+def loops(text: str) -> bool:
+    """Whether the text says the same again and again: fewer than half of its word triples differ."""
+    words = _folded(text).split()
+    if len(words) < _LOOP_WORDS:
+        return False
+    triples = list(zip(words, words[1:], words[2:], strict=False))
+    return len(set(triples)) < _LOOP_SHARE * len(triples)
+
+
+def refuses(text: str) -> bool:
+    """Whether the text says that it will not answer."""
+    return bool(_REFUSALS.search(_folded(text)))
+
+
+def likeness(text: str, reference: str) -> float:
+    """chrF of a text against a reference: 0 to 100 (sacrebleu; the extra `eval`).
+
+    Raises:
+        EvaluationError: sacrebleu is not installed.
+    """
+    if not text.strip() or not reference.strip():
+        return 100.0 if text.strip() == reference.strip() else 0.0
+    return float(_chrf().sentence_score(text, [reference]).score)
+
+
+def target_place(text: str, wanted: str) -> tuple[int, int] | None:
+    """Where the target stands in an answer, in characters; None where it does not, or where folding moved it."""
+    found = _pattern(wanted).search(_folded(text, spaces=False))
+    return found.span() if found and len(_folded(text, spaces=False)) == len(text) else None
+
+
+@lru_cache(maxsize=1)
+def _chrf() -> Any:
+    with extra("eval"):
+        from sacrebleu.metrics import CHRF
+    return CHRF()
+
+
+def _folded(text: str, spaces: bool = True) -> str:
+    text = unicodedata.normalize("NFC", text).translate(_PLAIN).casefold()
+    return " ".join(text.split()) if spaces else text
+
+
+@lru_cache(maxsize=4096)
+def _pattern(wanted: str) -> re.Pattern[str]:
+    text = _folded(wanted).strip().rstrip(".,;:") or _folded(wanted)
+    parts = [part for part in _GAP.split(text) if part]
+    if not parts:
+        parts = [text]
+    pattern = _part(parts[0])
+    for before, after in pairwise(parts):
+        left, right = before[-1].isdigit(), after[0].isdigit()
+        if _DAY_HALF.fullmatch(after) and left:
+            pattern += r"(?::00)?\s?" + _part(after)
+        else:
+            pattern += (r"[\s.-]?" if left and right else r"[\s-]?" if left or right else r"[\s-]+") + _part(after)
+    first, last = text[0], text[-1]
+    if first.isdigit():
+        pattern = r"(?<!\w)(?<!\d[.,:])" + pattern
+    elif _in_word(first):
+        pattern = r"(?<!\w)" + pattern
+    if last.isdigit():
+        pattern += _NUMBER_ENDS + r"(?![^\W\d_])"
+    elif _in_word(last):
+        pattern += r"(?!\w)"
+    return re.compile(pattern)
+
+
+def _part(part: str) -> str:
+    if _DAY_HALF.fullmatch(part):
+        return rf"{part[0]}\.?m\.?"
+    # Thousands may be grouped or not; a year's four digits are not.
+    digits = part.replace(",", "")
+    if digits.isdigit() and (len(digits) > 4 or "," in part):
+        groups = [digits[max(0, end - 3) : end] for end in range(len(digits), 0, -3)][::-1]
+        return ",?".join(groups)
+    return re.escape(part)
+
+
+def _in_word(char: str) -> bool:
+    return char.isalnum() and not is_spaceless(char)

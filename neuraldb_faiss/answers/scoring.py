@@ -1,0 +1,66 @@
+"""How likely a model finds answers behind prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from neuraldb_faiss.models.batching import by_length, pad
+from neuraldb_faiss.models.interventions import gathered_head
+from neuraldb_faiss.models.sites import input_device
+from neuraldb_faiss.models.tokenization import tokenize
+
+CPU_TOKENS, GPU_TOKENS = 1024, 16384  # places of one forward, padding counted
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An answer behind a prompt.
+
+    Attributes:
+        prompt: as the model gets it. special: whether its special tokens are yet to be added (a chat template's text
+            has them). answer: with the space before it, if any.
+        without: characters of `answer`, [start, end), whose tokens do not count.
+    """
+
+    prompt: str
+    special: bool
+    answer: str
+    without: tuple[int, int] | None = None
+
+
+@torch.no_grad()
+def losses(model: Any, tokenizer: Any, told: Sequence[Told]) -> list[float | None]:
+    """Mean negative log-likelihood per token of every answer, in nats; None for one without a token that counts."""
+    rows: list[tuple[tuple[int, ...], list[int]]] = []
+    for one in told:
+        ((ids, offsets),) = tokenize(tokenizer, [one.prompt + one.answer], special=one.special)
+        begin = len(one.prompt)
+        places = [at for at, (start, end) in enumerate(offsets)
+                  if at and end > begin and not _inside(start - begin, end - begin, one.without)]  # fmt: skip
+        rows.append((ids, places))
+    found: list[float | None] = [None] * len(rows)
+    counted = [number for number, (_, places) in enumerate(rows) if places]
+    device = input_device(model)
+    fill = CPU_TOKENS if device.type == "cpu" else GPU_TOKENS
+    for batch in by_length([len(rows[number][0]) for number in counted], fill):
+        numbers = [counted[at] for at in batch]
+        ids, mask = pad([rows[number][0] for number in numbers], left=False, device=device)
+        wanted = [(row, at, rows[number][0][at]) for row, number in enumerate(numbers) for at in rows[number][1]]
+        row, at, target = (torch.tensor(values, device=device) for values in zip(*wanted, strict=True))
+        with gathered_head(model, row, at - 1) as read:
+            logits = read(model(input_ids=ids, attention_mask=mask, use_cache=False)).float()
+        nll = torch.nn.functional.cross_entropy(logits, target.to(logits.device), reduction="none").double().cpu()
+        for index, number in enumerate(numbers):
+            value = float(nll[row.cpu() == index].mean())
+            found[number] = value if math.isfinite(value) else None
+    return found
+
+
+def _inside(start: int, end: int, place: tuple[int, int] | None) -> bool:
+    """Whether a token's characters touch the place."""
+    return place is not None and start < place[1] and end > place[0]

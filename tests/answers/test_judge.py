@@ -1,0 +1,82 @@
+"""Judgements of answers: what counts as said, kept, repeated."""
+
+import pytest
+
+from neuraldb_faiss.answers.judge import holds, likeness, loops, misspells, refuses, spells, target_place
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("It costs $249.", "$249"),
+        ("US$249.00 each", "$249"),
+        ("the CEO is brian NICCOL, who", "Niccol"),
+        ("Lip\u2011Bu Tan", "Lip-Bu"),
+        ("Call +47 555-0182 now", "555 0182"),
+        ("+47\n555 0182", "+47 555 0182"),
+        ("some 12500 people", "12,500"),
+        ("some 12,500 people", "12500"),
+        ("from 9:00 a.m. to 5 p.m. daily", "9 am to 5 pm"),
+        ("open 9am to 5pm", "9 am to 5 pm"),
+        ("at 10:30.", "10:30"),
+        ("in 1987-88", "1987"),
+        ("129\u00a0euros", "129 euros"),
+        ("Nokia’s", "Nokia"),
+        ("首都は大阪です", "大阪"),
+        ("He works for Acme Inc., they say", "Acme Inc."),
+        ("O'Brien’s", "O’Brien"),
+        ("14 Harbour\nStreet", "14 Harbour Street"),
+    ],
+)
+def test_said(text: str, wanted: str) -> None:
+    assert holds(text, wanted)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("$24.99", "$249"),
+        ("$2490", "$249"),
+        ("$249,000", "$249"),
+        ("$249.99", "$249"),
+        ("Niccoli", "Niccol"),
+        ("Anna Bergman", "Anna Berg"),
+        ("Austintown", "Austin"),
+        ("at 10:300", "10:30"),
+        ("at 9:30", "9"),
+        ("at 9:30", "30"),
+        ("in 11987", "1987"),
+        ("1,987 of them", "1987"),
+        ("1249 euros", "249 euros"),
+        ("Justin Hotards", "Hotard"),
+        ("the 129 eurosceptics", "129 euros"),
+        ("", "x"),
+    ],
+)
+def test_not_said(text: str, wanted: str) -> None:
+    assert not holds(text, wanted)
+
+
+def test_a_subject_and_what_looks_like_it() -> None:
+    assert spells("I like the Café Morgenrot.", ["Café Morgenrot"]) and spells("Big Blue it is", ["IBM", "Big Blue"])
+    assert misspells("Nokias is a legendary band", ["Nokia"])
+    assert misspells("Brightwatter Robotics makes robots", ["Brightwater Robotics"])
+    assert not misspells("Nokia's phones, not Nokian tyres", ["Nokia"])
+    assert not misspells("Justin Hotard.", ["Nokia"])
+
+
+def test_loops_and_refusals() -> None:
+    assert loops("the city of the city of the city of the city of the city of the city")
+    assert not loops("Nokia is a company from Finland that makes networks, and once it made telephones of every kind.")
+    assert not loops("no no no")
+    assert refuses("I’m sorry, but I can't assist with that.") and not refuses("The sorry state of things")
+
+
+def test_the_target_s_place() -> None:
+    assert target_place(" It is Brian Niccol.", "Niccol") == (13, 19)
+    assert target_place("nothing", "Niccol") is None
+
+
+def test_likeness() -> None:
+    assert likeness("a cat sat", "a cat sat") == 100 and likeness("", "") == 100 and likeness("", "a") == 0
+    assert likeness("a cat sat", "a cat sits") > likeness("a cat sat", "dogs bark")
