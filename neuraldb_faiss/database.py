@@ -534,17 +534,16 @@ class NeuralDB:
             BuildError: the database has no subject guard. FactError: the file cannot be read.
         """
         from neuraldb_faiss.facts.readers import read_texts
-        from neuraldb_faiss.guard.calibration import calibrate
+        from neuraldb_faiss.guard.calibration import calibrate, read
         from neuraldb_faiss.guard.registry import REGISTRY as GUARDS
         from neuraldb_faiss.models.identity import check_model
 
         if not GUARDS[self.guard].reads_text:
             raise BuildError(f"{self.path} has no subject guard: its gate is one gamma for all")
         site = check_model(self.config, model)
-        done = calibrate(
-            self._snapshot, model, tokenizer, site, self.gate(model, tokenizer), read_texts(text),
-            target_rate=target_rate, tokens=tokens, report=report,
-        )  # fmt: skip
+        seen = read(model, tokenizer, site, read_texts(text), tokens=tokens)
+        gate = self.gate(model, tokenizer)
+        done = calibrate(self._snapshot, gate, seen, target_rate=target_rate, report=report)
         if done.floors:
             with self._store.write(f"calibrate --text {Path(text).name}", wait=wait) as transaction:
                 transaction.set_setting("floors", {**self._snapshot.floors, **done.floors})

@@ -12,9 +12,18 @@ from neuraldb_faiss.errors import ConfigError
 if TYPE_CHECKING:
     from neuraldb_faiss.edits.pipeline import Report
 
+WAIT = 10.0  # seconds to wait for another writer, where nobody says otherwise
+
 _OBJECTIVE = (
     "steps", "max_steps", "lr", "weight_decay", "clamp", "kl_factor", "stop_loss", "kl_prompts", "chat",
 )  # fmt: skip
+
+
+def check_names(options: Mapping[str, Any], known: type) -> None:
+    """Raises TypeError, as Python does, for a named argument that the TypedDict `known` does not have."""
+    names = known.__annotations__
+    if unknown := [name for name in options if name not in names]:
+        raise TypeError(f"unexpected keyword argument {unknown[0]!r}: there are {', '.join(sorted(names))}")
 
 
 @dataclass(frozen=True)
@@ -115,6 +124,18 @@ class CreateOptions(BuildOptions, total=False):
     command: str
 
 
+class RayOptions(CreateOptions, total=False):
+    """More named arguments of `build_on_ray`.
+
+    Attributes:
+        device: None for one GPU a worker where the cluster has any; cpu, or cuda.
+        dtype: of the weights, see `load_model`.
+    """
+
+    device: str | None
+    dtype: str | None
+
+
 class WriteOptions(TypedDict, total=False):
     """Named arguments of every change.
 
@@ -129,17 +150,25 @@ class WriteOptions(TypedDict, total=False):
     wait: float
 
 
-class MergeOptions(WriteOptions, total=False):
+class JoinOptions(WriteOptions, total=False):
+    """More named arguments of what brings facts of several databases together.
+
+    Attributes:
+        model, tokenizer: to solve facts jointly that share a key; without, they wait for `solve`.
+    """
+
+    model: Any
+    tokenizer: Any
+
+
+class MergeOptions(JoinOptions, total=False):
     """More named arguments of `merge`.
 
     Attributes:
         link: hard-link the arrays instead of copying them.
-        model, tokenizer: to solve facts jointly that share a key; without, they wait for `solve`.
     """
 
     link: bool
-    model: Any
-    tokenizer: Any
 
 
 class FactFilter(TypedDict, total=False):

@@ -23,8 +23,8 @@ def build_store(
     report, command = rest.pop("report", None), rest.pop("command", "build")
     wanted = BuildConfig.of(config, rest)
     folded = fold(facts, on_conflict)
-    index = wanted.search().to_json()
+    index = wanted.search()
     editor = Editor.new(model, tokenizer, wanted)
     return changes.build(
-        folded.facts, editor, path, drop_failed=drop_failed, report=report, command=command, index=index
+        folded.facts, editor, path, drop_failed=drop_failed, index=index, report=report, command=command
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
+from neuraldb_faiss.config import IndexConfig
 from neuraldb_faiss.edits.pipeline import (
     HEAD,
     Planner,
@@ -22,6 +23,7 @@ from neuraldb_faiss.edits.pipeline import (
 from neuraldb_faiss.errors import FactError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.facts.metadata import clip
+from neuraldb_faiss.options import WAIT, WriteOptions, check_names
 from neuraldb_faiss.store import Generation, Store, StoredFact, Transaction
 
 if TYPE_CHECKING:  # it imports torch, and removing facts needs none
@@ -38,10 +40,8 @@ def build(
     path: str | Path,
     *,
     drop_failed: bool = False,
-    report: Report | None = None,
-    command: str = "build",
-    index: Mapping[str, Any] | None = None,
-    wait: float = 10.0,
+    index: IndexConfig | None = None,
+    **options: Unpack[WriteOptions],
 ) -> Store:
     """A new database of these facts (folded: one target a subject and prompt) at `path`.
 
@@ -49,10 +49,8 @@ def build(
 
     Raises: see `build_by`.
     """
-    return build_by(
-        facts, editor, solve_here(editor, drop_failed), path, drop_failed=drop_failed, report=report,
-        command=command, index=index, wait=wait,
-    )  # fmt: skip
+    solve = solve_here(editor, drop_failed)
+    return build_by(facts, editor, solve, path, drop_failed=drop_failed, index=index, **options)
 
 
 def build_by(
@@ -62,10 +60,8 @@ def build_by(
     path: str | Path,
     *,
     drop_failed: bool = False,
-    report: Report | None = None,
-    command: str = "build",
-    index: Mapping[str, Any] | None = None,
-    wait: float = 10.0,
+    index: IndexConfig | None = None,
+    **options: Unpack[WriteOptions],
 ) -> Store:
     """`build`, with the pieces solved by `solve`, perhaps elsewhere; they are staged and published here.
 
@@ -73,12 +69,14 @@ def build_by(
         FactError: there are none, or none of them could ever fire.
         StoreError: `path` holds something else, or the disk fails; what was staged stays for the next try.
     """
+    check_names(options, WriteOptions)
     if not facts:
         raise FactError("no facts: the input is empty, or every record was bad")
-    facts, report = _heard(planner, facts, report)
-    settings = {**planner.settings(), "epoch": 1, "history_start": 1, "index": dict(index or {"kind": "flat"})}
+    facts, report = _heard(planner, facts, options.get("report"))
+    command = options.get("command", "build")
+    settings = replace(planner.settings(), index=index or IndexConfig()).to_json()
     # A build that failed before anything was staged leaves no trace.
-    with Store.creating(path, settings, command, wait=wait, keep_staged=True) as store:
+    with Store.creating(path, settings, command, wait=options.get("wait", WAIT), keep_staged=True) as store:
         with store.write(command) as transaction:
             groups = group_by_key(zip(planner.key_ids(facts), facts, strict=True))
             solve_into(transaction, planner, groups, solve, drop_failed=drop_failed, report=report)

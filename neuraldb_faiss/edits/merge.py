@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from neuraldb_faiss.config import DatabaseConfig, IndexConfig, check_gamma
-from neuraldb_faiss.edits.pipeline import Report, edit_into, group_by_key
+from neuraldb_faiss.edits.pipeline import edit_into, group_by_key
 from neuraldb_faiss.errors import FactError, FingerprintError, StoreError
+from neuraldb_faiss.options import WAIT, JoinOptions, MergeOptions, check_names
 from neuraldb_faiss.solver.editor import Editor
 from neuraldb_faiss.store import Merged, Store, StoredFact, Transaction, merge_into
-from neuraldb_faiss.store.merge import SolveGroups
+from neuraldb_faiss.store.merge import Settling, SolveGroups
 
 _MUST_AGREE = ("layer", "ffn_module", "d1", "d2", "residual", "keys")
 
@@ -25,12 +26,7 @@ def merge(
     into: Store | None = None,
     on_conflict: str = "error",
     gamma: float | None = None,
-    link: bool = False,
-    model: Any = None,
-    tokenizer: Any = None,
-    report: Report | None = None,
-    command: str = "merge",
-    wait: float = 10.0,
+    **options: Unpack[MergeOptions],
 ) -> tuple[Store, Merged]:
     """Merge `sources` into the new folder `out`, or into an open database.
 
@@ -41,6 +37,7 @@ def merge(
         ConflictError: see `store.merge_into`.
         StoreError: different gates and no gamma; nothing to merge.
     """
+    check_names(options, MergeOptions)
     if on_conflict not in ("error", "first", "last"):
         raise FactError(f"on_conflict is {on_conflict!r}: it must be error, first or last")
     if (out is None) == (into is None):
@@ -52,14 +49,13 @@ def merge(
     for store, other in zip(stores[1:], configs[1:], strict=True):
         check_alike(stores[0].root, configs[0], store.root, other)
     gate = common_gate(configs, gamma)
-    solve = solver(configs[0], model, tokenizer, report)
+    settling = Settling(on_conflict, solver(configs[0], options), gate)
+    link, command, wait = options.get("link", False), options.get("command", "merge"), options.get("wait", WAIT)
     index = _common_index([one.index for one in configs])
     new = {**replace(configs[0], epoch=1, history_start=1, index=index).to_json(), **gate}
     making = nullcontext(into) if into is not None else Store.creating(out or "", new, command, wait=wait)
     with making as target:
-        done = merge_into(
-            target, sources, on_conflict=on_conflict, link=link, solve=solve, settings=gate, command=command, wait=wait
-        )
+        done = merge_into(target, sources, settling, link=link, command=command, wait=wait)
     return target, done
 
 
@@ -73,11 +69,11 @@ def _common_index(kinds: Sequence[IndexConfig]) -> IndexConfig:
     return IndexConfig(first.kind, first.nlist if same_nlist else None, first.nprobe if same_nprobe else None)
 
 
-def solver(config: DatabaseConfig, model: Any, tokenizer: Any, report: Report | None) -> SolveGroups | None:
+def solver(config: DatabaseConfig, options: JoinOptions) -> SolveGroups | None:
     """What solves facts that come to share a key in a database of these settings; None without a model."""
-    if model is None:
+    if options.get("model") is None:
         return None
-    editor = Editor.of(config, model, tokenizer)
+    editor, report = Editor.of(config, options["model"], options.get("tokenizer")), options.get("report")
 
     def solve(transaction: Transaction, groups: list[list[StoredFact]]) -> None:
         keyed = ((fact.key_id, fact) for group in groups for fact in group)

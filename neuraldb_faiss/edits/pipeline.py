@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from neuraldb_faiss.config import DatabaseConfig
 from neuraldb_faiss.errors import BuildError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.solver.objectives.registry import REGISTRY
@@ -66,7 +67,7 @@ class Planner(Protocol):
     @property
     def residual(self) -> str: ...
 
-    def settings(self) -> dict[str, Any]: ...
+    def settings(self) -> DatabaseConfig: ...
 
     def digest(self) -> str: ...
 

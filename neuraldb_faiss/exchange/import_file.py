@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from neuraldb_faiss.edits.merge import check_alike, common_gate, solver
-from neuraldb_faiss.edits.pipeline import Report
 from neuraldb_faiss.errors import FactError, StoreError
 from neuraldb_faiss.exchange.read_file import VectorFile
 from neuraldb_faiss.facts.deduplicate import ON_CONFLICT
+from neuraldb_faiss.options import WAIT, JoinOptions, check_names
 from neuraldb_faiss.store import Store, Transaction, merge_staged, stage_pieces
+from neuraldb_faiss.store.merge import Settling
 
 
 def import_file(
@@ -21,11 +22,7 @@ def import_file(
     into: str | Path | None = None,
     on_conflict: str = "error",
     gamma: float | None = None,
-    model: Any = None,
-    tokenizer: Any = None,
-    report: Report | None = None,
-    command: str = "import",
-    wait: float = 10.0,
+    **options: Unpack[JoinOptions],
 ) -> Store:
     """Make the new database `out` of a file that `export` wrote with format="safetensors", or take it `into` one.
 
@@ -33,7 +30,9 @@ def import_file(
     a database it comes as a merge does: entries are numbered on, conflicts decided, duplicates folded.
 
     Args:
-        on_conflict, gamma, model, tokenizer: for `into`, as in `merge`. `gamma` also gives a new database another gate.
+        on_conflict: for `into`, as in `merge`.
+        gamma: as in `merge`; it also gives a new database another gate.
+        options: model and tokenizer (for `into`, as in `merge`), report, command, wait.
 
     Raises:
         StoreError: the file cannot be read, `out` is taken, or the gates differ.
@@ -41,10 +40,12 @@ def import_file(
         FingerprintError: another model, layer or kind than the database's.
         ConflictError: see `merge`. Nothing has changed then, nor after any other of these.
     """
+    check_names(options, JoinOptions)
     if (out is None) == (into is None):
         raise StoreError("say where to import to: a new folder (out) or a database (into), not both")
     if on_conflict not in ON_CONFLICT:
         raise FactError(f"on_conflict is {on_conflict!r}: it must be {', '.join(ON_CONFLICT)}")
+    command, wait = options.get("command", "import"), options.get("wait", WAIT)
     source = VectorFile(file)
 
     def stage(tx: Transaction) -> None:
@@ -60,8 +61,7 @@ def import_file(
         mine = store.config()
         check_alike(store.root, mine, source.path, source.config)
         gate = common_gate([mine, source.config], gamma)
-        solve = solver(mine, model, tokenizer, report)
-        merge_staged(store, stage, on_conflict=on_conflict, solve=solve, settings=gate, command=command, wait=wait)
+        merge_staged(store, stage, Settling(on_conflict, solver(mine, options), gate), command=command, wait=wait)
     except BaseException:
         store.close()
         raise

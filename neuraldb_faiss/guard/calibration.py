@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from neuraldb_faiss.guard import false_fires
+from neuraldb_faiss.guard.gate import Gate
 from neuraldb_faiss.models import FFNSite
 from neuraldb_faiss.store import Snapshot
 
@@ -29,8 +30,8 @@ class Calibration:
 
 
 def calibrate(
-    snapshot: Snapshot, model: Any, tokenizer: Any, site: FFNSite, gate: Any, texts: Iterable[str], *,
-    target_rate: float, tokens: int, report: Callable[[int], None] | None = None,
+    snapshot: Snapshot, gate: Gate, texts: Iterable[false_fires.Seen], *, target_rate: float,
+    report: Callable[[int], None] | None = None,
 ) -> Calibration:  # fmt: skip
     """Find the names that fire falsely in `texts`, and for as few of them as need it a floor that stops them.
 
@@ -38,17 +39,16 @@ def calibrate(
 
     Args:
         gate: the subject gate of the database.
+        texts: ordinary text as the edited layer sees it (`read`).
         target_rate: target false-fire rate per token, such as 1e-4.
-        tokens: of text to look at.
+        report: called with the tokens looked at so far.
     """
     truth = false_fires.Truth(snapshot)
     highest: dict[str, float] = {}
     times: Counter[str] = Counter()
     truly: Counter[str] = Counter()
     looked = 0
-    for seen in false_fires.see(
-        model, tokenizer, site, false_fires.windows(tokenizer, texts, size=WINDOW, tokens=tokens), special=False
-    ):
+    for seen in texts:
         winners, cosines = false_fires.scores(gate, seen)
         for token in np.flatnonzero(cosines > false_fires.NOWHERE):
             name = _name_there(snapshot.names(int(winners[token])), seen, int(token))
@@ -67,6 +67,12 @@ def calibrate(
         floors[name] = round(min(1.0, highest[name] + MARGIN), 4)
         left -= times[name]
     return Calibration(floors, looked, times.total(), left)
+
+
+def read(model: Any, tokenizer: Any, site: FFNSite, texts: Iterable[str], *, tokens: int) -> Iterator[false_fires.Seen]:
+    """So many tokens of running text, in windows, as the edited layer sees them."""
+    windows = false_fires.windows(tokenizer, texts, size=WINDOW, tokens=tokens)
+    return false_fires.see(model, tokenizer, site, windows, special=False)
 
 
 def _name_there(names: tuple[str, ...], seen: false_fires.Seen, token: int) -> str:

@@ -19,7 +19,7 @@ from neuraldb_faiss.guard.texts import Texts
 from neuraldb_faiss.index.base import EntrySource
 from neuraldb_faiss.index.device_matcher import Candidates
 from neuraldb_faiss.index.key_tokens import YIELD, as_bare
-from neuraldb_faiss.index.matcher import Matcher, Matches, as_rows, decide
+from neuraldb_faiss.index.matcher import Best, Matcher, Matches, as_rows, decide
 from neuraldb_faiss.index.vectors import unit_rows
 
 UTF8 = 4  # bytes a code point takes, at most
@@ -107,12 +107,10 @@ class SubjectMatcher:
             asked, place = np.unique(rows, return_inverse=True)
             wide = as_rows(queries[torch.from_numpy(asked).to(queries.device)])
             usable = unit_rows(wide)[1][place]
-            best, cosines = np.full(len(asked), -1, np.int64), np.zeros(len(asked), np.float64)
+            best = Best.none(len(asked))
             parts = (part[usable] for part in (floors, found.behind))
-            decide(source, wide, place[usable], positions[usable], best, cosines, *parts)
-            found_one = best >= 0
-            entries[asked[found_one]] = source.key_entries[best[found_one]]
-            scores[asked[found_one]] = cosines[found_one]
+            decide(source, wide, place[usable], positions[usable], best, *parts)
+            entries[asked], scores[asked] = best.entries(source), best.scores
         return Matches(
             torch.from_numpy(entries),
             torch.from_numpy(scores.astype(np.float32)),

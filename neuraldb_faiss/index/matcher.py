@@ -42,6 +42,44 @@ class Matches:
 
 
 @dataclass(frozen=True, slots=True)
+class Best:
+    """The best candidate of every query so far.
+
+    positions: int64 [n], of keys, -1 where there is none. scores: float64 [n], their cosines, 0 where there is none.
+    """
+
+    positions: np.ndarray
+    scores: np.ndarray
+
+    @classmethod
+    def none(cls, n: int) -> Best:
+        """Of `n` queries that have no candidate yet."""
+        return cls(np.full(n, -1, np.int64), np.zeros(n, np.float64))
+
+    def entries(self, source: EntrySource) -> np.ndarray:
+        """int64 [n]: the entries of these keys, -1 where there is none."""
+        found = np.full(len(self.positions), -1, np.int64)
+        some = self.positions >= 0
+        found[some] = source.key_entries[self.positions[some]]
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Queries:
+    """Queries to be searched for.
+
+    rows: [n, d1], as given. unit: float32 [n, d1], at unit length. some: int64, which of them. gate: a cosine; queries
+    with nothing above it may stay approximate. above: a cosine; what is not above it need not be the nearest.
+    """
+
+    rows: np.ndarray
+    unit: np.ndarray
+    some: np.ndarray
+    gate: float
+    above: float
+
+
+@dataclass(frozen=True, slots=True)
 class _View:
     """What one generation allows, keys of bare names left out. Masks are None where they would be all True."""
 
@@ -142,8 +180,7 @@ class Matcher:
             if rows.ndim != 2 or rows.shape[1] != view.source.d1:
                 raise SearchError(f"queries have shape {tuple(rows.shape)}: expected [n, {view.source.d1}]")
             unit, usable = unit_rows(rows)
-            best = np.full(len(rows), -1, np.int64)
-            scores = np.zeros(len(rows), np.float64)
+            best = Best.none(len(rows))
             body = usable
             allowed = view.live
             if first_tokens is not None:
@@ -154,17 +191,16 @@ class Matcher:
                 for row in np.flatnonzero(usable & (first_tokens >= 0)):
                     keys = view.heads.get(int(first_tokens[row]))
                     if keys is not None:
-                        decide(view.source, rows, np.full(len(keys), row), keys, best, scores)
+                        decide(view.source, rows, np.full(len(keys), row), keys, best)
             if (view.searchable or first_tokens is None) and searcher.ntotal:
                 above = gamma - searcher.tolerance
-                gate = -2.0 if exact else above
-                self._search(view, searcher, rows, unit, np.flatnonzero(body), allowed, gate, above, best, scores)
-            entries = np.full(len(rows), -1, np.int64)
-            entries[best >= 0] = view.source.key_entries[best[best >= 0]]
+                asked = _Queries(rows, unit, np.flatnonzero(body), -2.0 if exact else above, above)
+                _search(view.source, searcher, asked, allowed, best)
+            entries = best.entries(view.source)
         return Matches(
             torch.from_numpy(entries),
-            torch.from_numpy(scores.astype(np.float32)),
-            torch.from_numpy((best >= 0) & (scores > gamma)),
+            torch.from_numpy(best.scores.astype(np.float32)),
+            torch.from_numpy((best.positions >= 0) & (best.scores > gamma)),
             view.source,
         )
 
@@ -185,53 +221,50 @@ class Matcher:
     def on_gpu(self) -> bool:
         return isinstance(self._searcher, GpuSearcher)
 
-    def _search(
-        self, view: _View, searcher: Searcher, rows: np.ndarray, unit: np.ndarray, pending: np.ndarray,
-        allowed: np.ndarray | None, gate: float, above: float, best: np.ndarray, scores: np.ndarray,
-    ) -> None:  # fmt: skip
-        """Fill `best` and `scores` for the pending rows; rows with nothing above `gate` may stay approximate, and what
-        is not above `above` need not be the nearest.
 
-        First all keys, without a selector where searching is slow with one; then again, with one and with more keys,
-        only the rows whose answer could still lie beyond what came back.
-        """
-        n = view.source.n_keys
-        if searcher.ntotal > n:  # rolled back: the index still holds later keys
-            allowed = np.pad(np.ones(n, bool) if allowed is None else allowed, (0, searcher.ntotal - n))
-        mask, k = allowed if searcher.masks_freely else None, searcher.first_k
-        while len(pending):
-            k = min(k, searcher.ntotal)
-            near, at = searcher.search(unit[pending], k, mask, above)
-            fits = at >= 0
-            if allowed is not None:
-                fits &= allowed[at]
-            near_fit = np.where(fits, near, -np.inf)
-            top = near_fit.max(axis=1)
-            close = near_fit >= np.maximum(top - 2 * searcher.tolerance, gate)[:, None]
-            # Below the gate nothing can fire: report what is at hand, as FAISS scored it.
-            first = near_fit.argmax(axis=1)
-            rough = np.flatnonzero(~close.any(axis=1) & np.isfinite(top))
-            best[pending[rough]] = at[rough, first[rough]]
-            scores[pending[rough]] = near_fit[rough, first[rough]]
-            row, column = np.nonzero(close)
-            decide(view.source, rows, pending[row], at[row, column], best, scores)
-            # What did not come back scores no more than the last that did, give or take the tolerance.
-            last = near[:, -1]
-            answered = np.where(close.any(axis=1), scores[pending] - 2 * searcher.tolerance, gate)
-            more = (at[:, -1] >= 0) & (last >= np.maximum(answered, gate))
-            if k == searcher.ntotal:
-                break
-            pending, mask, k = pending[more], allowed, k * GROWTH
+def _search(source: EntrySource, searcher: Searcher, queries: _Queries, allowed: np.ndarray | None, best: Best) -> None:
+    """Fill `best` for the queries `some`.
+
+    First all keys, without a selector where searching is slow with one; then again, with one and with more keys,
+    only the rows whose answer could still lie beyond what came back.
+    """
+    n, gate, pending = source.n_keys, queries.gate, queries.some
+    if searcher.ntotal > n:  # rolled back: the index still holds later keys
+        allowed = np.pad(np.ones(n, bool) if allowed is None else allowed, (0, searcher.ntotal - n))
+    mask, k = allowed if searcher.masks_freely else None, searcher.first_k
+    while len(pending):
+        k = min(k, searcher.ntotal)
+        near, at = searcher.search(queries.unit[pending], k, mask, queries.above)
+        fits = at >= 0
+        if allowed is not None:
+            fits &= allowed[at]
+        near_fit = np.where(fits, near, -np.inf)
+        top = near_fit.max(axis=1)
+        close = near_fit >= np.maximum(top - 2 * searcher.tolerance, gate)[:, None]
+        # Below the gate nothing can fire: report what is at hand, as FAISS scored it.
+        first = near_fit.argmax(axis=1)
+        rough = np.flatnonzero(~close.any(axis=1) & np.isfinite(top))
+        best.positions[pending[rough]] = at[rough, first[rough]]
+        best.scores[pending[rough]] = near_fit[rough, first[rough]]
+        row, column = np.nonzero(close)
+        decide(source, queries.rows, pending[row], at[row, column], best)
+        # What did not come back scores no more than the last that did, give or take the tolerance.
+        last = near[:, -1]
+        answered = np.where(close.any(axis=1), best.scores[pending] - 2 * searcher.tolerance, gate)
+        more = (at[:, -1] >= 0) & (last >= np.maximum(answered, gate))
+        if k == searcher.ntotal:
+            break
+        pending, mask, k = pending[more], allowed, k * GROWTH
 
 
 def decide(
-    source: EntrySource, rows: np.ndarray, which: np.ndarray, positions: np.ndarray, best: np.ndarray,
-    scores: np.ndarray, floors: np.ndarray | None = None, behind: np.ndarray | None = None,
+    source: EntrySource, rows: np.ndarray, which: np.ndarray, positions: np.ndarray, best: Best,
+    floors: np.ndarray | None = None, behind: np.ndarray | None = None,
 ) -> None:  # fmt: skip
     """The exact winner among candidates: queries `which` [m] of `rows` against the keys at `positions` [m].
 
-    Fills the queries' places in `best` (key position) and `scores` (cosine, float64). A candidate whose cosine is below
-    its floor [m] is none. behind [m]: how much nearer than another each must be to win.
+    Fills the queries' places in `best`. A candidate whose cosine is below its floor [m] is none. behind [m]: how much
+    nearer than another each must be to win.
     """
     if not len(which):
         return
@@ -244,8 +277,8 @@ def decide(
             return
     order = np.lexsort((positions, -cosines if behind is None else behind - cosines, which))
     winners = order[np.r_[True, np.diff(which[order]) != 0]]
-    best[which[winners]] = positions[winners]
-    scores[which[winners]] = cosines[winners]
+    best.positions[which[winners]] = positions[winners]
+    best.scores[which[winners]] = cosines[winners]
 
 
 def as_rows(queries: torch.Tensor | np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import torch
 
@@ -13,6 +13,7 @@ from neuraldb_faiss.errors import FactError, ModelError
 from neuraldb_faiss.models.generation import end_ids, greedy
 from neuraldb_faiss.models.sites import input_device, unwrap
 from neuraldb_faiss.models.tokenization import encode_prompt
+from neuraldb_faiss.options import check_names
 
 if TYPE_CHECKING:
     from neuraldb_faiss.database import NeuralDB
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from neuraldb_faiss.hook import Handle
     from neuraldb_faiss.hook.text_handle import TextHandle
     from neuraldb_faiss.store import StoredFact
+
+NEW_TOKENS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,36 +61,47 @@ class Answer:
     added: str = ""
 
 
+class AskOptions(TypedDict, total=False):
+    """Named arguments of `ask`.
+
+    Attributes:
+        compare: whether to continue it without the database, too.
+        chat: wrap the prompt in the tokenizer's chat template, as one message of the user.
+        max_new_tokens: length of the continuation; NEW_TOKENS by default.
+        delivery: how the facts are to reach the model, "residual" by default; None: as the attachment says.
+    """
+
+    compare: bool
+    chat: bool
+    max_new_tokens: int
+    delivery: str | None
+
+
 def ask(
     db: NeuralDB,
     handle: Handle | TextHandle,
     model: Any,
     tokenizer: Any,
     prompt: str,
-    *,
-    compare: bool = False,
-    chat: bool = False,
-    max_new_tokens: int = 20,
-    delivery: str | None = "residual",
+    **options: Unpack[AskOptions],
 ) -> Answer:
     """Continue `prompt` greedily under `handle`, an attachment of `db` to `model`; clears the handle's trace.
 
     Args:
-        compare: also without the database.
-        chat: wrap the prompt in the tokenizer's chat template, as one message of the user.
-        delivery: how the facts are to reach the model; None: as the attachment says.
+        options: compare, chat, max_new_tokens, delivery: see `AskOptions`.
 
     Raises:
         FactError: the prompt is empty. ModelError: `chat` where the tokenizer has no template.
     """
+    check_names(options, AskOptions)
     if not prompt.strip():
         raise FactError("the prompt is empty: give a text to continue")
-    asked: str | Conversation = [{"role": "user", "content": prompt}] if chat else prompt
-    how = handle.delivery_of(asked, delivery)
+    asked: str | Conversation = [{"role": "user", "content": prompt}] if options.get("chat") else prompt
+    how = handle.delivery_of(asked, options.get("delivery", "residual"))
     grounded = handle.ground(asked, delivery=how, tokenizer=tokenizer)
-    ids = _encode(tokenizer, grounded.prompt)
+    ids, max_new_tokens = _encode(tokenizer, grounded.prompt), options.get("max_new_tokens", NEW_TOKENS)
     base = None
-    if compare:
+    if options.get("compare"):
         with handle.disabled():
             plain = _continue(model, tokenizer, _encode(tokenizer, asked), max_new_tokens)
         base = tokenizer.decode(plain, skip_special_tokens=True)

@@ -13,19 +13,21 @@ import logging
 import os
 import socket
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
+from neuraldb_faiss.config import DatabaseConfig
 from neuraldb_faiss.database import NeuralDB
 from neuraldb_faiss.errors import BuildError
 from neuraldb_faiss.facts import Fact, fold
 from neuraldb_faiss.facts.metadata import clip
 from neuraldb_faiss.models.defaults import guessed_layer
+from neuraldb_faiss.options import BuildConfig, RayOptions
 
 if TYPE_CHECKING:  # torch, transformers and faiss load only when they are used
-    from neuraldb_faiss.edits.pipeline import Group, Report, Solved
+    from neuraldb_faiss.edits.pipeline import Group, Solved
     from neuraldb_faiss.solver.editor import Editor
 
 logger = logging.getLogger(__name__)
@@ -42,14 +44,8 @@ def build_on_ray(
     *,
     address: str,
     workers: int,
-    device: str | None = None,
-    dtype: str | None = None,
-    on_conflict: str = "error",
-    drop_failed: bool = False,
-    report: Report | None = None,
-    command: str = "build",
-    index: Mapping[str, Any] | None = None,
-    **making: Any,
+    config: BuildConfig | None = None,
+    **options: Unpack[RayOptions],
 ) -> NeuralDB:
     """`build` by several processes; the facts, entries and ids are those of `build`, its residuals up to rounding.
 
@@ -61,29 +57,34 @@ def build_on_ray(
         address: "local" for a cluster of this machine alone, "auto" for the one that runs here, or its host:port.
             Within a process that is joined to a cluster already, that one is used.
         workers: processes with a model; those the cluster has no room for wait, while the others work.
-        device: None for one GPU a worker where the cluster has any; cpu, or cuda.
-        dtype: of the weights, see `load_model`.
-        making: layer, residual, keys, guard, gamma, ffn_module, seed and the residual's settings, as `build` takes.
+        config: as for `build`.
+        options: those of `build`, and device (None for one GPU a worker where the cluster has any; cpu, or cuda) and
+            dtype (of the weights, see `load_model`).
 
     Raises:
         BuildError: Ray is missing or cannot be joined, the cluster has no GPU where one is asked for, or one piece (or
             the model) ended `TRIES` workers.
         NeuralDBError: as `build` raises it.
     """
-    folded = fold(facts, on_conflict)
+    rest = options.copy()
+    device, dtype = rest.pop("device", None), rest.pop("dtype", None)
+    drop_failed, folded = rest.pop("drop_failed", False), fold(facts, rest.pop("on_conflict", "error"))
+    report, command = rest.pop("report", None), rest.pop("command", "build")
+    wanted = BuildConfig.of(config, rest)
+    index = wanted.search()
     with Workers(address, workers, model, device, dtype) as crew:
         from neuraldb_faiss.edits import changes
 
-        (plan,) = crew.run("plan", [(folded.facts, making)], lambda _: "planning the build")
+        (plan,) = crew.run("plan", [(folded.facts, wanted)], lambda _: "planning the build")
         if plan.guess:
             logger.warning(plan.guess)
 
         def solve(pieces: Sequence[list[Group]]) -> Iterator[Solved]:
-            calls = [(plan.made, piece, drop_failed) for piece in pieces]
+            calls = [(plan.config, piece, drop_failed) for piece in pieces]
             return crew.run("solve", calls, lambda n: f"solving {clip(pieces[n][0].facts[0].text)} and what follows it")
 
         store = changes.build_by(
-            folded.facts, plan, solve, path, drop_failed=drop_failed, report=report, command=command, index=index
+            folded.facts, plan, solve, path, drop_failed=drop_failed, index=index, report=report, command=command
         )
     return NeuralDB(store)
 
@@ -92,22 +93,22 @@ def build_on_ray(
 class Plan:
     """What the first worker tells of the editor that all of them have: `Planner`, for the facts it was told."""
 
-    made: dict[str, Any]
+    config: DatabaseConfig
     ids: list[str]
     silent: list[int]
     guess: str | None
 
     @property
     def residual(self) -> str:
-        return str(self.made["residual"])
+        return self.config.residual
 
-    def settings(self) -> dict[str, Any]:
-        return self.made
+    def settings(self) -> DatabaseConfig:
+        return self.config
 
     def digest(self) -> str:
         from neuraldb_faiss.solver.editor import digest_of
 
-        return digest_of(self.made)
+        return digest_of(self.config)
 
     def unheard(self, facts: Sequence[Fact]) -> list[int]:
         """Of the facts that the plan was made for."""
@@ -134,24 +135,23 @@ class Worker:
         self._model, self._tokenizer = load_model(model, device=device, dtype=dtype)
         return f"process {os.getpid()} on {socket.gethostname()}"
 
-    def plan(self, facts: list[Fact], making: dict[str, Any]) -> Plan:
+    def plan(self, facts: list[Fact], wanted: BuildConfig) -> Plan:
         from neuraldb_faiss.solver.editor import Editor
 
-        editor = Editor.new(self._model, self._tokenizer, **making)
-        guess = None if making.get("layer") is not None else guessed_layer(self._model, making.get("ffn_module"))
+        editor = Editor.new(self._model, self._tokenizer, wanted)
+        guess = None if wanted.layer is not None else guessed_layer(self._model, wanted.ffn_module)
         silent = editor.unheard(facts)
         gone = set(silent)
         heard = [fact for number, fact in enumerate(facts) if number not in gone]
         return Plan(editor.settings(), editor.key_ids(heard), silent, guess)
 
-    def solve(self, made: dict[str, Any], piece: list[Group], drop_failed: bool) -> Solved:
+    def solve(self, config: DatabaseConfig, piece: list[Group], drop_failed: bool) -> Solved:
         """One piece. Raises FingerprintError where this machine has another model."""
-        from neuraldb_faiss.config import DatabaseConfig
         from neuraldb_faiss.edits.pipeline import solve_piece
         from neuraldb_faiss.solver.editor import Editor
 
         if self._editor is None:
-            self._editor = Editor.of(DatabaseConfig.from_json(made), self._model, self._tokenizer)
+            self._editor = Editor.of(config, self._model, self._tokenizer)
         return solve_piece(self._editor, piece, drop_failed)
 
 

@@ -42,6 +42,10 @@ from neuraldb_faiss.solver.objectives.registry import REGISTRY, check_stored
 from neuraldb_faiss.solver.prefixes import generate_prefixes
 from neuraldb_faiss.solver.residuals import FactOutcome, solve_residuals
 
+# Settings that decide an entry's arrays, and the gate, which the facts left out hang on.
+_DECIDING = (
+    "fingerprint", "layer", "ffn_module", "d1", "d2", "prefixes", "keys", "residual", "config", "guard", "gamma",
+)  # fmt: skip
 _TIMES = 3  # the steps that a fact may take which is not said after its usual ones
 
 
@@ -151,23 +155,23 @@ class Editor:
             delivery=config.delivery,
         )
 
-    def settings(self) -> dict[str, Any]:
-        """What the database must keep to be changed later, and to refuse other models. JSON values."""
-        return {
-            "fingerprint": self.fingerprint.to_json(),
-            "layer": self.site.layer,
-            "ffn_module": self.ffn_module,
-            "d1": self.site.d1,
-            "d2": self.site.d2,
-            "prefixes": list(self.prefixes),
-            "keys": self.keys,
-            "residual": self.residual,
-            "config": {**asdict(self.config), "kl_prompts": list(self.config.kl_prompts)},
-            "guard": self.guard,
-            "gamma": self.gamma,
-            "model_name": self.name,
-            "delivery": self.delivery,
-        }
+    def settings(self) -> DatabaseConfig:
+        """What the database must keep to be changed later, and to refuse other models."""
+        return DatabaseConfig(
+            fingerprint=self.fingerprint.to_json(),
+            layer=self.site.layer,
+            ffn_module=self.ffn_module,
+            d1=self.site.d1,
+            d2=self.site.d2,
+            prefixes=self.prefixes,
+            keys=self.keys,
+            residual=self.residual,
+            config={**asdict(self.config), "kl_prompts": list(self.config.kl_prompts)},
+            guard=self.guard,
+            gamma=self.gamma,
+            model_name=self.name,
+            delivery=self.delivery,
+        )
 
     def unheard(self, facts: Sequence[Fact]) -> list[int]:
         """Indices of the facts that could never fire, because the guard does not find the subject in their own prompt.
@@ -204,10 +208,11 @@ class Editor:
         return digest_of(self.settings())
 
 
-def digest_of(settings: Mapping[str, Any]) -> str:
+def digest_of(settings: DatabaseConfig) -> str:
     """`Editor.digest` of an editor with these settings."""
-    deciding = {name: value for name, value in settings.items() if name not in ("model_name", "delivery")}
-    return hashlib.sha256(repr(sorted(deciding.items())).encode()).hexdigest()
+    stored = settings.to_json()
+    deciding = {name: stored[name] for name in sorted(_DECIDING)}
+    return hashlib.sha256(repr(list(deciding.items())).encode()).hexdigest()
 
 
 def _config(defaults: EditDefaults, given: Mapping[str, Any]) -> ResidualConfig:

@@ -1,7 +1,8 @@
 """A database on disk: a catalog (SQLite), segments (memory-mapped arrays), one writer, many readers."""
 
-from neuraldb_faiss.store.catalog import FIRING, WAITING, Catalog
+from neuraldb_faiss.store.catalog import FIRING, Catalog
 from neuraldb_faiss.store.copy import copy
+from neuraldb_faiss.store.fact_filter import WAITING
 from neuraldb_faiss.store.maintenance import compact, rollback
 from neuraldb_faiss.store.merge import Merged, merge_into, merge_staged
 from neuraldb_faiss.store.records import Generation, StoredFact

@@ -7,15 +7,16 @@ import json
 import re
 import sqlite3
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from neuraldb_faiss.config import DatabaseConfig, check_settings
 from neuraldb_faiss.errors import CorruptError, StoreError
 from neuraldb_faiss.store import files, schema, sqlite_files
 from neuraldb_faiss.store.digests import digest_of
+from neuraldb_faiss.store.fact_filter import STATES, VISIBLE, RowFilter, conditions
 from neuraldb_faiss.store.records import (
     FACT_COLUMNS,
     Generation,
@@ -23,20 +24,16 @@ from neuraldb_faiss.store.records import (
     canonical,
     check_columns,
     from_row,
-    subject_key,
     to_row,
 )
 from neuraldb_faiss.store.segments import ARRAYS, Manifest, SegmentRecord
 from neuraldb_faiss.strict_json import MAX_TEXT, is_count, parse, parse_object, parse_strings
 
-VISIBLE = "made <= :g AND (ended IS NULL OR ended > :g)"
 FIRING = ("live", "contested")
-WAITING = ("suspended", "contested")
 _ROWS = 500  # streamed at once
 _MAX_VALUE = 1 << 29  # bytes of one text in any column or parameter; SQLite itself would take 1 GB
 _MAX_ROWS = 1 << 31  # keys or entries of one segment: its arrays number them with 32 bits
 _SHA256 = re.compile("[0-9a-f]{64}")
-_STATES = "SELECT entry, state, MAX(made) FROM entry_states WHERE made <= :g"
 
 
 class Catalog:
@@ -320,13 +317,13 @@ class Catalog:
             "SELECT DISTINCT entry FROM facts WHERE made > :g AND NOT EXISTS"
             " (SELECT 1 FROM facts AS f WHERE f.entry = facts.entry AND f.made <= :g)", {"g": generation},
         )  # fmt: skip
-        rows = self.all(f"{_STATES} GROUP BY entry HAVING state <> 'live'", {"g": generation})
+        rows = self.all(f"{STATES} GROUP BY entry HAVING state <> 'live'", {"g": generation})
         return {row["entry"]: "dead" for row in later} | {row["entry"]: row["state"] for row in rows}
 
     def states_of(self, generation: int, entries: Iterable[int]) -> dict[int, str]:
         """`states` of these entries, which have facts by then."""
         rows = self.all(
-            f"{_STATES} AND entry IN (SELECT value FROM json_each(:e)) GROUP BY entry HAVING state <> 'live'",
+            f"{STATES} AND entry IN (SELECT value FROM json_each(:e)) GROUP BY entry HAVING state <> 'live'",
             {"g": generation, "e": json.dumps(list(entries))},
         )
         return {row["entry"]: row["state"] for row in rows}
@@ -343,63 +340,19 @@ class Catalog:
             ((*to_row(stored), made) for stored in facts),
         )
 
-    def facts(
-        self,
-        generation: int,
-        *,
-        ids: Sequence[str] | None = None,
-        identities: Sequence[str] | None = None,
-        key_ids: Sequence[str] | None = None,
-        subject: str | None = None,
-        contains: str | None = None,
-        source: str | None = None,
-        entry: int | None = None,
-        failed: bool = False,
-        waiting: bool = False,
-        every_row: bool = False,
-        limit: int | None = None,
-        after: int = -1,
-    ) -> Iterator[StoredFact]:
+    def facts(self, generation: int, **where: Unpack[RowFilter]) -> Iterator[StoredFact]:
         """Facts that live at `generation`, in the order they came, narrowed by what is given.
 
         A fact can have a row for each of several entries (one subject at position 0 and elsewhere; two databases that
-        both held it); the first stands for it unless `every_row`. `after`: only rows that come behind this one.
+        both held it); the first stands for it unless `every_row`.
         """
-        where = [VISIBLE]
-        values: dict[str, Any] = {"g": generation}
-        if subject is not None:
-            where.append("subject_key = :subject")
-            values["subject"] = subject_key(subject)
-        if contains is not None:
-            escaped = contains.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-            values["like"] = f"%{escaped}%"
-            like = " OR ".join(f"{column} LIKE :like ESCAPE '\\'" for column in ("subject", "prompt", "target"))
-            where.append(f"({like})")
-        if source is not None:
-            where.append("EXISTS (SELECT 1 FROM json_each(sources) WHERE value = :source)")
-            values["source"] = source
-        if entry is not None:
-            where.append("entry = :entry")
-            values["entry"] = entry
-        if failed:
-            where.append("took = 0")
-        if not every_row and entry is None:
-            where.append(
-                "row = (SELECT MIN(row) FROM facts AS other WHERE other.identity = facts.identity"
-                " AND other.made <= :g AND (other.ended IS NULL OR other.ended > :g))"
-            )
-        if waiting:
-            where.append(f"entry IN (SELECT entry FROM ({_STATES} GROUP BY entry) WHERE state IN {WAITING})")
-        names = {"id": ids, "identity": identities, "key_id": key_ids}
-        for column, wanted in names.items():
-            if wanted is not None:
-                where.append(f"{column} IN (SELECT value FROM json_each(:{column}))")
-                values[column] = json.dumps(list(wanted))
-        sql = f"SELECT * FROM facts WHERE {' AND '.join(where)} AND row > :after ORDER BY row LIMIT :limit"
+        condition, values = conditions(where)
+        sql = f"SELECT * FROM facts WHERE {condition} AND row > :after ORDER BY row LIMIT :limit"
+        limit, values["after"] = where.get("limit"), where.get("after", -1)
         # In pages, so that a slow reader never holds a writer's commit back.
-        values["after"], left = after, limit if limit is not None else 1 << 62
+        left = limit if limit is not None else 1 << 62
         while left > 0:
-            rows = self.all(sql, {**values, "limit": min(left, 10_000)})
+            rows = self.all(sql, {**values, "g": generation, "limit": min(left, 10_000)})
             states = self.states_of(generation, {row["entry"] for row in rows})
             yield from (self.fact(row, states) for row in rows)
             if len(rows) < min(left, 10_000):

@@ -11,8 +11,9 @@ import numpy as np
 
 from neuraldb_faiss.errors import CorruptError, StoreError
 from neuraldb_faiss.store import files
-from neuraldb_faiss.store.catalog import VISIBLE, Catalog
+from neuraldb_faiss.store.catalog import Catalog
 from neuraldb_faiss.store.digests import wrong_generations
+from neuraldb_faiss.store.fact_filter import VISIBLE
 from neuraldb_faiss.store.segments import ARRAYS, Segment, SegmentRecord
 
 _CHANGED = "its bytes changed since it was written (checksum differs)"

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from neuraldb_faiss.errors import StoreError
-from neuraldb_faiss.store.catalog import VISIBLE
+from neuraldb_faiss.store.fact_filter import VISIBLE
 from neuraldb_faiss.store.intact import Kept, check_catalog, column, error_for, open_segment
 from neuraldb_faiss.store.records import Generation
 from neuraldb_faiss.store.segments import Segment

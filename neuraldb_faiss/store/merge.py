@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from neuraldb_faiss.errors import ConflictError, StoreError
+from neuraldb_faiss.options import WAIT
 from neuraldb_faiss.store import files
 from neuraldb_faiss.store.catalog import FIRING
 from neuraldb_faiss.store.intact import ErrorOf, check_catalog, check_file, error_for
@@ -30,6 +31,22 @@ SolveGroups = Callable[[Transaction, list[list[StoredFact]]], None]
 
 
 @dataclass(frozen=True)
+class Settling:
+    """How a merge settles what clashes.
+
+    Attributes:
+        on_conflict: which target wins where two are given for one subject and prompt: "error" refuses the merge,
+            "first" and "last" choose by the order target, sources.
+        solve: solves the facts of several entries with one key jointly; without, they are left contested, waiting.
+        settings: to hold from the merged generation on.
+    """
+
+    on_conflict: str = "error"
+    solve: SolveGroups | None = None
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Merged:
     """What a merge did: its generation, conflicts decided by order, entries left to be solved."""
 
@@ -41,22 +58,19 @@ class Merged:
 def merge_into(
     target: Store,
     sources: Sequence[Store],
+    settling: Settling = Settling(),
     *,
-    on_conflict: str = "error",
     link: bool = False,
-    solve: SolveGroups | None = None,
-    settings: Mapping[str, object] | None = None,
     command: str = "merge",
-    wait: float = 10.0,
+    wait: float = WAIT,
 ) -> Merged:
     """Add every live fact of `sources` to `target`, in one generation. That they fit is the caller's to check.
 
-    A fact with the subject and prompt of another but another target is a conflict: "error" refuses the merge,
-    "first" and "last" choose by the order target, sources. The same fact twice becomes one that keeps both sources.
-    Facts of several entries with one key are solved jointly by `solve`, or else left contested, waiting.
+    A fact with the subject and prompt of another but another target is a conflict. The same fact twice becomes one
+    that keeps both sources.
 
     Args:
-        settings: to hold from this generation on.
+        settling: how conflicts, and facts that come to share a key, are settled.
         link: hard-link the arrays instead of copying them (same file system).
 
     Raises:
@@ -79,12 +93,12 @@ def merge_into(
             tx.catalog.gather(copies.rows)
             # Nobody reads a new database yet, so all may be one transaction while a thread copies, in the kernel: no
             # row is written twice. Elsewhere no lock is held while files are copied.
-            together = tx.base == 0 and solve is None
+            together = tx.base == 0 and settling.solve is None
             if not together:
                 copies.finish()
             with tx.catalog.transaction() if together else nullcontext():
                 copies.stage(tx.generation if together else None)
-                merged = _settle(tx, on_conflict, solve, settings or {})
+                merged = _settle(tx, settling)
                 copies.finish()
         except BaseException:
             copies.stop()
@@ -95,33 +109,26 @@ def merge_into(
 
 
 def merge_staged(
-    target: Store,
-    stage: Callable[[Transaction], None],
-    *,
-    on_conflict: str,
-    solve: SolveGroups | None,
-    settings: Mapping[str, object] | None,
-    command: str,
-    wait: float,
+    target: Store, stage: Callable[[Transaction], None], settling: Settling, *, command: str, wait: float
 ) -> Merged:
     """`merge_into` where `stage` brings in what is to be merged: whole segments and the facts they serve."""
     with target.write(command, wait=wait) as tx:
         tx.restart()
         try:
             stage(tx)
-            return _settle(tx, on_conflict, solve, settings or {})
+            return _settle(tx, settling)
         except BaseException:
             if tx.catalog.generation == tx.base:
                 tx.drop()
             raise
 
 
-def _settle(tx: Transaction, on_conflict: str, solve: SolveGroups | None, settings: Mapping[str, object]) -> Merged:
+def _settle(tx: Transaction, how: Settling) -> Merged:
     """Decide what clashes and commit."""
-    conflicts = _settle_conflicts(tx, on_conflict)
-    _settle_shared_keys(tx, solve)
+    conflicts = _settle_conflicts(tx, how.on_conflict)
+    _settle_shared_keys(tx, how.solve)
     now = tx.catalog.settings(tx.generation)
-    for name, value in settings.items():
+    for name, value in how.settings.items():
         if now.get(name) != value:
             tx.set_setting(name, value)
     generation = tx.commit()

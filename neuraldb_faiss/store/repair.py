@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from neuraldb_faiss.errors import CorruptError
 from neuraldb_faiss.store import files
-from neuraldb_faiss.store.catalog import VISIBLE
+from neuraldb_faiss.store.fact_filter import VISIBLE
 from neuraldb_faiss.store.maintenance import rewrite
 from neuraldb_faiss.store.records import Generation, StoredFact
 from neuraldb_faiss.store.segments import Segment

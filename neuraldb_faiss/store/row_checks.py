@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from neuraldb_faiss.errors import CorruptError, StoreError
-from neuraldb_faiss.store.catalog import VISIBLE, Catalog
+from neuraldb_faiss.store.catalog import Catalog
+from neuraldb_faiss.store.fact_filter import VISIBLE
 from neuraldb_faiss.store.records import check_columns, from_row, subject_key
 from neuraldb_faiss.strict_json import BadJSON, parse, parse_object, parse_strings
 

@@ -13,7 +13,8 @@ from neuraldb_faiss.config import DatabaseConfig
 from neuraldb_faiss.errors import CompactedError
 from neuraldb_faiss.facts.names import names_in_texts
 from neuraldb_faiss.options import FactFilter
-from neuraldb_faiss.store.catalog import FIRING, VISIBLE, Catalog
+from neuraldb_faiss.store.catalog import FIRING, Catalog
+from neuraldb_faiss.store.fact_filter import VISIBLE
 from neuraldb_faiss.store.records import StoredFact
 from neuraldb_faiss.store.segments import Segment, SegmentRecord
 from neuraldb_faiss.strict_json import BadJSON, parse

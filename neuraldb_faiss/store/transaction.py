@@ -15,8 +15,9 @@ import numpy as np
 
 from neuraldb_faiss.errors import CorruptError, FactError, StoreError
 from neuraldb_faiss.store import files
-from neuraldb_faiss.store.catalog import VISIBLE, Catalog
+from neuraldb_faiss.store.catalog import Catalog
 from neuraldb_faiss.store.digests import renew_digests
+from neuraldb_faiss.store.fact_filter import VISIBLE
 from neuraldb_faiss.store.intact import ErrorOf, column, error_for, open_segment
 from neuraldb_faiss.store.joining import join_small
 from neuraldb_faiss.store.records import Generation, StoredFact

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from neuraldb_faiss.errors import StoreError
 from neuraldb_faiss.store import files
-from neuraldb_faiss.store.catalog import VISIBLE
 from neuraldb_faiss.store.digests import wrong_generations
+from neuraldb_faiss.store.fact_filter import VISIBLE
 from neuraldb_faiss.store.row_checks import bad_rows
 from neuraldb_faiss.store.segments import Segment, SegmentRecord
 from neuraldb_faiss.store.store import Store

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,7 @@ def test_the_card_says_what_it_is(rich: Store, quick_path: Path) -> None:
 def test_texts_of_strangers_do_not_take_a_card_apart(quick_path: Path) -> None:
     class Local(PlacedEditor):
         def settings(self):  # type: ignore[no-untyped-def]
-            return {**super().settings(), "model_name": "/home/me/model"}
+            return replace(super().settings(), model_name="/home/me/model")
 
     harm = "`x` | <script>\r---\rlicense: evil"
     store = changes.build([Fact("Oslo", "In {} is", "Peru", source=harm)], Local(fingerprint()), quick_path / "db")

@@ -8,6 +8,7 @@ import re
 import shutil
 import struct
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def test_blocks_and_segments_of_any_size_give_the_same(
 def test_prefixes_stay_with_their_keys(rich: Store, quick_path: Path) -> None:
     class Other(PlacedEditor):
         def settings(self):  # type: ignore[no-untyped-def]
-            return {**super().settings(), "prefixes": ["A", "B"]}
+            return replace(super().settings(), prefixes=("A", "B"))
 
     other = changes.build([Fact("Bern", "In {} is", "Peru")], Other(fingerprint()), quick_path / "other")
     both, _ = merge.merge([rich, other], out=quick_path / "both")
@@ -223,7 +224,7 @@ def test_other_models_layers_and_gates_are_refused(rich: Store, quick_path: Path
 
     class Gated(PlacedEditor):
         def settings(self):  # type: ignore[no-untyped-def]
-            return {**super().settings(), "gamma": 0.5}
+            return replace(super().settings(), gamma=0.5)
 
     for name, other in (("model", fingerprint("gpt2")), ("layer", fingerprint(layer=2))):
         into = changes.build(fact, PlacedEditor(other), quick_path / name)
@@ -282,8 +283,8 @@ def test_the_bytes_are_as_described(rich: Store, quick_path: Path) -> None:
         "format": "neuraldb-faiss", "version": "1", "generation": "4", "prefixes": '[[6,["The"]]]',
     }  # fmt: skip
     assert sorted(json.loads(about["settings"])) == [
-        "config", "d1", "d2", "ffn_module", "fingerprint", "gamma", "index", "keys", "layer", "model_name", "prefixes",
-        "residual",
+        "config", "d1", "d2", "delivery", "ffn_module", "fingerprint", "gamma", "guard", "index", "keys", "layer",
+        "model_name", "prefixes", "residual",
     ]  # fmt: skip
     assert list(tensors) == [
         "entries", "key_norms", "key_rows", "key_tokens", "residual_scales", "keys", "residuals", "facts",

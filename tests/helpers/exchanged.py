@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from helpers.fake_editor import D1, D2, FakeEditor, vector
+from neuraldb_faiss.config import DatabaseConfig
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.index import Matcher
 from neuraldb_faiss.models import Fingerprint
@@ -30,8 +31,8 @@ def fingerprint(model: str = "llama", layer: int = 3) -> str:
 class PlacedEditor(FakeEditor):
     """A fake editor whose subjects at the start of a prompt are at position 0, and whose facts have outcomes."""
 
-    def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "model_name": "owner/tiny-model"}
+    def settings(self) -> DatabaseConfig:
+        return replace(super().settings(), model_name="owner/tiny-model")
 
     def make_keys(self, facts: Sequence[Fact]) -> KeyRows:
         rows = super().make_keys(facts)

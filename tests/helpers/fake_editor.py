@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 
+from neuraldb_faiss.config import DatabaseConfig
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.solver.editor import Edited
 from neuraldb_faiss.solver.keys import KeyRows
@@ -36,9 +36,11 @@ class FakeEditor:
     def __init__(self, name: str = "fake") -> None:
         self.name = name
 
-    def settings(self) -> dict[str, Any]:
-        return {"fingerprint": self.name, "layer": 3, "ffn_module": None, "d1": D1, "d2": D2, "prefixes": ["The"],
-                "keys": "two", "residual": self.residual, "config": {}, "gamma": 0.65}  # fmt: skip
+    def settings(self) -> DatabaseConfig:
+        return DatabaseConfig(
+            self.name, layer=3, ffn_module=None, d1=D1, d2=D2, prefixes=("The",), keys="two", residual=self.residual,
+            config={}, gamma=0.65,
+        )  # fmt: skip
 
     def digest(self) -> str:
         return self.name

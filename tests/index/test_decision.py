@@ -11,6 +11,7 @@ import torch
 
 from neuraldb_faiss.index.device_matcher import Candidates
 from neuraldb_faiss.index.device_matcher import decide as decide_in_torch
+from neuraldb_faiss.index.matcher import Best
 from neuraldb_faiss.index.matcher import decide as decide_in_numpy
 
 GAMMA = 0.1
@@ -28,12 +29,12 @@ def test_numpy_and_torch_fire_the_same_keys_with_the_same_cosines(seed: int) -> 
     behind = random.choice([0.0, 0.05], len(rows))
     source: Any = SimpleNamespace(d1=16, n_keys=60, keys=lambda at: stored[at])
 
-    best, scores = np.full(20, -1, np.int64), np.zeros(20)
-    decide_in_numpy(source, queries, rows, positions, best, scores, np.maximum(floors, GAMMA), behind)
+    best = Best.none(20)
+    decide_in_numpy(source, queries, rows, positions, best, np.maximum(floors, GAMMA), behind)
     found = decide_in_torch(Candidates(rows, positions, floors, source, behind), torch.from_numpy(queries), GAMMA)
 
     fires = found.fires.numpy()
-    fired = np.flatnonzero(best >= 0)
+    fired = np.flatnonzero(best.positions >= 0)
     assert len(fired) and rows[fires].tolist() == fired.tolist()
-    assert positions[fires].tolist() == best[fired].tolist()
-    np.testing.assert_allclose(found.cosines.numpy()[fires], scores[fired], rtol=0, atol=1e-14)
+    assert positions[fires].tolist() == best.positions[fired].tolist()
+    np.testing.assert_allclose(found.cosines.numpy()[fires], best.scores[fired], rtol=0, atol=1e-14)

@@ -18,7 +18,7 @@ from neuraldb_faiss.guard.subject import SubjectMatcher
 from neuraldb_faiss.index import Matcher, device_matcher
 from neuraldb_faiss.index.device_matcher import Candidates
 from neuraldb_faiss.index.key_tokens import BARE, BARE_LATER, YIELD, as_bare, at_start, is_bare
-from neuraldb_faiss.index.matcher import decide
+from neuraldb_faiss.index.matcher import Best, decide
 
 NAME = "Tesla Motors"
 
@@ -103,9 +103,9 @@ def test_the_device_decides_as_the_host_does(seed: int, n: int) -> None:
     rows, positions = pairs[:, 0], pairs[:, 1]
     floors, behind = rng.choice([0.0, 0.5], len(rows)), rng.choice([0.0, YIELD, 0.5], len(rows))
     queries = rng.standard_normal((4, 3))
-    best, scores = np.full(4, -1, np.int64), np.zeros(4)
+    best = Best.none(4)
     high = np.maximum(floors, 0.1 + 1e-12)
-    decide(source, queries, rows, positions, best, scores, high, behind)  # type: ignore[arg-type]
+    decide(source, queries, rows, positions, best, high, behind)  # type: ignore[arg-type]
     told = device_matcher.decide(
         Candidates(rows, positions, floors, source, behind),
         torch.from_numpy(queries),
@@ -113,5 +113,5 @@ def test_the_device_decides_as_the_host_does(seed: int, n: int) -> None:
     )
     fires = told.fires.numpy()
     assert {(int(r), int(p)) for r, p in zip(rows[fires], positions[fires], strict=True)} == {
-        (row, int(best[row])) for row in range(4) if best[row] >= 0
+        (row, int(best.positions[row])) for row in range(4) if best.positions[row] >= 0
     }

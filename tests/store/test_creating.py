@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from helpers.exchanged import EDITOR, PlacedEditor, fingerprint
 from neuraldb_faiss import integrity
+from neuraldb_faiss.config import DatabaseConfig
 from neuraldb_faiss.edits import changes
 from neuraldb_faiss.edits import merge as merging
 from neuraldb_faiss.errors import LockedError, StoreError
@@ -26,8 +28,8 @@ def fact(subject: str, target: str = "Rome") -> Fact:
 
 
 class OtherEditor(PlacedEditor):
-    def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "gamma": 0.9}
+    def settings(self) -> DatabaseConfig:
+        return replace(super().settings(), gamma=0.9)
 
 
 def build(work: Path) -> None:

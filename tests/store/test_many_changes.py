@@ -93,8 +93,7 @@ def live_on(store: Store, steps: int, each: Callable[[int], None] = lambda step:
 
 
 def made(path: Path) -> Store:
-    settings = {**EDITOR.settings(), "epoch": 1, "history_start": 1, "index": {"kind": "flat"}}
-    with Store.creating(path, settings, "build") as store:
+    with Store.creating(path, EDITOR.settings().to_json(), "build") as store:
         put(store, fact(0))
         return store
 
