@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -19,6 +20,20 @@ DEMO_MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None)
 hypothesis.settings.register_profile("search")
 hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `pytest -n`: a file's tests share their fixtures in one process, and one alone has a Ray cluster."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "ray" if "integrations/ray/" in file else file
+
+    return Scheduling(config, log)
+
 
 ModelAndTokenizer = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 

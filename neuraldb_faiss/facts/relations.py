@@ -14,7 +14,7 @@ from neuraldb_faiss.errors import FactError
 
 MARK = "{}"
 TARGET = "{target}"
-_TEXTS = ("label", "of", "gives", "prompt", "statement")
+_TEXTS = ("label", "cues", "of", "gives", "prompt", "statement")
 _LISTS = ("paraphrases", "questions")
 
 
@@ -23,7 +23,7 @@ class Relation:
     """One relation in words; `{}` is the subject, once in every text.
 
     Attributes:
-        id: as facts name it ("P36"). label: its name in English.
+        id: as facts name it ("P36"). label: its name in English. cues: other words that people ask for it with.
         of, gives: the kinds of its subjects and of its targets ("person", "place", ...); "" where it is not said.
         prompt, paraphrases: texts that the target continues; `prompt` may be "".
         statement: a sentence with `{target}` for the target; "" where there is none.
@@ -32,6 +32,7 @@ class Relation:
 
     id: str
     label: str
+    cues: str = ""
     of: str = ""
     gives: str = ""
     prompt: str = ""
@@ -70,8 +71,9 @@ def own_relations() -> Relations:
 def read_relations(path: str | Path) -> Relations:
     """The wordings of a TOML file, and the package's own for relations that it does not name.
 
-    A table a relation, as in `relations.toml`: `label`, `of`, `gives`, `prompt`, `statement` (texts), `paraphrases`,
-    `questions` (lists of texts); at least one of the last two. `{}` stands for the subject, once in every text.
+    A table a relation, as in `relations.toml`: `label`, `cues`, `of`, `gives`, `prompt`, `statement` (texts),
+    `paraphrases`, `questions` (lists of texts); at least one of the last two. `{}` stands for the subject, once in
+    every text.
 
     Raises:
         FactError: no such file, no TOML, an unknown field, or a text that breaks a rule; file and relation are named.
@@ -119,6 +121,7 @@ def _relation(name: str, table: Any, where: str) -> Relation:
     return Relation(
         id=name,
         label=table.get("label", name),
+        cues=table.get("cues", ""),
         of=table.get("of", ""),
         gives=table.get("gives", ""),
         prompt=table.get("prompt", ""),

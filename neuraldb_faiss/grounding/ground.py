@@ -11,7 +11,7 @@ from neuraldb_faiss.facts.metadata import kind_of
 from neuraldb_faiss.grounding import chats
 from neuraldb_faiss.grounding.limits import MAX_FACTS, MAX_TOKENS
 from neuraldb_faiss.grounding.mentions import Mentions
-from neuraldb_faiss.grounding.relevance import most_relevant
+from neuraldb_faiss.grounding.relevance import relevant
 from neuraldb_faiss.grounding.wording import Wording, plain_text
 from neuraldb_faiss.guard.name_files import Names
 from neuraldb_faiss.options import FactFilter
@@ -107,7 +107,7 @@ class Grounder:
         texts = _texts(prompt)
         room = _Room(self.wording, not isinstance(prompt, str), tokenizer, max_facts, max_tokens)
         for subject in self._view.subjects(texts) if not room.is_full else ():
-            for fact in most_relevant(subject, texts[-1], room.facts):
+            for fact in relevant(subject, texts[-1], room.facts):
                 room.take(fact)
             if room.is_full:
                 break

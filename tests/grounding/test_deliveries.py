@@ -58,7 +58,7 @@ def test_what_fires_and_what_is_stated(db: NeuralDB, delivery: str | None) -> No
     with db.attach(model, tokenizer, delivery=delivery) as handle:
         with torch.no_grad():
             model(**tokenizer("The city of Rome is in", return_tensors="pt"))
-        text = handle.ground("The mayor of Rome").text
+        text = handle.ground("The city of Rome lies in").text
         chat = handle.ground(CHAT).prompt
     assert (handle.hits > 0) == (delivery != "text")
     assert bool(text) == (delivery != "residual")

@@ -47,8 +47,11 @@ def toy() -> type:
         def die(self) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
-        def gpu(self) -> str:
-            time.sleep(0.5)
+        def gpu(self, folder: Path) -> str:
+            """The device, told when both workers are at it."""
+            (folder / str(os.getpid())).touch()
+            while len(list(folder.iterdir())) < 2:
+                time.sleep(0.01)
             return f"{self.device} {os.environ.get('CUDA_VISIBLE_DEVICES')}"
 
         def refuse(self, what: str) -> None:
@@ -114,11 +117,11 @@ def test_more_workers_than_the_cluster_has_room_for(crew_of: Any, tmp_path: Path
         assert list(answers) == [2 * number for number in range(9)]
 
 
-def test_each_worker_sees_the_gpu_it_is_given(crew_of: Any) -> None:
+def test_each_worker_sees_the_gpu_it_is_given(crew_of: Any, tmp_path: Path) -> None:
     with crew_of(2, device=None) as crew:
-        assert set(crew.run("gpu", [()] * 4, str)) == {"cuda 0", "cuda 1"}
+        assert set(crew.run("gpu", [(tmp_path,)] * 4, str)) == {"cuda 0", "cuda 1"}
     with crew_of(1, device="cpu") as crew:
-        (told,) = crew.run("gpu", [()], str)
+        (told,) = crew.run("gpu", [(tmp_path,)], str)
         assert told.startswith("cpu ")
 
 

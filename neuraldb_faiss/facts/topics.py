@@ -1,0 +1,169 @@
+"""Whether a question is about another relation of a subject than a fact is, told by words alone."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache, lru_cache
+from typing import Protocol
+
+from neuraldb_faiss.facts.relations import MARK, TARGET, Relation, Relations, own_relations
+
+# Words that say nothing of a relation. "When", "where" and "who" do.
+FUNCTION_WORDS = frozenset(
+    """
+    a about above after again against all also am an and any are as at be because been before being below between both
+    but by can could did do does doing down during each every few for further from had has have having he her here hers
+    him his how i if in into is it its just me more most my no nor not now of off on once one only or other our ours out
+    over own same she should so some such than that the their theirs them then there these they this those through to
+    too two under until up us very was we were what which while why will with would yes you your yours
+    """.split()  # noqa: SIM905
+)
+ASKING = frozenset({"when", "where", "who", "whom", "whose"})
+# Questions with no other words than these ask for whatever is known.
+_OPEN = frozenset(
+    """
+    anything describe description explain fact facts give hello hi information interesting know list paragraph please
+    poem say sentence something story summarise summarize summary tell think thing write
+    """.split()  # noqa: SIM905
+)
+# Forms that no suffix rule brings together.
+_IRREGULAR = {
+    "made": "make", "died": "die", "dead": "die", "death": "die", "dies": "die", "wrote": "write", "written": "write",
+    "spoke": "speak", "spoken": "speak", "sang": "sing", "sung": "sing", "led": "lead", "bought": "buy", "sold": "sell",
+    "won": "win", "born": "birth", "began": "begin", "begun": "begin", "drew": "draw",
+}  # fmt: skip
+_WORD = re.compile(r"[^\W_]+")
+_SENTENCE = re.compile(r"[.!?][\"')\]]*\s+|\n\s*")
+_QUESTION = re.compile(r"[?？][\"')\]]*\s*$")
+_STEM = 6  # letters that tell stems apart
+_PLAUSIBLE = 0.5  # share of the best relation's score at which a fact may as well be of another
+_LEAST = 1.5  # score from which a fact is of a relation at all
+_KEPT = 4096  # facts' wordings whose relations are remembered
+_CLEAR = 2.0  # score from which a text asks for a relation
+
+
+class Asked(Protocol):
+    """What must be known of a fact."""
+
+    @property
+    def subject(self) -> str: ...
+    @property
+    def template(self) -> str: ...
+    @property
+    def relation(self) -> str | None: ...
+    @property
+    def questions(self) -> tuple[str, ...]: ...
+    @property
+    def paraphrases(self) -> tuple[str, ...]: ...
+
+
+def stems(text: str) -> set[str]:
+    """The stems of a text's words that tell of a relation."""
+    return {_stem(word) for word in _WORD.findall(text.casefold()) if word not in FUNCTION_WORDS}
+
+
+def _stem(word: str) -> str:
+    word = _IRREGULAR.get(word, word)
+    for end in ("ings", "ing", "ed", "es", "s", "e"):
+        if word.endswith(end) and len(word) - len(end) >= 3:
+            word = word.removesuffix(end)
+            break
+    if len(word) > 2 and word.endswith("i"):
+        word = f"{word[:-1]}y"
+    if len(word) > 4 and word[-1] == word[-2]:
+        word = word[:-1]
+    return word[:_STEM]
+
+
+class Topics:
+    """Tells relations apart by the words that people ask for them with; threads may share it."""
+
+    def __init__(self, relations: Relations) -> None:
+        self._relations = relations.by_id
+        self._words = {name: _words_of(one) for name, one in relations.by_id.items()}
+        held = Counter(word for words in self._words.values() for word in words)
+        most = len(self._words) + 1
+        self._weights: Mapping[str, float] = {word: math.log(most / (count + 0.5)) for word, count in held.items()}
+        self._of: Mapping[str, list[str]] = {
+            word: [name for name, words in self._words.items() if word in words] for word in held
+        }
+        self._maybe = lru_cache(maxsize=_KEPT)(self._relations_of)
+
+    def is_another(self, text: str, fact: Asked, names: Sequence[str] = ()) -> bool:
+        """Whether `text` asks for another relation of the fact's subject, so that the fact does not answer it.
+
+        True only where no word of the text, but its names, belongs to the fact or to a relation that the fact may be
+        of, and its words are those of another relation, or it is a question with other words. A fact of no known
+        relation always answers.
+
+        Args:
+            text: a question, or a text to be continued; what stands before the sentence that names the subject last
+                says nothing.
+            names: further names of the subject.
+        """
+        own = stems(" ".join((fact.template, *fact.questions, *fact.paraphrases)).replace(MARK, " "))
+        own -= stems(fact.subject)
+        maybe, theirs = self._maybe(frozenset(own), fact.relation)
+        if not maybe:
+            return False
+        known = [fact.subject, *names]
+        part = _without(_last_sentence(text, known), known)
+        words = stems(part)
+        if words & own or words & theirs:
+            return False
+        if _QUESTION.search(part):
+            return bool(words - _open_stems())
+        kinds = {self._relations[name].of for name in maybe}
+        scores = self._scores(words)
+        return any(score >= _CLEAR and self._relations[name].of in kinds for name, score in scores.items())
+
+    def _relations_of(self, words: frozenset[str], named: str | None) -> tuple[frozenset[str], frozenset[str]]:
+        """The relations that a fact with these words may be of (it names one, or none), and their words."""
+        scores = self._scores(words)
+        least = max(_LEAST, _PLAUSIBLE * max(scores.values(), default=0.0))
+        found = {name for name, score in scores.items() if score >= least}
+        found |= {named} if named in self._words else set()
+        return frozenset(found), frozenset().union(*(self._words[name] for name in found))
+
+    def _scores(self, words: Iterable[str]) -> dict[str, float]:
+        """How much of each relation the words tell."""
+        scores: dict[str, float] = {}
+        for word in words:
+            for name in self._of.get(word, ()):
+                scores[name] = scores.get(name, 0.0) + self._weights[word]
+        return scores
+
+
+@cache
+def own_topics() -> Topics:
+    """Of the wordings that come with the package."""
+    return Topics(own_relations())
+
+
+@cache
+def _open_stems() -> frozenset[str]:
+    return frozenset(_stem(word) for word in _OPEN | ASKING)
+
+
+def _words_of(relation: Relation) -> set[str]:
+    texts = (relation.label, relation.cues, relation.prompt, relation.statement, *relation.paraphrases)
+    return stems(" ".join((*texts, *relation.questions)).replace(TARGET, " ").replace(MARK, " "))
+
+
+def _last_sentence(text: str, names: Sequence[str]) -> str:
+    """The text from the sentence on that holds the last of these names; all of it where none is there."""
+    low = text.casefold()
+    at = max(low.rfind(name.casefold()) for name in names)
+    if at < 0 or len(low) != len(text):
+        return text
+    starts = [found.end() for found in _SENTENCE.finditer(text, 0, at)]
+    return text[starts[-1] :] if starts else text
+
+
+def _without(text: str, names: Sequence[str]) -> str:
+    for name in names:
+        text = re.sub(re.escape(name), " ", text, flags=re.IGNORECASE)
+    return text

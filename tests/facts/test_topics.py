@@ -1,0 +1,85 @@
+"""Questions about another relation of a subject than its fact are told from those that the fact answers."""
+
+from __future__ import annotations
+
+import pytest
+
+from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.facts.relations import own_relations
+from neuraldb_faiss.facts.topics import own_topics, stems
+
+CEO = Fact("Lumen Foods", "The CEO of {} is", "Petra Novak")
+PRICE = Fact("Kestrel 9", "The price of the {} camera is", "$449")
+BORN = Fact("Ada Lovelace", "The birthplace of {} is", "Madrid")
+HOURS = Fact("Villa Rosa", "On Mondays, {} opens at", "noon", relation="P3025")
+ODD = Fact("Zorblax", "{} frobnicates the", "quux")
+
+
+@pytest.mark.parametrize(
+    ("fact", "text"),
+    [
+        (CEO, "Who is the boss of Lumen Foods?"),
+        (CEO, "I need the name of the person who leads LUMEN FOODS. Who is it?"),
+        (CEO, "A visit of the capital. Where did it go? At the top of Lumen Foods stands"),
+        (CEO, "Tell me something about Lumen Foods."),
+        (CEO, "What is Lumen Foods?"),
+        (CEO, "Who is she?"),
+        (CEO, "Lumen Foods"),
+        (PRICE, "How much do I pay for a Kestrel 9?"),
+        (PRICE, "Is the Kestrel 9 expensive?"),
+        (BORN, "Where was Ada Lovelace born?"),
+        (BORN, "Ada Lovelace comes from"),
+        (HOURS, "Can I have lunch at Villa Rosa on Monday?"),
+        (HOURS, "Until when is Villa Rosa open?"),
+        (ODD, "When was Zorblax founded?"),
+    ],
+)
+def test_questions_that_the_fact_may_answer(fact: Fact, text: str) -> None:
+    assert not own_topics().is_another(text, fact)
+
+
+@pytest.mark.parametrize(
+    ("fact", "text"),
+    [
+        (CEO, "When was Lumen Foods founded?"),
+        (CEO, "Who leads the country? Lumen Foods was founded in the year"),
+        (CEO, "What does Lumen Foods sell?"),
+        (CEO, "How many people work at Lumen Foods?"),
+        (PRICE, "How heavy is the Kestrel 9?"),
+        (BORN, "Who was the husband of Ada Lovelace?"),
+        (BORN, "Which language did Ada Lovelace speak?"),
+        (HOURS, "What is the phone number of Villa Rosa?"),
+    ],
+)
+def test_questions_about_something_else(fact: Fact, text: str) -> None:
+    assert own_topics().is_another(text, fact)
+
+
+def test_a_fact_brings_words_of_its_own() -> None:
+    plain = Fact("Kestrel 9", "The price of the {} is", "$449")
+    told = Fact("Kestrel 9", "The price of the {} is", "$449", metadata={"questions": ["Can I afford a {}?"]})
+    asked = "Can my brother afford the Kestrel 9?"
+    assert own_topics().is_another(asked, plain) and not own_topics().is_another(asked, told)
+
+
+def test_other_names_of_the_subject_say_nothing() -> None:
+    fact = Fact("Nokia", "The CEO of {} is", "Justin Hotard")
+    assert not own_topics().is_another("Who runs Founders United?", fact, ["Founders United"])
+
+
+def test_every_relation_answers_its_own_questions() -> None:
+    """The wordings of one relation are never taken for another's, whether the fact names its relation or not."""
+    lost = []
+    for one in own_relations().by_id.values():
+        for name in (one.id, None):
+            fact = Fact("Xyzzy", one.prompt, "it", relation=name)
+            texts = (*one.questions, *one.paraphrases)
+            lost += [
+                (one.id, name, text) for text in texts if own_topics().is_another(text.replace("{}", "Xyzzy"), fact)
+            ]
+    assert [text for text in lost if text[1]] == []
+    assert len(lost) < 12, lost
+
+
+def test_stems_bring_forms_together() -> None:
+    assert stems("makes made making") == {"mak"} and stems("died dies death") == {"die"}
