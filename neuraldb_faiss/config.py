@@ -81,6 +81,9 @@ class ResidualConfig:
 
     `kl_prompts` are templates with one {} for the subject. Beside what follows the subject itself (in "{} is a", as
     in the reference code), what the model would say next behind each of these is kept: the KL term is their mean.
+
+    `end_factor` weighs the NLL of the end of the target's last word ("Anna Berg", not "Anna Bergman"); the paper has no
+    such term, and databases from before it go on without.
     """
 
     steps: int
@@ -92,6 +95,7 @@ class ResidualConfig:
     kl_prompts: tuple[str, ...] = ()
     chat: bool = False
     max_steps: int = 0
+    end_factor: float = 0.0
 
     def __post_init__(self) -> None:
         """Raises BuildError for a KL prompt without one {}."""

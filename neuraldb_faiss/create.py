@@ -31,7 +31,7 @@ def build(
         config: how keys and residuals are made, and how keys are searched; the defaults otherwise.
         options: fields of `BuildConfig` that replace those of `config` (layer, residual, keys, guard, gamma,
             ffn_module, seed, index, delivery, steps, max_steps, lr, weight_decay, clamp, kl_factor, stop_loss,
-            kl_prompts, chat), and of `CreateOptions` (on_conflict, drop_failed, report, command).
+            kl_prompts, chat, end_factor), and of `CreateOptions` (on_conflict, drop_failed, report, command).
 
     Raises:
         NeuralDBError: its subclass and message say what is wrong.

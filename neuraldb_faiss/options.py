@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 WAIT = 10.0  # seconds to wait for another writer, where nobody says otherwise
 
 _OBJECTIVE = (
-    "steps", "max_steps", "lr", "weight_decay", "clamp", "kl_factor", "stop_loss", "kl_prompts", "chat",
+    "steps", "max_steps", "lr", "weight_decay", "clamp", "kl_factor", "stop_loss", "kl_prompts", "chat", "end_factor",
 )  # fmt: skip
 
 
@@ -43,8 +43,8 @@ class BuildConfig:
         index: how the keys are searched: an `IndexConfig`, or its fields as a mapping. Flat by default.
         delivery: how facts reach a request unless it says otherwise: "residual" (the hook adds residuals), "text"
             (their statements go into the prompt), "both", or "auto" (what measured best for its kind).
-        steps, max_steps, lr, weight_decay, clamp, kl_factor, stop_loss, kl_prompts, chat: of the residual's objective
-            (`ResidualConfig`).
+        steps, max_steps, lr, weight_decay, clamp, kl_factor, stop_loss, kl_prompts, chat, end_factor: of the residual's
+            objective (`ResidualConfig`).
     """
 
     layer: int | None = None
@@ -65,6 +65,7 @@ class BuildConfig:
     stop_loss: float | None = None
     kl_prompts: Sequence[str] | None = None
     chat: bool | None = None
+    end_factor: float | None = None
 
     @classmethod
     def of(cls, config: BuildConfig | None, options: BuildOptions) -> BuildConfig:
@@ -106,6 +107,7 @@ class BuildOptions(TypedDict, total=False):
     stop_loss: float | None
     kl_prompts: Sequence[str] | None
     chat: bool | None
+    end_factor: float | None
 
 
 class CreateOptions(BuildOptions, total=False):

@@ -10,7 +10,9 @@ from neuraldb_faiss.cli import options as opt
 from neuraldb_faiss.cli.param_types import Kinds
 from neuraldb_faiss.solver.objectives import registry as objectives
 
-PAPER: dict[str, Any] = {"keys": "paper", "guard": "none", "gamma": 0.65, "max_steps": 0, "delivery": "residual"}
+PAPER: dict[str, Any] = {
+    "keys": "paper", "guard": "none", "gamma": 0.65, "max_steps": 0, "end_factor": 0.0, "delivery": "residual",
+}  # fmt: skip
 
 
 def solver_settings(**given: Any) -> dict[str, Any]:
@@ -61,7 +63,7 @@ solver_options = opt.bundle(
         "--preset",
         type=click.Choice(["paper"]),
         help="paper: the paper to the letter (--keys paper --guard none --gamma 0.65 --max-steps 0"
-        " --delivery residual).",
+        " --end-factor 0 --delivery residual).",
     ),
     opt.guard,
     opt.gamma,
@@ -93,6 +95,11 @@ solver_options = opt.bundle(
     ),
     click.option(
         "--chat", is_flag=True, default=None, help="Solve also for the prompt asked in the model's chat template."
+    ),
+    click.option(
+        "--end-factor",
+        type=click.FloatRange(0),
+        help="Weight of the term that ends the target's last word (Anna Berg, not Anna Bergman). [default: 0.25]",
     ),
     click.option("--stop-loss", type=click.FloatRange(0), help="Stop optimising a fact at this loss."),
     opt.delivery,

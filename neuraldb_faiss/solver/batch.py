@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from neuraldb_faiss.models.tokenization import encode, encode_all, encode_answer, encode_targets
+from neuraldb_faiss.models.tokenization import (
+    EncodedTarget,
+    encode,
+    encode_all,
+    encode_answer,
+    encode_targets,
+)
 from neuraldb_faiss.solver.prefixes import contexts
+from neuraldb_faiss.solver.target_end import end_places, point_token
 
 if TYPE_CHECKING:
     from neuraldb_faiss.facts.fact import Fact
@@ -18,15 +25,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One text; `ids` ends before the target's last token, which is only predicted."""
+    """One text; `ids` ends before the target's last token, which is only predicted, unless what follows the target
+    counts too (`end`): then with the target, and for a number with "." behind it."""
 
     group: int
     fact: int  # index of the fact within its group; -1 on a row that serves KL alone
     raw: bool
     ids: tuple[int, ...]
     last: int  # index of the subject's last token
-    targets: tuple[int, ...]  # predicted from the last len(targets) positions
+    targets: tuple[int, ...]  # predicted from the last len(targets) positions, with `end` from those before the last
     kl: int = -1  # index of the token at which KL(edited || base) is taken; -1: nowhere
+    end: int = 0  # places behind the target at which its last word must not go on; 2: also behind "." (a number's)
 
 
 def group_rows(
@@ -36,10 +45,13 @@ def group_rows(
     prefixes: Sequence[str],
     kl_prompts: Sequence[str] = (),
     chat: bool = False,
+    ends: bool = False,
 ) -> list[Row]:
     """Rows of one group: for each fact its raw prompt and one behind each prefix; with `chat` one in which the prompt
     is a user's message and the target begins the answer; for KL "{subject} is a", and the subject in each of
     `kl_prompts` that is none of the facts' own templates.
+
+    The target's end (`Row.end`) is looked at in raw rows, and with `ends` in all, unless the target ends in a sign.
 
     In "{subject} is a" the KL is taken at the subject's last token, in `kl_prompts` at the prompt's. What a model
     computes at the subject's last token depends only on the tokens up to it. Where the raw prompt begins with the
@@ -54,23 +66,18 @@ def group_rows(
         [fact.target for fact in facts for _ in range(per_fact)],
         [fact.separator for fact in facts for _ in range(per_fact)],
     )
-    rows = [
-        Row(
-            group,
-            number // per_fact,
-            number % per_fact == 0,
-            row.ids[:-1],
-            row.last,
-            row.ids[row.target_start :],
-        )
-        for number, row in enumerate(encoded)
-    ]
+    point = point_token(tokenizer)
+    places = [end_places(fact.target) if point is not None else min(end_places(fact.target), 1) for fact in facts]
+
+    def row_of(fact: int, raw: bool, text: EncodedTarget) -> Row:
+        end = places[fact] if raw or ends else 0
+        ids = (text.ids[:-1], text.ids, (*text.ids, point or 0))[end]
+        return Row(group, fact, raw, ids, text.last, text.ids[text.target_start :], end=end)
+
+    rows = [row_of(number // per_fact, number % per_fact == 0, text) for number, text in enumerate(encoded)]
     if chat:
         asked = [encode_answer(tokenizer, fact.text, fact.subject_span, fact.target) for fact in facts]
-        rows += [
-            Row(group, number, False, row.ids[:-1], row.last, row.ids[row.target_start :])
-            for number, row in enumerate(asked)
-        ]
+        rows += [row_of(number, False, text) for number, text in enumerate(asked)]
     subject = facts[0].subject
     about = encode(tokenizer, f"{subject} is a", (0, len(subject)))
     head = about.ids[: about.last + 1]
@@ -96,13 +103,14 @@ def prefix_tokens(tokenizer: Any, prefixes: Sequence[str]) -> list[tuple[int, ..
 
 @dataclass(frozen=True, slots=True)
 class Picks:
-    """The places whose logits the loss needs, group by group. N target places come first, then K KL places.
+    """The places whose logits the loss needs, group by group. N target places come first, then K KL places, then the E
+    places behind targets.
 
     Columns count from the subject's last token (column 0), rows from the batch's first.
     """
 
-    row: Tensor  # int64 [N + K]
-    column: Tensor  # int64 [N + K]
+    row: Tensor  # int64 [N + K + E]
+    column: Tensor  # int64 [N + K + E]
     target: Tensor  # int64 [N]: the token wanted at each target place
     fact: Tensor  # int64 [N]: index of the place's fact among all the batch's facts
     raw: Tensor  # bool [N]: the place is in a raw row
@@ -110,6 +118,14 @@ class Picks:
     group_of_kl: Tensor  # int64 [K]
     group_of_fact: Tensor  # int64 [F]
     group_of_row: Tensor  # int64 [rows]
+    end_fact: Tensor  # int64 [E]: index of the fact whose target ends before the place
+    end_raw: Tensor  # bool [E]: the place is in a raw row
+    end_after: Tensor  # int64 [E]: the token between the target and the place; -1 for none
+
+    def split(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits [N + K + E, vocab] at these places, as those of targets, for KL, and of ends."""
+        first, second, third = logits.split([len(self.target), len(self.group_of_kl), len(self.end_fact)])
+        return first, second, third
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +162,11 @@ class Batch:
         group_of_kl: list[int] = []
         group_of_fact: list[int] = []
         group_of_row: list[int] = []
+        end_row: list[int] = []
+        end_column: list[int] = []
+        end_fact: list[int] = []
+        end_raw: list[bool] = []
+        end_after: list[int] = []
         number = 0
         for g, rows in enumerate(self.groups):
             first_fact = len(group_of_fact)
@@ -158,7 +179,13 @@ class Batch:
                     kl_column.append(r.kl - r.last)
                     group_of_kl.append(g)
                 n_rows = sum(other.fact == r.fact for other in rows)
-                start = len(r.ids) - len(r.targets) - r.last
+                start = len(r.ids) - len(r.targets) - r.end - r.last
+                for place in range(r.end):
+                    end_row.append(number)
+                    end_column.append(len(r.ids) - r.end + place - r.last)
+                    end_fact.append(first_fact + r.fact)
+                    end_raw.append(r.raw)
+                    end_after.append(r.ids[-1] if place else -1)
                 for offset, token in enumerate(r.targets):
                     row.append(number)
                     column.append(start + offset)
@@ -172,8 +199,8 @@ class Batch:
             return torch.tensor(values, dtype=torch.long, device=device)
 
         return Picks(
-            row=ints(row + kl_row),
-            column=ints(column + kl_column),
+            row=ints(row + kl_row + end_row),
+            column=ints(column + kl_column + end_column),
             target=ints(target),
             fact=ints(fact),
             raw=torch.tensor(raw, dtype=torch.bool, device=device),
@@ -181,4 +208,7 @@ class Batch:
             group_of_kl=ints(group_of_kl),
             group_of_fact=ints(group_of_fact),
             group_of_row=ints(group_of_row),
+            end_fact=ints(end_fact),
+            end_raw=torch.tensor(end_raw, dtype=torch.bool, device=device),
+            end_after=ints(end_after),
         )

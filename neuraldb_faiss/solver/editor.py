@@ -47,6 +47,7 @@ _DECIDING = (
     "fingerprint", "layer", "ffn_module", "d1", "d2", "prefixes", "keys", "residual", "config", "guard", "gamma",
 )  # fmt: skip
 _TIMES = 3  # the steps that a fact may take which is not said after its usual ones
+_END_FACTOR = 0.25
 
 
 @dataclass(frozen=True)
@@ -218,4 +219,4 @@ def digest_of(settings: DatabaseConfig) -> str:
 def _config(defaults: EditDefaults, given: Mapping[str, Any]) -> ResidualConfig:
     base = {name: getattr(defaults, name) for name in ("steps", "lr", "weight_decay", "clamp", "kl_factor")}
     wanted = {**base, **given}
-    return ResidualConfig(**{"max_steps": _TIMES * wanted["steps"], **wanted})
+    return ResidualConfig(**{"max_steps": _TIMES * wanted["steps"], "end_factor": _END_FACTOR, **wanted})

@@ -12,15 +12,21 @@ from neuraldb_faiss.solver.batch import Picks
 
 
 @torch.no_grad()
-def outcomes(logits: Tensor, picks: Picks) -> tuple[Tensor, Tensor]:
+def outcomes(logits: Tensor, picks: Picks, continues: Tensor) -> tuple[Tensor, Tensor]:
     """What becomes of each fact on its raw row: the mean NLL per target token, float32 [F], and whether every
-    target token is the arg-max, bool [F]."""
+    target token is the arg-max and what is it behind them does not continue the target's last word, bool [F].
+
+    logits: [N + K + E, vocab] at `picks`. continues: bool [vocab], `target_end.continuing`.
+    """
     raw, n_facts = picks.raw, len(picks.group_of_fact)
     at = logits[: len(raw)][raw].float()
     target, fact = picks.target[raw], picks.fact[raw]
     nll = F.cross_entropy(at, target, reduction="none")
     tokens = torch.bincount(fact, minlength=n_facts)
     missed = torch.bincount(fact[at.argmax(1) != target], minlength=n_facts)
+    said, after = picks.split(logits)[2][picks.end_raw].argmax(1), picks.end_after[picks.end_raw]
+    longer = continues[said] & ((after < 0) | (after == said.roll(1)))  # behind "." only where "." is said
+    missed += torch.bincount(picks.end_fact[picks.end_raw][longer], minlength=n_facts)
     return nll.new_zeros(n_facts).index_add(0, fact, nll) / tokens, missed == 0
 
 

@@ -28,6 +28,7 @@ from neuraldb_faiss.solver.forward.strategy import Ways, is_packed
 from neuraldb_faiss.solver.objectives.base import Objective, Step
 from neuraldb_faiss.solver.objectives.registry import DEFAULT, REGISTRY
 from neuraldb_faiss.solver.optimizer import Adam, outcomes, project
+from neuraldb_faiss.solver.target_end import continuing
 
 if TYPE_CHECKING:
     from neuraldb_faiss.facts.fact import Fact
@@ -46,7 +47,8 @@ class FactOutcome:
     """One fact under the final residual, on its raw prompt.
 
     `nll` is the mean negative log-likelihood per target token (nats), `probability` exp(-nll), `took`
-    whether every target token is the arg-max.
+    whether every target token is the arg-max, and the token that is it behind them does not continue the target's last
+    word.
     """
 
     nll: float
@@ -82,7 +84,8 @@ def solve_residuals(
 
     Minimises, for each group, the mean over all its rows (each fact's prompt, raw, behind each
     prefix, and with config.chat in the chat template) of the NLL
-    per target token, plus kl_factor * KL(edited || base) at the subject's last token of "{subject} is a" (and at the
+    per target token, plus end_factor times the NLL of the last word's end (of any token behind the target but one that
+    continues the word), plus kl_factor * KL(edited || base) at the subject's last token of "{subject} is a" (and at the
     ends of config.kl_prompts: the mean of all), plus weight_decay * ||r|| / ||h_init||^2, with Adam from zeros and
     ||r|| <= clamp * ||h_init|| after each step (equation 21 with the reference code's settings). A group stops once
     the loss, with its worst fact's NLL in the place of the mean, is below stop_loss, and after config.steps once every
@@ -112,7 +115,7 @@ def solve_residuals(
         fill = CPU_TOKENS if input_device(model).type == "cpu" else GPU_TOKENS
         max_tokens = places_with_gradients(model, site, fill)
     rows = [
-        tuple(group_rows(tokenizer, g, group, prefixes, config.kl_prompts, config.chat))
+        tuple(group_rows(tokenizer, g, group, prefixes, config.kl_prompts, config.chat, config.end_factor > 0))
         for g, group in enumerate(groups)
     ]
     solved: dict[int, Solved] = {}
@@ -122,7 +125,7 @@ def solve_residuals(
 
         def solve(members: Sequence[int]) -> list[Solved | None]:
             return _solve_batch(
-                partial(ways.start, way), Batch(tuple(rows[g] for g in members)), config, site, objective
+                partial(ways.start, way), Batch(tuple(rows[g] for g in members)), config, site, objective, tokenizer
             )
 
         batches = _split(rows, max_tokens, is_packed(way))
@@ -170,7 +173,12 @@ def _split(rows: Sequence[tuple[Row, ...]], max_tokens: int, packed: bool) -> li
 
 
 def _solve_batch(
-    start: Callable[[Batch], Forward], batch: Batch, config: ResidualConfig, site: FFNSite, objective: Objective
+    start: Callable[[Batch], Forward],
+    batch: Batch,
+    config: ResidualConfig,
+    site: FFNSite,
+    objective: Objective,
+    tokenizer: Any,
 ) -> list[Solved | None]:
     """Run one batch to its end; None stands for a group whose loss is not finite."""
     forward, whole = start(batch), batch
@@ -189,14 +197,17 @@ def _solve_batch(
         r.requires_grad_(True)
         logits = forward.logits(r)
         if base is None:
-            base = logits[len(picks.target) :].detach().float().log_softmax(1)
-        now = objective.evaluate(Step(logits, base, r, h_norm, picks, nll_scale), config)
+            base = picks.split(logits)[1].detach().float().log_softmax(1)
+            continues = continuing(tokenizer, logits.shape[1]).to(device)
+        known = logits[: len(logits) - len(picks.end_fact)]
+        end_nll = _end_nll(logits, picks, continues, config.end_factor)
+        now = objective.evaluate(Step(known, base, r, h_norm, picks, nll_scale, end_nll), config)
         stop = now.stop.tolist()
         end = objective.ends(now, config)
         nll_scale = objective.next_nll_scale(now)
         ended = [ends or step == most or not math.isfinite(stop[i]) for i, ends in enumerate(end.tolist())]
         late = step >= config.steps
-        facts = _outcomes(logits, picks, len(active)) if late or any(ended) else []
+        facts = _outcomes(logits, picks, continues, len(active)) if late or any(ended) else []
         said = [all(fact.took for fact in told) for told in facts]
         ended = [ends or (late and said[i]) for i, ends in enumerate(ended)]
         for i, ends in enumerate(ended):
@@ -224,22 +235,38 @@ def _solve_batch(
             picks = batch.picks(device)
             active = [active[i] for i in kept]
         r = project(adam.update(r, grad / scale), config.clamp * h_norm)
-    return results if h_norm.shape[1] == 1 else _kept_alone(results, start(whole), whole, site.d2)
+    return results if h_norm.shape[1] == 1 else _kept_alone(results, start(whole), whole, continues)
 
 
-def _kept_alone(results: Sequence[Solved | None], forward: Forward, batch: Batch, d2: int) -> list[Solved | None]:
+def _end_nll(logits: Tensor, picks: Picks, continues: Tensor, factor: float) -> Tensor:
+    """float32 [F], `Step.end_nll`. With no factor nothing is computed: raw rows have their ends for `took` alone."""
+    found = torch.zeros(len(picks.group_of_fact), device=logits.device)
+    if not factor or not len(picks.end_fact):
+        return found
+    at = picks.split(logits)[2].float()
+    ends = at.logsumexp(1) - at.masked_fill(continues, float("-inf")).logsumexp(1)
+    rows = torch.bincount(picks.end_fact[picks.end_after < 0], minlength=len(found)).clamp(min=1)
+    return found.index_add(0, picks.end_fact, ends) / rows
+
+
+def _kept_alone(
+    results: Sequence[Solved | None], forward: Forward, batch: Batch, continues: Tensor
+) -> list[Solved | None]:
     """The results, with the outcomes that the residuals have by themselves, without the attention's vectors."""
+    d2 = next((len(one.residual) for one in results if one is not None), None)
+    if d2 is None:
+        return list(results)
     kept = [torch.zeros(d2) if one is None else torch.from_numpy(one.residual) for one in results]
     ffn = torch.stack(kept).to(forward.h_norm.device)
     with torch.no_grad():
         logits = forward.logits(torch.stack([ffn, torch.zeros_like(ffn)], 1))
-    facts = _outcomes(logits, batch.picks(ffn.device), len(results))
+    facts = _outcomes(logits, batch.picks(ffn.device), continues, len(results))
     return [None if one is None else replace(one, facts=told) for one, told in zip(results, facts, strict=True)]
 
 
-def _outcomes(logits: Tensor, picks: Picks, n_groups: int) -> list[tuple[FactOutcome, ...]]:
-    """Each group's, from the logits [N + K, vocab] at `picks`."""
-    nll, took = (values.tolist() for values in outcomes(logits, picks))
+def _outcomes(logits: Tensor, picks: Picks, continues: Tensor, n_groups: int) -> list[tuple[FactOutcome, ...]]:
+    """Each group's, from the logits [N + K + E, vocab] at `picks`."""
+    nll, took = (values.tolist() for values in outcomes(logits, picks, continues))
     found: list[list[FactOutcome]] = [[] for _ in range(n_groups)]
     for group, n, t in zip(picks.group_of_fact.tolist(), nll, took, strict=True):
         found[group].append(FactOutcome(n, math.exp(-n), t))

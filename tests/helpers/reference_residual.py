@@ -54,17 +54,18 @@ def reference_residual(
     kl_prompts: Sequence[str] = (),
     chat: bool = False,
     max_steps: int = 0,
+    end_factor: float = 0.0,
 ) -> Reference:
     """Solve for `facts`, given as (subject, text with the subject in it, target); `block` holds `module`."""
     subject = facts[0][0]
-    rows = []  # (fact, ids without the target's last token, subject's last token, target ids, raw)
+    rows = []  # (fact, ids, subject's last token, target ids, raw)
     for number, (_, text, target) in enumerate(facts):
         for prefix in ["", *(f"{x}. " for x in prefixes)]:
             whole = f"{prefix}{text} {target}"
             start = len(prefix) + text.index(subject)
             ids, last, offsets = _ids(tokenizer, whole, start + len(subject))
             first = next(i for i, (_, end) in enumerate(offsets) if end > len(prefix) + len(text))
-            rows.append((number, ids[:-1], last, ids[first:], not prefix))
+            rows.append((number, ids, last, ids[first:], not prefix))
         if chat:
             message = {"role": "user", "content": text}
             asked = tokenizer.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
@@ -72,12 +73,17 @@ def reference_residual(
             end = asked.index(subject) + len(subject)
             last = max(i for i, (a, b) in enumerate(offsets) if a < end <= b)
             first = next(i for i, (_, end) in enumerate(offsets) if end > len(asked))
-            rows.append((number, ids[:-1], last, ids[first:], False))
+            rows.append((number, ids, last, ids[first:], False))
     ids, last, _ = _ids(tokenizer, f"{subject} is a", len(subject))
     about = [(ids, last, last)]  # ids, subject's last token, the token where the KL is taken
     for template in kl_prompts:
         ids, last, _ = _ids(tokenizer, template.format(subject), template.index("{}") + len(subject))
         about.append((ids, last, len(ids) - 1))
+
+    # Tokens of a byte-level or a metaspace vocabulary that go on with a word.
+    texts = [tokenizer.convert_ids_to_tokens(i) or "" for i in range(model.config.get_text_config().vocab_size)]
+    begins = [chr(int(text[3:5], 16)) if text.startswith("<0x") else text[:1] for text in texts]
+    goes_on = torch.tensor([(x.isascii() and (x.isalnum() or x == "_")) or "\xc3" <= x <= "\xdb" for x in begins])
 
     state: dict[str, Any] = {"r": None, "at": 0, "hidden": None}
 
@@ -110,14 +116,17 @@ def reference_residual(
         found: list[tuple[tuple[bool, float], Reference]] = []
         for step in range(1, max(steps, max_steps) + 1):
             row_nll: list[Tensor] = []
+            row_end: list[Tensor] = []
             said = True
             for _, ids, last, target, raw in rows:
-                out = logits(ids, last, r)[-len(target) :]
-                said = said and (not raw or out.argmax(1).tolist() == target)
+                out, behind = logits(ids, last, r)[-len(target) - 1 :].split([len(target), 1])
+                said = said and (not raw or (out.argmax(1).tolist() == target and not goes_on[behind.argmax()]))
+                row_end.append(-behind[0].softmax(0)[~goes_on].sum().log())
                 row_nll.append(F.cross_entropy(out, torch.tensor(target, device=r.device)))
             edited = [logits(ids, last, r)[at].log_softmax(0) for ids, last, at in about]
             kl = torch.stack([(e.exp() * (e - b)).sum() for e, b in zip(edited, base, strict=True)]).mean()
             rest = kl_factor * kl + weight_decay * r.norm() / h_init.norm() ** 2
+            rest = rest + end_factor * torch.stack(row_end).mean()
             loss = torch.stack(row_nll).mean() + rest
             of_fact = [
                 torch.stack([n for n, row in zip(row_nll, rows, strict=True) if row[0] == f]).mean()

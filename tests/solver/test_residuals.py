@@ -19,6 +19,7 @@ from neuraldb_faiss.solver import ResidualConfig, Solved, residuals, solve_resid
 from neuraldb_faiss.solver.forward.packed import Heads
 from neuraldb_faiss.solver.forward.strategy import Ways
 from neuraldb_faiss.solver.optimizer import Adam, project
+from neuraldb_faiss.solver.target_end import continuing
 
 PREFIXES = (
     "The city of",
@@ -64,8 +65,8 @@ def test_batched_solver_equals_the_plain_one(kind: str, tokenizer_kind: str) -> 
     model, tokenizer = tiny(kind, tokenizer_kind)
     site = find_site(model, 1)
     # Some groups leave the batch early, some stay to the end.
-    first = by_reference(model, tokenizer, site, GROUPS[0], dataclasses.replace(CONFIG, steps=5))
-    config = dataclasses.replace(CONFIG, stop_loss=first.loss * 1.01)
+    first = by_reference(model, tokenizer, site, GROUPS[0], dataclasses.replace(CONFIG, steps=5, end_factor=0.25))
+    config = dataclasses.replace(CONFIG, end_factor=0.25, stop_loss=first.loss * 1.01)
     wanted = [by_reference(model, tokenizer, site, group, config) for group in GROUPS]
     assert len({reference.steps for reference in wanted}) > 1
     solved = solve_residuals(model, tokenizer, site, GROUPS, PREFIXES, config, max_tokens=4096)
@@ -211,31 +212,36 @@ def test_outcomes_agree_with_the_edited_model() -> None:
     model, tokenizer = tiny("llama")
     site = find_site(model, 1)
     fact = Fact("Marie Curie", "I think that {}", "was")
-    config = dataclasses.replace(CONFIG, steps=40, clamp=20.0)
-    (solved,) = solve_residuals(model, tokenizer, site, [[fact]], PREFIXES, config)
     text = f"{fact.text} {fact.target}"
     encoded = tokenizer(text, return_offsets_mapping=True)
     offsets = encoded["offset_mapping"]
     last = max(i for i, (a, b) in enumerate(offsets) if a < fact.subject_span[1] <= b)
     first = next(i for i, (_, b) in enumerate(offsets) if b > len(fact.text))
-
-    def add(_: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
-        output = output.clone()
-        output[0, last] += torch.from_numpy(solved.residual)
-        return output
-
-    handle = site.module.register_forward_hook(add)
     ids = torch.tensor(encoded["input_ids"])
-    with torch.no_grad():
-        logits = model(input_ids=ids[None]).logits[0, first - 1 : -1]
-    handle.remove()
     target = ids[first:]
-    nll = float(torch.nn.functional.cross_entropy(logits, target))
-    (outcome,) = solved.facts
-    assert outcome.nll == pytest.approx(nll, abs=1e-3)
-    assert outcome.probability == pytest.approx(np.exp(-nll), abs=1e-3)
-    assert outcome.took == bool((logits.argmax(1) == target).all())
-    assert outcome.took
+    goes_on = continuing(tokenizer, model.config.vocab_size)
+    longer = []
+    for end_factor in (0.0, 5.0):
+        config = dataclasses.replace(CONFIG, steps=40, clamp=20.0, end_factor=end_factor)
+        (solved,) = solve_residuals(model, tokenizer, site, [[fact]], PREFIXES, config)
+
+        def add(_: Any, args: Any, output: torch.Tensor, solved: Solved = solved) -> torch.Tensor:
+            output = output.clone()
+            output[0, last] += torch.from_numpy(solved.residual)
+            return output
+
+        handle = site.module.register_forward_hook(add)
+        with torch.no_grad():
+            logits = model(input_ids=ids[None]).logits[0, first - 1 :]
+        handle.remove()
+        nll = float(torch.nn.functional.cross_entropy(logits[:-1], target))
+        (outcome,) = solved.facts
+        assert outcome.nll == pytest.approx(nll, abs=1e-3)
+        assert outcome.probability == pytest.approx(np.exp(-nll), abs=1e-3)
+        assert logits[:-1].argmax(1).tolist() == target.tolist()
+        assert outcome.took == (not goes_on[logits[-1].argmax()])
+        longer.append(float(logits[-1].softmax(0)[goes_on].sum()))
+    assert longer[1] < longer[0]  # a random model hardly has a say in it
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -316,7 +322,7 @@ def test_groups_go_on_until_their_facts_are_said() -> None:
     site = find_site(model, 1)
     free = {"clamp": 20.0, "kl_factor": 0.0, "weight_decay": 0.0, "stop_loss": 0.0}
     config = dataclasses.replace(CONFIG, steps=3, max_steps=25, **free)
-    groups = [*GROUPS, [Fact("Marie Curie", "I think that {}", "was")]]
+    groups = [*GROUPS, [Fact("Marie Curie", "I think that {}", "of")]]
     solved = solve_residuals(model, tokenizer, site, groups, PREFIXES, config, max_tokens=4096)
     for got, group in zip(solved, groups, strict=True):
         assert_equal(got, by_reference(model, tokenizer, site, group, config))

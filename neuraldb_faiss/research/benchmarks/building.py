@@ -24,7 +24,7 @@ def bench_build(editor: Editor, facts: Sequence[Fact], *, repeats: int) -> dict[
 
     "residual_cosine_min" is the lowest cosine between the two ways' residuals: they must be the same.
     """
-    editor = replace(editor, config=replace(editor.config, max_steps=0))
+    editor = replace(editor, config=replace(editor.config, max_steps=0, end_factor=0.0))  # equation 21
     distinct = list(dict(zip(editor.key_ids(facts), facts, strict=True)).values())
     made: dict[str, list[np.ndarray]] = {}
 
@@ -107,7 +107,7 @@ def _nll(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
     found = []
     for number, row in enumerate(rows):
         if row.targets:
-            end = len(row.ids)
+            end = len(row.ids) - row.end
             places = logits[number, end - len(row.targets) : end].float()
             found.append(F.cross_entropy(places, torch.tensor(row.targets, device=logits.device)))
     return torch.stack(found).mean()

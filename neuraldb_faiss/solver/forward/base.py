@@ -45,7 +45,7 @@ class Forward(Protocol):
     h_norm: Tensor  # float32 [G, S]
 
     def logits(self, r: Tensor) -> Tensor:
-        """Logits [N + K, vocab] at the batch's picks with vectors r [G, S, d2], differentiable in r."""
+        """Logits [N + K + E, vocab] at the batch's picks with vectors r [G, S, d2], differentiable in r."""
         ...
 
     def keep(self, groups: Sequence[int]) -> None:

@@ -19,9 +19,9 @@ class Plain:
     gradient at r of a distance in which every place counts alike."""
 
     r: Tensor
-    base: Tensor  # float32 [N + K, vocab]
-    logits: Tensor  # float32 [N + K, vocab]
-    weights: Tensor  # float32 [N + K]
+    base: Tensor  # float32 [N + K + E, vocab]
+    logits: Tensor  # float32 [N + K + E, vocab]
+    weights: Tensor  # float32 [N + K + E]
     slope: Tensor  # float32 [G, S, d2]
     h_norm: Tensor  # float32 [G, S]
 

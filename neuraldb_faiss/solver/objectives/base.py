@@ -24,6 +24,8 @@ class Step:
         r: float32 [G, S, d2], the vectors.
         h_norm: float32 [G, S], length of what each vector is added to.
         picks: the places whose logits these are.
+        end_nll: float32 [F], differentiable in `r`: -log of the probability that the target's last word ends, the mean
+            over the fact's rows; zeros where the settings do not ask for it.
         nll_scale: float32 [G], what `Objective.next_nll_scale` gave after the step before; ones at first.
     """
 
@@ -33,6 +35,7 @@ class Step:
     h_norm: Tensor
     picks: Picks
     nll_scale: Tensor
+    end_nll: Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,13 @@ from neuraldb_faiss.solver.objectives.base import Evaluation, Objective, Step
 
 
 class Memit(Objective):
-    """Mean NLL of the targets, KL(edited || base) behind the subject, and weight decay."""
+    """Mean NLL of the targets and of their ends, KL(edited || base) behind the subject, and weight decay."""
 
     def evaluate(self, step: Step, config: ResidualConfig) -> Evaluation:
-        """Equation 21. The weight decay is that of all S vectors. Everything is computed in float32."""
+        """Equation 21, plus `end_factor` times the NLL of the targets' ends. The weight decay is that of all S vectors.
+
+        Everything is computed in float32.
+        """
         picks, n_groups = step.picks, len(step.r)
         n, n_facts = len(picks.target), len(picks.group_of_fact)
         logits = step.logits.float()
@@ -25,6 +28,8 @@ class Memit(Objective):
         kl = group_mean((edited.exp() * (edited - step.base)).sum(1), picks.group_of_kl, n_groups)
         decay = (step.r.norm(dim=2) / step.h_norm.square()).sum(1)
         rest = config.kl_factor * kl + config.weight_decay * decay
+        if config.end_factor:
+            rest = rest + config.end_factor * group_mean(step.end_nll, picks.group_of_fact, n_groups)
         with torch.no_grad():
             worst = fact_nll.new_full((n_groups,), float("-inf"))
             worst = worst.scatter_reduce(0, picks.group_of_fact, fact_nll, "amax")
