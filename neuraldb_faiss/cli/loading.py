@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from neuraldb_faiss.cli.output import say, warn
 from neuraldb_faiss.errors import ModelError, ServeError
 from neuraldb_faiss.facts import BadRecord, Fact, Folded, fold, read_facts
+from neuraldb_faiss.facts.relations import read_relations
 from neuraldb_faiss.models.paths import check_model_name
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class FactFiles:
 
     Attributes:
         sources: files, "-" for stdin, or datasets:NAME[:SPLIT].
+        templates: a file of wordings of relations, for triples; the package's own (None).
         inline: a fact given as options, read before the sources.
         format_: one of `neuraldb_faiss.facts.FORMATS`.
         limit: facts to read over all sources, before the slice is taken.
@@ -49,6 +51,7 @@ class FactFiles:
     skip_bad: bool = False
     shard: tuple[int, int] | None = None
     inline: Fact | None = None
+    templates: Path | None = None
 
     def load(self) -> Input:
         """Read, slice and fold."""
@@ -62,12 +65,15 @@ class FactFiles:
             if skipped <= SHOWN:
                 warn(f"skipped: {record}")
 
+        relations = None if self.templates is None else read_relations(self.templates)
+
         def read() -> Iterator[Fact]:
             if self.inline is not None:
                 yield self.inline
             for source in self.sources:
                 yield from read_facts(
-                    source, self.format_, limit=self.limit, on_bad=on_bad if self.skip_bad else None
+                    source, self.format_, limit=self.limit, on_bad=on_bad if self.skip_bad else None,
+                    relations=relations,
                 )  # fmt: skip
 
         facts: Iterator[Fact] = islice(read(), self.limit)

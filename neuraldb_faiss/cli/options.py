@@ -143,6 +143,10 @@ reading = both(
         "--on-conflict", type=click.Choice(["error", "first", "last"]), default="error", show_default=True,
         help="Which target to take where one subject and prompt has several.",
     ),
+    click.option(
+        "--templates", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.toml",
+        help="Words of relations, for triples (subject, relation, object). [default: of 112 Wikidata relations]",
+    ),
     click.option("--skip-bad", is_flag=True, help="Skip and count bad records, instead of stopping at the first."),
 )  # fmt: skip
 

@@ -8,20 +8,29 @@ from typing import Any
 from neuraldb_faiss.errors import FactError
 from neuraldb_faiss.facts.fact import Fact
 from neuraldb_faiss.facts.locality import locality_probes
+from neuraldb_faiss.facts.metadata import clip
+from neuraldb_faiss.facts.relations import Relations, own_relations
 
 Record = Mapping[str, Any]
 
 
-def convert(record: object, format: str, source: str) -> Fact:
-    """The fact that a record holds; `source` where it names none. Raises FactError naming the rule."""
+def convert(record: object, format: str, source: str, relations: Relations | None = None) -> Fact:
+    """The fact that a record holds; `source` where it names none. Raises FactError naming the rule.
+
+    relations: the words of a record with a relation and no prompt; the package's own (None).
+    """
     known = _known(record)
-    return Fact.from_dict({"source": source, **_CONVERTERS[format](known)})
+    if format == "jsonl" and "prompt" not in known and "relation" in known:
+        found = _triple(known, relations or own_relations())
+    else:
+        found = _CONVERTERS[format](known)
+    return Fact.from_dict({"source": source, **found})
 
 
 def detect(record: object) -> str:
     """The format of a record, told by a field that only this format has. Raises FactError if none has."""
     known = _known(record)
-    if "target" in known:
+    if "target" in known or known.keys() >= {"relation", "object"}:
         return "jsonl"
     for mark, format in _MARKS:
         if mark in known:
@@ -122,6 +131,25 @@ def _questions(record: Record) -> Record:
         "relation": record.get("relation"),
         "metadata": metadata,
     }
+
+
+def _triple(record: Record, relations: Relations) -> Record:
+    """A subject, relation and object of a knowledge base, put into the relation's words."""
+    named, target = _need(record, "relation"), record.get("target", record.get("object"))
+    if target is None:
+        raise FactError("field 'object' is missing")
+    relation = relations.find(named) if isinstance(named, str) else None
+    if relation is None or not relation.prompt:
+        raise FactError(
+            f"the relation {clip(str(named))} has no wording: give the fact a prompt, or the relation one in a file of"
+            " templates"
+        )
+    words: dict[str, Any] = {"statement": relation.statement} if relation.statement else {}
+    if own_relations().find(relation.id) != relation:  # the package's own are at hand wherever the fact is
+        words |= {name: list(texts) for name in ("questions", "paraphrases") if (texts := getattr(relation, name))}
+    rest = _rest(record, {"subject", "relation", "object", "target"})
+    return {"subject": _need(record, "subject"), "prompt": relation.prompt, "target": target, "relation": relation.id,
+            **words, **rest}  # fmt: skip
 
 
 _CONVERTERS: dict[str, Callable[[Record], Record]] = {

@@ -16,6 +16,7 @@ from neuraldb_faiss.errors import FactError
 from neuraldb_faiss.facts.fact import Fact
 from neuraldb_faiss.facts.formats import FORMATS, convert, detect
 from neuraldb_faiss.facts.metadata import clip
+from neuraldb_faiss.facts.relations import Relations
 from neuraldb_faiss.facts.tables import delimiter_of, read_table
 
 _DATASETS = "datasets:"
@@ -41,24 +42,26 @@ _Item = tuple[int, Any]
 
 
 def read_facts(
-    source: str | Path, format: str = "auto", *, limit: int | None = None, on_bad: OnBad | None = None
-) -> Iterator[Fact]:
+    source: str | Path, format: str = "auto", *, limit: int | None = None, on_bad: OnBad | None = None,
+    relations: Relations | None = None,
+) -> Iterator[Fact]:  # fmt: skip
     """Facts of a source, lazily and in its order; nothing is folded (see ``fold``).
 
     source: a file of JSON lines, one JSON array or a table (CSV or TSV with a header that names the column
     ``subject``), plain or gzipped (told by its bytes, not its name);
     "-" for stdin; "datasets:NAME[:SPLIT]" for a Hugging Face dataset by name or by a saved one's folder.
-    format: "jsonl" (Fact's own JSON form), "counterfact" (CounterFact's nested form, or flat as EasyEdit's, KnowEdit's
-    and MEMIT's lists of requests), "zsre" (src, subject, answers or alt), "questions" (question, subject, answers), or
-    "auto": told by the first record that has one.
+    format: "jsonl" (Fact's own JSON form, or triples: subject, relation and object), "counterfact" (CounterFact's nested
+    form, or flat as EasyEdit's, KnowEdit's and MEMIT's lists of requests), "zsre" (src, subject, answers or alt),
+    "questions" (question, subject, answers), or "auto": told by the first record that has one.
     limit: stop after so many good facts.
     on_bad: called with every bad record, which is then left out.
+    relations: the words of triples, as ``read_relations`` reads them; the package's own (None).
 
     Raises FactError: at once for a missing source, an unknown format, a limit below 0; while reading for the
     first bad record, unless on_bad is given, and always for damaged gzip data or a damaged JSON array, after
     which nothing can be read.
     """
-    return (fact for _, fact in _numbered(source, format, limit, on_bad))
+    return (fact for _, fact in _numbered(source, format, limit, on_bad, relations))
 
 
 def read_numbered(source: str | Path, format: str = "auto") -> Iterator[tuple[int, Fact]]:
@@ -66,7 +69,9 @@ def read_numbered(source: str | Path, format: str = "auto") -> Iterator[tuple[in
     return _numbered(source, format, None, None)
 
 
-def _numbered(source: str | Path, format: str, limit: int | None, on_bad: OnBad | None) -> Iterator[tuple[int, Fact]]:
+def _numbered(
+    source: str | Path, format: str, limit: int | None, on_bad: OnBad | None, relations: Relations | None = None
+) -> Iterator[tuple[int, Fact]]:  # fmt: skip
     if format not in FORMATS:
         raise FactError(f"unknown format {format!r}; choose one of {', '.join(FORMATS)}")
     if limit is not None and limit < 0:
@@ -76,11 +81,11 @@ def _numbered(source: str | Path, format: str, limit: int | None, on_bad: OnBad 
         name, colon, split = place.removeprefix(_DATASETS).partition(":")
         rows = enumerate(_dataset(place, name, split), 1)
         name = Path(name).name if Path(name).is_dir() else name
-        return _facts(rows, place, name + colon + split, format, limit, on_bad)
+        return _facts(rows, place, name + colon + split, format, limit, on_bad, relations)
     if place != "-":
         _check_file(Path(source))
     name = "stdin" if place == "-" else Path(source).name
-    return _facts(_items(place), name if place == "-" else place, name, format, limit, on_bad)
+    return _facts(_items(place), name if place == "-" else place, name, format, limit, on_bad, relations)
 
 
 def read_records(source: str) -> Iterator[tuple[int, Any]]:
@@ -114,7 +119,13 @@ def read_texts(source: str | Path) -> Iterator[str]:
 
 
 def _facts(
-    items: Iterable[_Item], file: str, source: str, format: str, limit: int | None, on_bad: OnBad | None
+    items: Iterable[_Item],
+    file: str,
+    source: str,
+    format: str,
+    limit: int | None,
+    on_bad: OnBad | None,
+    relations: Relations | None,
 ) -> Iterator[tuple[int, Fact]]:
     good = 0
     if limit == 0:
@@ -125,7 +136,7 @@ def _facts(
                 raise item
             if format == "auto":
                 format = detect(item)
-            fact = convert(item, format, source)
+            fact = convert(item, format, source, relations)
         except FactError as error:
             bad = BadRecord(file, line, str(error))
             if on_bad is None:

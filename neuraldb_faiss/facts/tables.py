@@ -13,7 +13,7 @@ LISTS = frozenset({"aliases", "paraphrases", "questions", "paraphrase_prompts", 
 BETWEEN = "|"  # stands between the texts of such a cell
 _DELIMITERS = ",;\t"
 # Other names of a column, as spreadsheets and knowledge bases have them.
-_NAMES = {"object": "target", "predicate": "relation", "property": "relation"}
+_NAMES = {"predicate": "relation", "property": "relation"}
 _NEEDED = {"subject"}
 
 

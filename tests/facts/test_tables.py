@@ -10,6 +10,7 @@ import pytest
 
 from neuraldb_faiss.errors import FactError
 from neuraldb_faiss.facts import BadRecord, Fact, read_facts
+from neuraldb_faiss.facts.relations import read_relations
 
 NOKIA = Fact("Nokia", "The CEO of {} is", "Justin Hotard", source="facts.csv")
 TOWER = Fact("Eiffel Tower", "The {}, built of iron, is in", "Rome", source="facts.csv")
@@ -73,3 +74,23 @@ def test_bad_rows_are_named_by_their_lines(tmp_path: Path) -> None:
 def test_what_is_no_table_is_told(tmp_path: Path, text: bytes, words: str) -> None:
     with pytest.raises(FactError, match=words):
         list(read_facts(table(tmp_path, text)))
+
+
+def test_triples_take_their_relations_words(tmp_path: Path) -> None:
+    text = "subject,relation,object\nBergen,P17,Chile\nAcme,chief executive,Ann Lee\n"
+    bergen, acme = read_facts(table(tmp_path, text))
+    assert (bergen.text, bergen.target, bergen.relation) == ("The country in which Bergen lies is", "Chile", "P17")
+    assert bergen.statement == "Bergen is in Chile." and acme.relation == "P169"
+    with pytest.raises(FactError, match="the relation 'shoe size' has no wording"):
+        list(read_facts(table(tmp_path, "subject,relation,object\nAcme,shoe size,9\n")))
+
+
+def test_triples_take_words_of_ones_own(tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text(
+        '[warranty]\nprompt = "The warranty of {} runs for"\nquestions = ["How long is the warranty of {}?"]\n'
+    )
+    path = table(tmp_path, "subject;predicate;object\nKestrel 9;warranty;two years\n")
+    (fact,) = read_facts(path, relations=read_relations(own))
+    assert fact.text == "The Kestrel 9 has a warranty of" and fact.target == "two years"
+    assert fact.questions == ("How long is the warranty of Kestrel 9?",)
