@@ -50,8 +50,8 @@ def read_facts(
     source: a file of JSON lines, one JSON array or a table (CSV or TSV with a header that names the column
     ``subject``), plain or gzipped (told by its bytes, not its name);
     "-" for stdin; "datasets:NAME[:SPLIT]" for a Hugging Face dataset by name or by a saved one's folder.
-    format: "jsonl" (Fact's own JSON form, or triples: subject, relation and object), "counterfact" (CounterFact's nested
-    form, or flat as EasyEdit's, KnowEdit's and MEMIT's lists of requests), "zsre" (src, subject, answers or alt),
+    format: "jsonl" (Fact's own JSON form, or triples: subject, relation and object), "counterfact" (its nested form, or
+    flat as EasyEdit's, KnowEdit's and MEMIT's lists of requests), "zsre" (src, subject, answers or alt),
     "questions" (question, subject, answers), or "auto": told by the first record that has one.
     limit: stop after so many good facts.
     on_bad: called with every bad record, which is then left out.
