@@ -202,6 +202,11 @@ class DatabaseConfig:
         return Fingerprint.from_json(self.fingerprint)
 
     @property
+    def has_model(self) -> bool:
+        """Whether it was built with a model; else its facts have no keys, and can only be stated."""
+        return not self.model.is_none
+
+    @property
     def has_residuals(self) -> bool:
         """Whether its facts were solved, so that they can be said without being stated."""
         return self.residual != "none"

@@ -17,11 +17,11 @@ from neuraldb_faiss.config import (
     check_guard,
     default_gamma,
 )
-from neuraldb_faiss.errors import BuildError, CompactedError, FactError, FingerprintError, StoreError
+from neuraldb_faiss.errors import BuildError, CompactedError, FactError, FingerprintError, ModelError, StoreError
 from neuraldb_faiss.facts import Fact, fold
 from neuraldb_faiss.grounding.limits import MAX_FACTS, MAX_TOKENS
 from neuraldb_faiss.info import Info
-from neuraldb_faiss.options import BuildConfig, CreateOptions, FactFilter, WriteOptions
+from neuraldb_faiss.options import CreateOptions, FactFilter, WriteOptions
 from neuraldb_faiss.store import Generation, Problem, Snapshot, Store, StoredFact
 
 if TYPE_CHECKING:  # torch, transformers and faiss load only when they are used
@@ -305,7 +305,7 @@ class NeuralDB:
             1
         """
         wanted = check_choice("delivery", self.config.delivery if delivery is None else delivery, DELIVERIES)
-        if wanted == "text":
+        if wanted == "text" or (wanted == "auto" and not self.config.has_model):
             from neuraldb_faiss.hook.text_handle import TextHandle
 
             return TextHandle(self._snapshot, self._newest, tokenizer, str(self.path))
@@ -394,15 +394,19 @@ class NeuralDB:
     # ---- changing it
 
     def add(
-        self, facts: Iterable[Fact], model: Any, tokenizer: Any, *, on_conflict: str = "error",
+        self, facts: Iterable[Fact], model: Any = None, tokenizer: Any = None, *, on_conflict: str = "error",
         drop_failed: bool = False, **options: Unpack[WriteOptions],
     ) -> Generation | None:  # fmt: skip
         """Add facts; a fact with the subject and prompt of a live one updates it. None where nothing was new.
 
         Args:
+            model, tokenizer: those it was built with; a database that was built without a model needs none.
             on_conflict: "error", "first" or "last" where two targets are given for one subject and prompt.
             drop_failed: leave out facts whose target is not the arg-max after solving.
             options: report, command, wait: see `WriteOptions`.
+
+        Raises:
+            FactError: none could ever fire. ModelError: no model, where one is needed.
 
         Examples:
             >>> done = db.add([Fact("Lima", "{} is the capital of", "Peru")], model, tokenizer)
@@ -568,11 +572,11 @@ class NeuralDB:
         Only texts are taken from this database; keys and residuals are made anew. When each fact came, and where from,
         stays with it. Arguments as for `build`; `residual`, `keys` and `guard` are this database's unless given.
         """
-        from neuraldb_faiss.edits.build import build_store
+        from neuraldb_faiss.edits.build import build_store, kept_settings
         from neuraldb_faiss.store.intact import check_catalog
 
         check_catalog(self._store.catalog)
-        mine = BuildConfig(residual=self.config.residual, keys=self.config.keys, guard=self.guard)
+        mine = kept_settings(self.config)
         return NeuralDB(build_store(self.facts(), model, tokenizer, path, mine, options))
 
     def refresh(self) -> int:
@@ -612,9 +616,16 @@ class NeuralDB:
         self.close()
 
     def _editor(self, model: Any, tokenizer: Any) -> Any:
+        config = self._store.config()
+        if not config.has_model and model is None:
+            from neuraldb_faiss.edits.unsolved import Unsolved
+
+            return Unsolved(config)
+        if model is None:
+            raise ModelError(f"{self.path} has keys and residuals: pass the model and tokenizer it was built with")
         from neuraldb_faiss.solver.editor import Editor
 
-        return Editor.of(self._store.config(), model, tokenizer)
+        return Editor.of(config, model, tokenizer)
 
     def _changed(self, done: Generation | None) -> Generation | None:
         if done is not None:

@@ -15,6 +15,7 @@ from neuraldb_faiss.strict_json import is_count, parse_object
 ADAPTER_MARK = "adapter:"  # begins the name of an adapter's weight
 _EQUAL_SHARE = 0.9  # float32 to float16 to bfloat16 rounds twice and so moves up to 6 % of the samples
 _EQUAL_SHARE_TENSOR = 0.6  # one replaced tensor among hundreds must not drown; 32 samples spread more than all
+_NO_MODEL = "none"
 _SHAPE_FIELDS = ("model_type", "n_layers", "d1", "d2", "vocab_size", "layer", "module_name")
 
 
@@ -36,6 +37,16 @@ class Fingerprint:
     layer: int
     module_name: str
     samples: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @classmethod
+    def none(cls) -> Fingerprint:
+        """That of databases which belong to no model: their facts are stated, and have neither keys nor residuals."""
+        return cls(_NO_MODEL, 0, 1, 1, 0, 0, "none", ())
+
+    @property
+    def is_none(self) -> bool:
+        """Whether it says that there is no model."""
+        return self.model_type == _NO_MODEL
 
     def to_json(self) -> str:
         """One line of JSON; samples as hexadecimal, four digits each."""
@@ -65,6 +76,8 @@ class Fingerprint:
         samples is at least 0.9 over all and 0.6 in every weight that both show; adapters in both or in neither."""
         if any(getattr(self, name) != getattr(other, name) for name in _SHAPE_FIELDS):
             return False
+        if self.is_none:
+            return True
         if self._adapters() != other._adapters():
             return False
         theirs = dict(other.samples)
@@ -84,6 +97,8 @@ class Fingerprint:
     def describe(self) -> str:
         """A short line for people, as in "llama, 30 layers, 576/1536, vocabulary 49152, layer 3,
         1a2b3c4d"; an adapter that changes the keys is named."""
+        if self.is_none:
+            return "no model (its facts are stated, none fires)"
         digest = hashlib.sha256(self.to_json().encode()).hexdigest()[:8]
         adapter = ", with an adapter (PEFT) at or below it" if self._adapters() else ""
         return (

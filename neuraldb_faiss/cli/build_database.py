@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neuraldb_faiss.cli.build_report import UnheardRecorder
-from neuraldb_faiss.cli.loading import ModelChoice
+from neuraldb_faiss.cli.loading import NO_MODEL, ModelChoice
 from neuraldb_faiss.cli.output import count, progress, say, warn
+from neuraldb_faiss.errors import BuildError
 
 if TYPE_CHECKING:
     from neuraldb_faiss import NeuralDB
@@ -53,12 +54,15 @@ class Build:
         return {"path": str(self.out), **shown, "unheard": left_out, "seconds": round(time.monotonic() - started, 1)}
 
     def _here(self, facts: Sequence[Fact]) -> _Made:
-        model, tokenizer = self.model.load()  # before torch is imported: a wrong name is told at once
+        # Before torch is imported: a wrong name is told at once.
+        model, tokenizer = (None, None) if self.model.model == NO_MODEL else self.model.load()
         from neuraldb_faiss.create import build
-        from neuraldb_faiss.models.defaults import guessed_layer
 
-        if "layer" not in self.settings and (guess := guessed_layer(model, self.settings.get("ffn_module"))):
-            warn(guess)
+        if model is not None and "layer" not in self.settings:
+            from neuraldb_faiss.models.defaults import guessed_layer
+
+            if guess := guessed_layer(model, self.settings.get("ffn_module")):
+                warn(guess)
         with progress("building") as report:
             recorder = UnheardRecorder(report)
             db = build(facts, model, tokenizer, self.out, report=recorder, command=self.command, **self.settings)
@@ -69,6 +73,8 @@ class Build:
 
         say(f"{count(workers, 'worker')} on Ray at {address}: loading {self.model.model}")
         assert self.model.model is not None  # the option is required
+        if self.model.model == NO_MODEL:
+            raise BuildError("--model none solves nothing, so there is no work for Ray: leave --ray and --workers out")
         with progress("building") as report:
             recorder = UnheardRecorder(report)
             db = build_on_ray(

@@ -18,6 +18,7 @@ from neuraldb_faiss.models.paths import check_model_name
 if TYPE_CHECKING:
     from neuraldb_faiss import NeuralDB
 
+NO_MODEL = "none"  # as a model's name: facts are stored to be stated, and none is solved
 SHOWN = 10  # bad records that are named; the rest are counted
 
 
@@ -106,6 +107,10 @@ class ModelChoice:
         """The model named and its tokenizer; (None, None) where none is named."""
         return (None, None) if self.model is None else load_model(self.model, self.device, self.dtype)
 
+    def load_to_solve(self, db: NeuralDB) -> tuple[Any, Any]:
+        """As `load_for`; (None, None) for a database that was built without a model, which solves nothing."""
+        return (None, None) if self.model is None and not db.config.has_model else self.load_for(db)
+
     def load_for(self, db: NeuralDB) -> tuple[Any, Any]:
         """The model named, or else the one that the database was built with, and its tokenizer.
 
@@ -113,6 +118,8 @@ class ModelChoice:
             ModelError: no name was given and none is recorded, or the model cannot be loaded.
         """
         name = self.model
+        if name is None and not db.config.has_model:
+            raise ModelError(f"{db.path} was built without a model: name the one that is to answer with --model")
         if name is None:
             name = db.config.model_name
             if name is None:

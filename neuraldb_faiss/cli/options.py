@@ -119,6 +119,18 @@ model = bundle(
     where,
 )
 model_required = bundle("model", ModelChoice, model_named, where)
+model_or_none = bundle(
+    "model",
+    ModelChoice,
+    click.option(
+        "--model",
+        metavar="M",
+        required=True,
+        help="Model folder, or a name on the model hub; none: the facts are only to be stated (--delivery text), and"
+        " nothing is solved.",
+    ),
+    where,
+)
 model_to_solve = bundle(
     "model",
     ModelChoice,

@@ -94,7 +94,8 @@ def add(
     command: str = "add",
     wait: float = 10.0,
 ) -> Generation | None:
-    """Add facts; one with the subject and prompt of a live fact takes its place.
+    """Add facts; one with the subject and prompt of a live fact takes its place, if it has another target, or another
+    statement or other names of its own.
 
     Live facts that share a key with a new one are solved anew together with it. None where nothing is new. Facts that
     could never fire are left out, as by `build`.
@@ -107,9 +108,7 @@ def add(
         incoming = {fact.identity: fact for fact in facts}
         known = {old.identity: old for old in store.catalog.facts(base, identities=list(incoming))}
         fresh = [
-            fact
-            for fact in incoming.values()
-            if fact.identity not in known or known[fact.identity].target != fact.target
+            fact for fact in incoming.values() if fact.identity not in known or _says_more(fact, known[fact.identity])
         ]
         if not fresh:
             return None
@@ -120,6 +119,12 @@ def add(
         kept = [(old.key_id, old) for old in neighbours if old.identity not in replaced]
         edit_into(transaction, editor, group_by_key([*kept, *keyed]), drop_failed=drop_failed, report=report)
         return transaction.commit()
+
+
+def _says_more(fact: Fact, old: Fact) -> bool:
+    """Whether a fact says something else than the one in its place; what it leaves unsaid may stay."""
+    own = {name: value for name in ("statement", "aliases") if (value := fact.metadata.get(name))}
+    return fact.target != old.target or any(old.metadata.get(name) != value for name, value in own.items())
 
 
 def _heard(planner: Planner, facts: Sequence[Fact], report: Report | None) -> tuple[list[Fact], Report | None]:

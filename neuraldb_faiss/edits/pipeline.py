@@ -106,10 +106,11 @@ def edit_into(
 
 
 def solve_here(editor: Editor, drop_failed: bool) -> Solve:
-    """One piece after the other, in this process."""
+    """One piece after the other, in this process; a planner that solves nothing makes its entries itself."""
+    own = getattr(editor, "solve_piece", None)
 
     def solve(pieces: Sequence[list[Group]]) -> Iterator[Solved]:
-        return (solve_piece(editor, piece, drop_failed) for piece in pieces)
+        return (own(piece) if own is not None else solve_piece(editor, piece, drop_failed) for piece in pieces)
 
     return solve
 
@@ -133,7 +134,7 @@ def solve_into(
     Raises:
         BuildError: a key or a loss is not finite, or drop_failed leaves nothing.
     """
-    pieces = _pieces(groups, REGISTRY[planner.residual].piece)
+    pieces = _pieces(groups, getattr(planner, "piece", REGISTRY[planner.residual].piece))
     staged = transaction.resume(_plan(planner, groups, drop_failed)) if resume else 0
     sizes = [sum(len(group.facts) for group in piece) for piece in pieces]
     total, done = sum(sizes), sum(sizes[:staged])

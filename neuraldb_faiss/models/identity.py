@@ -32,6 +32,11 @@ def check_model(config: DatabaseConfig, model: Any, *, strict: bool = True) -> F
         FingerprintError: the model is not the one the database was built with (both are named).
     """
     stored = config.model
+    if stored.is_none:
+        raise FingerprintError(
+            "the database was built without a model, so its facts can be stated but do not fire: use the delivery text"
+            ' (`db.ground`, `attach(delivery="text")`), or build them for a model (`neuraldb rebuild`)'
+        )
     site = find_site(model, config.layer, config.ffn_module)
     found = fingerprint(model, site)
     if (site.d1, site.d2) != (config.d1, config.d2) or (strict and not stored.matches(found)):

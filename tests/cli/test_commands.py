@@ -53,6 +53,23 @@ def test_build_text_names_how_to_list_failed_facts(run: Run, model: Path, tmp_pa
     assert told(run("info", tmp_path / "new", "--json"))["layer"] == 2
 
 
+def test_build_without_a_model(run: Run, model: Path, tmp_path: Path) -> None:
+    facts, db = write(tmp_path / "facts.jsonl", FACTS), tmp_path / "new"
+    build = ("build", facts, "--out", db, "--model", "none")
+    refused = run(*build, "--layer", 2)
+    assert refused.exit_code == 1 and "without a model there is nothing to solve" in refused.stderr
+    assert told(run(*build, "--json"))["facts"] == len(FACTS)
+    assert told(run("add", db, write(tmp_path / "new.jsonl", NEW), "--json"))["facts"] == len(FACTS) + 1
+    assert run("remove", db, "--subject", "Space Needle").exit_code == 0
+    unnamed = run("generate", db, "Marie Curie")
+    assert unnamed.exit_code == 1 and "was built without a model: name the one" in unnamed.stderr
+    answer = told(run("generate", db, "Marie Curie", "--model", model, "--max-new-tokens", 1, "--json"))
+    assert answer["delivery"] == "text" and answer["stated"]
+    mismatched = run("generate", db, "Marie Curie", "--model", model, "--delivery", "residual")
+    assert mismatched.exit_code == 1 and "built without a model" in mismatched.stderr
+    assert told(run("rebuild", db, "--out", tmp_path / "solved", "--model", model, "--steps", 1, "--json"))["facts"]
+
+
 def test_build_keeps_other_relations(run: Run, model: Path, tmp_path: Path) -> None:
     facts = write(tmp_path / "facts.jsonl", FACTS[:1])
     build = ("build", facts, "--model", model, "--steps", 1, "--out", tmp_path / "new")

@@ -87,9 +87,7 @@ def test_triples_take_their_relations_words(tmp_path: Path) -> None:
 
 def test_triples_take_words_of_ones_own(tmp_path: Path) -> None:
     own = tmp_path / "own.toml"
-    own.write_text(
-        '[warranty]\nprompt = "The {} has a warranty of"\nquestions = ["How long is the warranty of {}?"]\n'
-    )
+    own.write_text('[warranty]\nprompt = "The {} has a warranty of"\nquestions = ["How long is the warranty of {}?"]\n')
     path = table(tmp_path, "subject;predicate;object\nKestrel 9;warranty;two years\n")
     (fact,) = read_facts(path, relations=read_relations(own))
     assert fact.text == "The Kestrel 9 has a warranty of" and fact.target == "two years"

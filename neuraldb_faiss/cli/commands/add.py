@@ -32,7 +32,7 @@ def add(
 
     given = files.load()
     with NeuralDB.open(db, "rw") as database:
-        loaded, tokenizer = model.load_for(database)
+        loaded, tokenizer = model.load_to_solve(database)
         with progress("adding") as report:
             recorder = UnheardRecorder(report)
             done = database.add(

@@ -26,6 +26,7 @@ def _cluster(ray: str | None, workers: int | None) -> tuple[str, int] | None:
     epilog=opt.example(
         "neuraldb build facts.jsonl --out db --model models/SmolLM2-135M-Instruct",
         "neuraldb build facts.jsonl --out db --model Qwen/Qwen2.5-7B --device cuda --index ivf",
+        "neuraldb build facts.jsonl --out db --model none",
     )
 )
 @opt.bundle(
@@ -35,7 +36,7 @@ def _cluster(ray: str | None, workers: int | None) -> tuple[str, int] | None:
     click.option("--shard", type=Shard(), metavar="I/N", help="Take only slice I of N, by a hash of the subject."),
 )
 @opt.new_database
-@opt.model_required
+@opt.model_or_none
 @opt.bundle(
     "cluster",
     _cluster,

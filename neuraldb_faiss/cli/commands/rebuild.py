@@ -34,7 +34,9 @@ def rebuild(db: Path, out: Path, model: ModelChoice, settings: dict[str, Any], a
         facts, old = database.facts(), database.config
     if not facts:
         raise FactError(f"{db} holds no facts to build anew")
-    kept = {"residual": old.residual, "keys": old.keys, "guard": old.guard}
+    kept = {"delivery": old.delivery}
+    if old.has_model:
+        kept |= {"residual": old.residual, "keys": old.keys, "guard": old.guard}
     made = Build(out, model, f"rebuild {db.name}", {**kept, **settings}).run(facts)
     if as_json:
         emit_json(made)
