@@ -178,7 +178,7 @@ class _Batch(StoppingCriteria):
         """Give each database the rows that are its own and still run."""
         mine: dict[Tenant, list[int]] = defaultdict(list)
         for number, row in enumerate(self._rows):
-            if row.ask.tenant is not None and row.reason is None:
+            if row.ask.tenant is not None and row.ask.fires and row.reason is None:
                 mine[row.ask.tenant].append(number)
         for tenant in self.tenants:
             tenant.answer(mine[tenant], len(self._rows))

@@ -6,7 +6,8 @@ import copy
 import inspect
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from neuraldb_faiss.models.sites import unwrap
@@ -15,6 +16,8 @@ from neuraldb_faiss.serving.contents import Prompt, Turn, kind
 from neuraldb_faiss.serving.errors import ApiError
 from neuraldb_faiss.serving.settings import Limits
 from neuraldb_faiss.serving.validation_errors import wrong
+
+_AS_IT_IS = "{{ messages[0]['content'] }}"
 
 
 class Prompts:
@@ -27,6 +30,7 @@ class Prompts:
         self._lock = threading.Lock()
         self._limits = limits
         self._special = {str(token): id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._control = {id for id, token in tokenizer.added_tokens_decoder.items() if not str(token).isspace()}
         self._tokens: int = plain.get_input_embeddings().weight.shape[0]
         self._anchor = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
         self._context: int | None = getattr(plain.config.get_text_config(), "max_position_embeddings", None)
@@ -52,11 +56,38 @@ class Prompts:
         self.check_ids(given, "prompt")
         return self._short(given, "prompt")
 
-    def of_messages(self, turns: Sequence[Turn], variables: Mapping[str, Any] | None = None) -> list[int]:
+    @contextmanager
+    def tokenizer(self) -> Iterator[Any]:
+        """The tokenizer, for this thread alone while the block runs."""
+        with self._lock:
+            yield self._tokenizer
+
+    def behind(self, said: str, text: str) -> list[int]:
+        """The tokens of a text that was read by `of_text`, with other words before it, in which nothing is a control
+        token; however many that are."""
+        with self._lock:
+            own = encode_prompt(self._tokenizer, text)
+            whole = encode_prompt(self._tokenizer, said + text)
+            if self._added(whole) == self._added(own):
+                return whole
+            bare = encode_prompt(self._tokenizer, text, special=False)
+            first = own[: len(own) - len(bare)]
+            plain: list[int] = self._tokenizer.apply_chat_template(
+                [{"role": "user", "content": said}], chat_template=_AS_IT_IS, sanitize_control_tokens=True,
+                return_dict=True,
+            )["input_ids"]  # fmt: skip
+            return [*first, *plain, *bare]
+
+    def _added(self, ids: Sequence[int]) -> list[int]:
+        return [id for id in ids if id in self._control]
+
+    def of_messages(
+        self, turns: Sequence[Turn], variables: Mapping[str, Any] | None = None, *, any_length: bool = False
+    ) -> list[int]:
         """Control tokens in the messages are read as plain text: nobody begins a turn but the template.
 
         Args:
-            variables: further ones of the template, as "enable_thinking".
+            variables: further ones of the template, as "enable_thinking". any_length: do not check the limit.
 
         Raises:
             ApiError: the model has no chat template, or it refuses these messages, or they are too long; or it has not
@@ -76,7 +107,18 @@ class Prompts:
         except Exception as error:  # templates raise what they like
             told = f"the model's chat template refuses these messages: {error}"
             raise ApiError(400, told, param="messages") from error
-        return self._short(ids, "messages")
+        return ids if any_length else self._short(ids, "messages")
+
+    def most(self, reserve: int, answers: int = 1) -> int:
+        """How many tokens a prompt may have.
+
+        Args:
+            reserve: tokens of an answer to it that must have room too. answers: how many answers share a batch.
+        """
+        found = self._limits.prompt_tokens
+        if self._context is not None:
+            found = min(found, self._context - reserve)
+        return found if answers == 1 else min(found, self._limits.batch_tokens // answers - reserve)
 
     def room(self, prompt: int, wanted: int | None, default: int | None) -> int:
         """How many tokens the answer may have.

@@ -79,7 +79,7 @@ class Ask:
         ids: the prompt's tokens. spaced: the answer goes on behind the prompt's text, so that its first token may begin
             with a space. stops: the answer ends before the first of these. stop_ids: and at one of these tokens.
         likeliest: how many alternatives to tell for each token, None to tell nothing of probabilities.
-        explain: tell what fired.
+        explain: tell what fired. fires: whether the database's facts fire in this row.
         index: its number among those that share `events`. cancelled: nobody waits any more.
     """
 
@@ -92,6 +92,7 @@ class Ask:
     spaced: bool = True
     likeliest: int | None = None
     explain: bool = False
+    fires: bool = True
     index: int = 0
     cancelled: bool = False
     events: Events = field(default_factory=asyncio.Queue)

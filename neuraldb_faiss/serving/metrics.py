@@ -24,6 +24,9 @@ class Metrics:
         self._prompt = Counter("neuraldb_prompt_tokens", "Tokens of prompts.", ["database"], registry=one)
         self._made = Counter("neuraldb_generated_tokens", "Tokens of answers.", ["database"], registry=one)
         self._fires = Counter("neuraldb_fires", "Tokens at which a fact fired.", ["database"], registry=one)
+        self._grounded = Counter(
+            "neuraldb_grounded_facts", "Facts stated in prompts, each time.", ["database"], registry=one
+        )  # fmt: skip
         self._facts = Gauge("neuraldb_facts", "Facts served.", ["database"], registry=one)
         self._generation = Gauge("neuraldb_generation", "Generation served.", ["database"], registry=one)
         self.queue = Gauge("neuraldb_queue_length", "Requests that wait.", registry=one)
@@ -39,6 +42,9 @@ class Metrics:
 
     def fired(self, tenant: Tenant, tokens: int) -> None:
         self._fires.labels(tenant.name).inc(tokens)
+
+    def grounded(self, tenant: Tenant, facts: int) -> None:
+        self._grounded.labels(tenant.name).inc(facts)
 
     def show(self, tenant: Tenant) -> None:
         self._facts.labels(tenant.name).set(tenant.facts)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, StringConstraints, model_validator
 
 from neuraldb_faiss.serving.contents import Prompt, Turn, read_messages, read_one_prompt, read_prompt
+from neuraldb_faiss.serving.delivery import read_delivery
 from neuraldb_faiss.serving.errors import ApiError
 from neuraldb_faiss.serving.fields import check_extra
 from neuraldb_faiss.serving.sampling import Sampling
@@ -29,6 +30,7 @@ def _unless_false(value: Any) -> Any:
     return None if value is False else value
 
 
+_Delivery = Annotated[str | None, PlainValidator(read_delivery)]
 _Stops = Annotated[list[_Stop], Field(max_length=4), BeforeValidator(_listed)]
 
 
@@ -59,6 +61,7 @@ class Generating(BaseModel):
     seed: _Whole | None = Field(None, ge=-(2**63), lt=2**63)
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
+    neuraldb_delivery: _Delivery = None
 
     def check(self) -> None:
         """Raises ApiError for what would silently be answered otherwise than asked."""
@@ -134,6 +137,7 @@ class Explain(BaseModel):
     prompt: Annotated[Prompt | None, PlainValidator(read_one_prompt)] = None
     messages: Annotated[list[Turn] | None, PlainValidator(_messages_if_any)] = None
     max_tokens: _Whole = Field(1, ge=1)
+    neuraldb_delivery: _Delivery = None
 
 
 class Facts(BaseModel):

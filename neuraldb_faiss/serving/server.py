@@ -17,6 +17,7 @@ from neuraldb_faiss.errors import ServeError
 from neuraldb_faiss.models.identity import model_name
 from neuraldb_faiss.serving.app import make_app
 from neuraldb_faiss.serving.connections import ACCEPTED_AT_ONCE, Connection, connection_limit
+from neuraldb_faiss.serving.delivery import Deliveries
 from neuraldb_faiss.serving.encoding import Prompts
 from neuraldb_faiss.serving.engine import Engine
 from neuraldb_faiss.serving.hosts import Hosts
@@ -36,22 +37,24 @@ class Server(uvicorn.Server):
     def __init__(
         self, model: Any, tokenizer: Any, databases: Mapping[str, Path], bound: socket.socket, *,
         tokens: Tokens, limits: Limits, ready: Callable[[Sequence[str]], None], routers: Sequence[APIRouter] = (),
-        hosts: Hosts | None = None,
+        hosts: Hosts | None = None, delivery: str | None = None,
     ) -> None:  # fmt: skip
         """Attach the databases.
 
         Args:
             ready: called with the names of all models once requests are answered. routers: further routes. hosts: by
-                what names it may be asked; None: by loopback's and the address that is bound.
+                what names it may be asked; None: by loopback's and the address that is bound. delivery: how facts reach
+                requests that do not say, one of `config.DELIVERIES`; None: as each database says.
 
         Raises:
             NeuralDBError: a database cannot be opened, or was built with another model; too few files can be opened.
         """
         metrics = Metrics()
         tenants = Tenants(model, tokenizer, databases, tokens, _name(model), limits)
+        prompts = Prompts(model, tokenizer, limits)
         self._service = Service(
-            tenants, Engine(model, tokenizer, tenants, limits, metrics), Prompts(model, tokenizer, limits), limits,
-            metrics,
+            tenants, Engine(model, tokenizer, tenants, limits, metrics), prompts,
+            Deliveries(prompts, metrics, delivery), limits, metrics,
         )  # fmt: skip
         self._bound = bound
         self._ready = ready

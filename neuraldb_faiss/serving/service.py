@@ -8,6 +8,7 @@ from typing import cast
 
 from starlette.requests import Request
 
+from neuraldb_faiss.serving.delivery import Deliveries
 from neuraldb_faiss.serving.encoding import Prompts
 from neuraldb_faiss.serving.engine import Engine
 from neuraldb_faiss.serving.metrics import Metrics
@@ -22,6 +23,7 @@ class Service:
     tenants: Tenants
     engine: Engine
     prompts: Prompts
+    deliveries: Deliveries
     limits: Limits
     metrics: Metrics
     started: float = field(default_factory=time.time)

@@ -17,13 +17,16 @@ from neuraldb_faiss.options import FactFilter
 from neuraldb_faiss.serving.errors import ApiError
 from neuraldb_faiss.serving.row_gate import RowGate
 from neuraldb_faiss.serving.settings import UNEDITED, Limits, Tokens
+from neuraldb_faiss.serving.statements import Statements
 from neuraldb_faiss.store import Store, StoredFact
 
 
 class Tenant:
     """One database, attached to the model for the rows that ask for it.
 
-    The worker's thread alone uses it, but for `name`, `path`, `read` and `check`.
+    The worker's thread alone uses it, but for `name`, `path`, `statements`, `read` and `check`.
+
+    Attributes: statements: its facts as prompts state them.
     """
 
     def __init__(self, name: str, path: Path, model: Any, tokenizer: Any, trace_size: int) -> None:
@@ -32,6 +35,7 @@ class Tenant:
         self.path = path
         self._model, self._tokenizer, self._trace_size = model, tokenizer, trace_size
         self._open()
+        self.statements = Statements(path, self._check)
 
     def _open(self) -> None:
         """Attach what lies at the path now, as a whole. Where it cannot be, nothing changes here."""
@@ -85,10 +89,13 @@ class Tenant:
     def _reading(self) -> Iterator[Store]:
         """What lies at the path, opened anew: so it is never one that was replaced."""
         with closing(Store(self.path)) as store:
-            config = store.config()
-            if _belongs_to(config) != self._belongs_to:
-                check_model(config, self._model)
+            self._check(store.config())
             yield store
+
+    def _check(self, config: DatabaseConfig) -> None:
+        """Raises NeuralDBError where a database with these settings was built with another model."""
+        if _belongs_to(config) != self._belongs_to:
+            check_model(config, self._model)
 
     def answer(self, rows: Sequence[int], batch: int) -> None:
         """Fire in these rows of batches of this many, and in no others."""
@@ -113,6 +120,7 @@ class Tenant:
     def close(self) -> None:
         self._handle.remove()
         self._store.close()
+        self.statements.close()
 
 
 def _belongs_to(config: DatabaseConfig) -> tuple[Any, ...]:

@@ -69,12 +69,17 @@ class Served:
 
 
 @contextmanager
-def serving(folder: Path, paths: dict[str, Path], tokens: Tokens, limits: Limits) -> Iterator[Served]:
+def serving(
+    folder: Path, paths: dict[str, Path], tokens: Tokens, limits: Limits, delivery: str | None = "residual"
+) -> Iterator[Served]:
     model, tokenizer = load_model(folder / "tiny")
     ready = threading.Event()
     with bind("127.0.0.1", 0) as bound:
         port = bound.getsockname()[1]
-        server = Server(model, tokenizer, paths, bound, tokens=tokens, limits=limits, ready=lambda _: ready.set())
+        server = Server(
+            model, tokenizer, paths, bound, tokens=tokens, limits=limits, ready=lambda _: ready.set(),
+            delivery=delivery,
+        )  # fmt: skip
         thread = threading.Thread(target=server.serve_until_told)
         thread.start()
         try:

@@ -30,6 +30,7 @@ def http(folder: Path, db: Path) -> Iterator[Any]:
 
     from neuraldb_faiss.inspector.app import NAME, Inspected, routes
     from neuraldb_faiss.serving.app import make_app
+    from neuraldb_faiss.serving.delivery import Deliveries
     from neuraldb_faiss.serving.encoding import Prompts
     from neuraldb_faiss.serving.engine import Engine
     from neuraldb_faiss.serving.metrics import Metrics
@@ -41,7 +42,8 @@ def http(folder: Path, db: Path) -> Iterator[Any]:
     limits, metrics, page = Limits(grace=5.0, new_tokens=64), Metrics(), Inspected(db)
     tenants = Tenants(model, tokenizer, {NAME: db}, Tokens(None, {NAME: "secret"}), "tiny", limits)
     engine = Engine(model, tokenizer, tenants, limits, metrics)
-    service = Service(tenants, engine, Prompts(model, tokenizer, limits), limits, metrics)
+    prompts = Prompts(model, tokenizer, limits)
+    service = Service(tenants, engine, prompts, Deliveries(prompts, metrics, None), limits, metrics)
     with TestClient(make_app(service, [routes(page)]), "http://localhost") as client:
         yield client
     page.close()

@@ -51,15 +51,18 @@ def paths(folder: Path, tmp_path: Path) -> dict[str, Path]:
 
 @pytest.fixture
 def serve(folder: Path, paths: dict[str, Path]) -> Iterator[Serve]:
-    """`serve("a", "b", common="secret", own={...}, queue=3)`: a server of these databases, until the test ends."""
+    """`serve("a", "b", common="secret", own={...}, queue=3)`: a server of these databases, until the test ends.
+
+    Facts reach requests as residuals, unless the test says otherwise (`delivery=None`: as the databases say)."""
     with ExitStack() as stack:
 
         def start(
-            *names: str, common: str | None = "secret", own: dict[str, str] | None = None, **limits: Any
-        ) -> Served:
+            *names: str, common: str | None = "secret", own: dict[str, str] | None = None,
+            delivery: str | None = "residual", **limits: Any,
+        ) -> Served:  # fmt: skip
             chosen = {name: paths[name] for name in names or ("a",)}
             how = Limits(**{"grace": 5.0, **limits})
-            return stack.enter_context(serving(folder, chosen, Tokens(common, own or {}), how))
+            return stack.enter_context(serving(folder, chosen, Tokens(common, own or {}), how, delivery))
 
         yield start
 

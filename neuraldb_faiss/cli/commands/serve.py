@@ -10,6 +10,7 @@ import click
 from neuraldb_faiss.cli import options as opt
 from neuraldb_faiss.cli.loading import ModelChoice, require_server_packages
 from neuraldb_faiss.cli.output import say, warn
+from neuraldb_faiss.config import DELIVERIES
 
 if TYPE_CHECKING:
     from neuraldb_faiss.serving.settings import Limits
@@ -33,6 +34,12 @@ def _limits(**given: Any) -> Limits:
     envvar="NEURALDB_TOKEN",
     help="Token that clients need to change facts; with a database's NAME, to use that database at all."
     " Repeatable (in NEURALDB_TOKEN: separated by spaces). [default: facts cannot be changed]",
+)
+@click.option(
+    "--delivery",
+    type=click.Choice(DELIVERIES),
+    help="How facts reach requests that do not say: residual (added inside of the model), text (stated in the prompt),"
+    " both, or auto (the best for the kind of request). [default: as each database says, which is auto]",
 )
 @opt.bundle(
     "limits",
@@ -67,7 +74,8 @@ def _limits(**given: Any) -> Limits:
     ),
 )  # fmt: skip
 def serve(
-    databases: tuple[str, ...], model: ModelChoice, address: opt.Address, tokens: tuple[str, ...], limits: Limits
+    databases: tuple[str, ...], model: ModelChoice, address: opt.Address, tokens: tuple[str, ...],
+    delivery: str | None, limits: Limits,
 ) -> None:  # fmt: skip
     """Serve a model with databases attached, for clients of OpenAI's API.
 
@@ -96,7 +104,9 @@ def serve(
             say(f"serving {', '.join(models)}")
             say(f"at {where} (stop with Ctrl-C)")
 
-        server = Server(loaded, tokenizer, named, bound, tokens=access, limits=limits, ready=ready, hosts=hosts)
+        server = Server(
+            loaded, tokenizer, named, bound, tokens=access, limits=limits, ready=ready, hosts=hosts, delivery=delivery
+        )  # fmt: skip
         if access.common is None and len(access.own) < len(named):
             warn("no --token: facts of databases without one cannot be changed here")
         server.serve_until_told()

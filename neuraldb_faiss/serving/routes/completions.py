@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from neuraldb_faiss.serving.contents import Prompt, Turn
+from neuraldb_faiss.serving.delivery import Prepared, Room, asked_delivery, headers_of
 from neuraldb_faiss.serving.errors import ApiError
 from neuraldb_faiss.serving.generation import Ask, Ended, Events
 from neuraldb_faiss.serving.requests import Chat, Completion, Generating
@@ -41,31 +43,36 @@ async def model(name: str, request: Request) -> JSONResponse:
 
 @router.post("/v1/completions")
 async def completions(body: Completion, request: Request) -> Response:
-    prompts = Service.of(request).prompts
-    return await _answer(body, request, lambda: [prompts.of_prompt(one) for one in body.prompt], default=_SHORT)
+    return await _answer(body, request, body.prompt, default=_SHORT)
 
 
 @router.post("/v1/chat/completions")
 async def chat(body: Chat, request: Request) -> Response:
-    prompts = Service.of(request).prompts
-    read = lambda: [prompts.of_messages(body.messages, body.chat_template_kwargs)]  # noqa: E731
-    return await _answer(body, request, read, default=None)
+    return await _answer(body, request, [body.messages], default=None, variables=body.chat_template_kwargs)
 
 
 async def _answer(
-    body: Generating, request: Request, read: Callable[[], list[list[int]]], default: int | None
-) -> Response:
-    """Answer each of the prompts that `read` gives `n` times."""
+    body: Generating, request: Request, prompts: Sequence[Prompt | Sequence[Turn]], default: int | None,
+    variables: Mapping[str, Any] | None = None,
+) -> Response:  # fmt: skip
+    """Answer each of the prompts `n` times."""
     service = Service.of(request)
     body.check()
+    asked = asked_delivery(request, body.neuraldb_delivery)
     tenant = service.tenants.of_model(body.model, database_header(request), bearer(request))
-    prompts = await asyncio.to_thread(read)
-    asks = _asks(body, service, tenant, prompts, default)
+    room = Room(body.most_tokens, default, len(prompts) * (body.n or 1))
+
+    def read() -> list[Prepared]:
+        return [service.deliveries.prepare(tenant, prompt, asked, room, variables) for prompt in prompts]
+
+    prepared = await asyncio.to_thread(read)
+    asks = _asks(body, service, tenant, prepared)
     answer = Answer(request, asks, service.limits.timeout)
     generation = await answer.start(service.engine)
     headers = {} if generation is None else {"X-NeuralDB-Generation": str(generation)}
+    headers |= headers_of(prepared)
     shape = Shape(body, service.prompts)
-    prompt = sum(map(len, prompts))
+    prompt = sum(len(one.ids) for one in prepared)
     if body.stream:
         headers["Cache-Control"] = "no-cache"
         events_sent = _stream(answer, shape, len(asks), prompt)
@@ -76,16 +83,13 @@ async def _answer(
     return JSONResponse(shape.whole(choices, usage(prompt, made)), headers=headers)
 
 
-def _asks(
-    body: Generating, service: Service, tenant: Tenant | None, prompts: list[list[int]], default: int | None
-) -> list[Ask]:
+def _asks(body: Generating, service: Service, tenant: Tenant | None, prompts: Sequence[Prepared]) -> list[Ask]:
     """`n` for each prompt. Raises ApiError where they do not fit into one batch."""
     count, limits = body.n or 1, service.limits
     if len(prompts) * count > limits.batch:
         told = f"{len(prompts) * count} answers are asked for: this server gives {limits.batch} at once, at most"
         raise ApiError(400, told, param="n" if count > 1 else "prompt")
-    rooms = [service.prompts.room(len(ids), body.most_tokens, default) for ids in prompts]
-    places = max(len(ids) + room for ids, room in zip(prompts, rooms, strict=True)) * len(prompts) * count
+    places = max(len(one.ids) + one.room for one in prompts) * len(prompts) * count
     if len(prompts) * count > 1 and places > limits.batch_tokens:
         told = f"{len(prompts) * count} answers, with their prompts, may have {places} tokens: this server holds"
         raise ApiError(400, f"{told} {limits.batch_tokens} at once; lower n or max_tokens", param="max_tokens")
@@ -95,10 +99,10 @@ def _asks(
     events: Events = asyncio.Queue()
     return [
         Ask(
-            prompt, room, body.sampling(number), tenant, stops, stop_ids, spaced=isinstance(body, Completion),
-            likeliest=body.likeliest, index=index * count + number, events=events,
+            one.ids, one.room, body.sampling(number), tenant, stops, stop_ids, spaced=isinstance(body, Completion),
+            likeliest=body.likeliest, index=index * count + number, events=events, fires=one.fires,
         )
-        for index, (prompt, room) in enumerate(zip(prompts, rooms, strict=True))
+        for index, one in enumerate(prompts)
         for number in range(count)
     ]  # fmt: skip
 

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 
 from neuraldb_faiss.errors import FactError, NeuralDBError
 from neuraldb_faiss.facts import Fact, fold
+from neuraldb_faiss.serving.delivery import Room, asked_delivery, headers_of
 from neuraldb_faiss.serving.errors import ApiError, unreadable
 from neuraldb_faiss.serving.generation import Ask
 from neuraldb_faiss.serving.jobs import Job
@@ -79,17 +80,18 @@ async def job(name: str, request: Request) -> JSONResponse:
 
 @router.post("/explain")
 async def explain(body: Explain, request: Request) -> JSONResponse:
-    """Which facts fire where in a prompt, and in its greedy continuation of max_tokens."""
+    """Which facts fire where in a prompt, and in its greedy continuation of max_tokens; and which are stated in it."""
     service = Service.of(request)
     tenant = _tenant(request)
+    asked = asked_delivery(request, body.neuraldb_delivery)
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "give either a prompt or messages", param="prompt")
-    if body.messages is not None:
-        ids = await asyncio.to_thread(service.prompts.of_messages, body.messages)
-    else:
-        ids = await asyncio.to_thread(service.prompts.of_prompt, body.prompt or "")
-    room = service.prompts.room(len(ids), body.max_tokens, None)
-    ask = Ask(ids, room, Sampling(), tenant, spaced=body.messages is None, explain=True)
+    given = (body.prompt or "") if body.messages is None else body.messages
+    prepared = await asyncio.to_thread(service.deliveries.prepare, tenant, given, asked, Room(body.max_tokens, None))
+    ids = prepared.ids
+    ask = Ask(
+        ids, prepared.room, Sampling(), tenant, spaced=body.messages is None, explain=True, fires=prepared.fires
+    )  # fmt: skip
     answer = Answer(request, [ask], service.limits.timeout)
     generation = await answer.start(service.engine)
     (made,) = await answer.whole()
@@ -104,8 +106,16 @@ async def explain(body: Explain, request: Request) -> JSONResponse:
             "tokens": words,
             "text": made.text,
             "fired": fired,
-        }
+            "delivery": prepared.delivery,
+            "grounded": [_stated(fact) for fact in prepared.facts],
+        },
+        headers=headers_of([prepared]),
     )
+
+
+def _stated(fact: StoredFact) -> dict[str, str]:
+    told = {"id": fact.id, "subject": fact.subject, "prompt": fact.prompt, "target": fact.target}
+    return {**told, "statement": fact.statement}
 
 
 def _tenant(request: Request) -> Tenant:
