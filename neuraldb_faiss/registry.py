@@ -7,10 +7,10 @@ row a kind. Options, help texts and errors read it, so it imports nothing heavy:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, Protocol, TypeVar
 
 from neuraldb_faiss.errors import NeuralDBError
@@ -31,7 +31,10 @@ K = TypeVar("K", bound=Kind)
 class Registry(Generic[K]):
     """The kinds of one room, in their order: the package's own first, then those of entry points."""
 
-    def __init__(self, what: str, group: str, built_in: Iterable[K], error: type[NeuralDBError]) -> None:
+    def __init__(
+        self, what: str, group: str, built_in: Iterable[K], error: type[NeuralDBError],
+        row_of: Callable[[EntryPoint], K] = EntryPoint.load,
+    ) -> None:  # fmt: skip
         """Take the package's own rows.
 
         Args:
@@ -39,8 +42,10 @@ class Registry(Generic[K]):
             group: of the entry points; the object of each is a row.
             built_in: the package's own rows.
             error: raised for an unknown name.
+            row_of: makes the row of an entry point; by default its object is one.
         """
         self._what, self.group, self._built_in, self._error = what, group, tuple(built_in), error
+        self._row_of = row_of
 
     @cached_property
     def kinds(self) -> dict[str, K]:
@@ -48,7 +53,7 @@ class Registry(Generic[K]):
         found = {kind.name: kind for kind in self._built_in}
         for point in entry_points(group=self.group):
             try:
-                kind = point.load()
+                kind = self._row_of(point)
             except Exception as error:  # somebody else's package: ours must go on without it
                 message = f"the {self._what} {point.name!r} ({point.value}) cannot be loaded: {error}"
                 warnings.warn(message, stacklevel=2)

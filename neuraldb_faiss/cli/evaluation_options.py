@@ -10,7 +10,7 @@ import click
 
 from neuraldb_faiss.cli import options as opt
 from neuraldb_faiss.cli.setting_values import parse_settings
-from neuraldb_faiss.research.baselines.settings import METHODS as EDITORS
+from neuraldb_faiss.research.evaluation.methods import METHODS
 
 if TYPE_CHECKING:
     from neuraldb_faiss.database import NeuralDB
@@ -58,7 +58,7 @@ method_options = opt.bundle(
     "method",
     MethodChoice,
     click.option(
-        "--method", type=click.Choice(["neuraldb", "base", *EDITORS]), default="neuraldb", show_default=True,
+        "--method", type=click.Choice(METHODS), default="neuraldb", show_default=True,
         help="neuraldb looks the database's facts up; base does not use them; the others edit the weights with them.",
     ),
     click.option("--batch", type=click.IntRange(1), metavar="N", help="Weight editors: edit N facts at a time."),

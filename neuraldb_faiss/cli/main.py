@@ -1,82 +1,20 @@
-"""The root command: the registry of all commands, logging, and errors as one line with an exit code."""
+"""The root command: logging, and errors as one line with an exit code."""
 
 from __future__ import annotations
 
 import difflib
 import logging
 import traceback
-from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
-from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import click
 
 from neuraldb_faiss.cli.output import never_fail_on_text
+from neuraldb_faiss.cli.registry import GROUPS, REGISTRY
 from neuraldb_faiss.errors import NeuralDBError
 
-ENTRY_POINTS = "neuraldb_faiss.commands"  # where other packages name commands of theirs
-FACTS, ASKING, SERVING = "Facts and databases", "Asking a model", "Serving"
-MEASURING, MAINTENANCE = "Measuring", "Maintenance"
-OTHERS = "Commands of other packages"
-GROUPS = (FACTS, ASKING, SERVING, MEASURING, MAINTENANCE, OTHERS)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One command of the registry.
-
-    Attributes:
-        target: "module:attribute" in cli/commands, a click command. The module is imported when the help lists the
-            command or somebody runs it, and imports no torch, transformers, faiss or datasets before the command runs.
-        group: heading of the help under which the command stands, one of GROUPS.
-    """
-
-    target: str
-    group: str
-
-
-COMMANDS: dict[str, Row] = {
-    "demo": Row("demo:demo", FACTS),
-    "models": Row("models:models", FACTS),
-    "build": Row("build:build", FACTS),
-    "rebuild": Row("rebuild:rebuild", FACTS),
-    "add": Row("add:add", FACTS),
-    "remove": Row("remove:remove", FACTS),
-    "solve": Row("solve:solve", FACTS),
-    "merge": Row("merge:merge", FACTS),
-    "export": Row("export:export", FACTS),
-    "import": Row("import_:import_", FACTS),
-    "push": Row("push:push", FACTS),
-    "facts": Row("facts:facts", FACTS),
-    "info": Row("info:info", FACTS),
-    "generate": Row("generate:generate", ASKING),
-    "explain": Row("explain:explain", ASKING),
-    "serve": Row("serve:serve", SERVING),
-    "inspect": Row("inspect:inspect", SERVING),
-    "test": Row("test:test", MEASURING),
-    "eval": Row("eval:evaluate", MEASURING),
-    "lm-eval": Row("lm_eval:lm_eval", MEASURING),
-    "experiment": Row("experiment:experiment", MEASURING),
-    "tune-layer": Row("tune_layer:tune_layer", MEASURING),
-    "report": Row("report:report", MEASURING),
-    "statistics": Row("statistics:statistics", MEASURING),
-    "bench": Row("bench:bench", MEASURING),
-    "history": Row("history:history", MAINTENANCE),
-    "rollback": Row("rollback:rollback", MAINTENANCE),
-    "compact": Row("compact:compact", MAINTENANCE),
-    "reindex": Row("reindex:reindex", MAINTENANCE),
-    "calibrate": Row("calibrate:calibrate", MAINTENANCE),
-    "verify": Row("verify:verify", MAINTENANCE),
-}
 VERSIONS = (("neuraldb-faiss",), ("torch",), ("transformers",), ("faiss-cpu", "faiss-gpu"))
-
-
-@cache
-def plugins() -> dict[str, EntryPoint]:
-    """Commands of other packages, by name: their entry points in the group ENTRY_POINTS. Own commands come first."""
-    return {point.name: point for point in entry_points(group=ENTRY_POINTS) if point.name not in COMMANDS}
 
 
 class Commands(click.Group):
@@ -87,14 +25,10 @@ class Commands(click.Group):
         return super().main(*args, **kwargs)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*COMMANDS, *sorted(plugins())]
+        return list(REGISTRY.kinds)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in COMMANDS:
-            module, _, attribute = COMMANDS[cmd_name].target.partition(":")
-            command: click.Command = getattr(import_module(f"{__package__}.commands.{module}"), attribute)
-            return command
-        return _of_plugin(plugins()[cmd_name]) if cmd_name in plugins() else None
+        return REGISTRY[cmd_name].load() if cmd_name in REGISTRY.kinds else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -109,11 +43,10 @@ class Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands under the headings of their groups."""
         rows: dict[str, list[tuple[str, str]]] = {group: [] for group in GROUPS}
-        for name in self.list_commands(ctx):
-            command = self.get_command(ctx, name)
-            if command is not None and not command.hidden:
-                group = COMMANDS[name].group if name in COMMANDS else OTHERS
-                rows[group].append((name, command.get_short_help_str(limit=200)))
+        for kind in REGISTRY.kinds.values():
+            command = kind.load()
+            if not command.hidden:
+                rows[kind.group].append((kind.name, command.get_short_help_str(limit=200)))
         for group, listed in rows.items():
             if listed:
                 with formatter.section(group):
@@ -131,24 +64,6 @@ class Commands(click.Group):
             if ctx.params["debug"]:
                 raise
             raise click.ClickException(reason(error)) from error
-
-
-def _of_plugin(point: EntryPoint) -> click.Command:
-    """The command of another package; where it cannot be loaded, one that says why when it is run."""
-    try:
-        command = point.load()
-    except Exception as error:  # whatever another package raises must not hide this one's help
-        why = f"{point.value} cannot be imported: {error}"
-    else:
-        if isinstance(command, click.Command):
-            return command
-        why = f"{point.value} is a {type(command).__name__}, not a click command"
-    text = f"Not available: the entry point {point.name} of the group {ENTRY_POINTS}: {why}."
-
-    def fail() -> None:
-        raise click.ClickException(text)
-
-    return click.Command(point.name, callback=fail, help=text)
 
 
 def reason(error: Exception) -> str:

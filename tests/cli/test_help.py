@@ -10,13 +10,14 @@ import click
 import pytest
 
 from helpers.commands import Run
-from neuraldb_faiss.cli.main import COMMANDS, cli
+from neuraldb_faiss.cli.main import cli
+from neuraldb_faiss.cli.registry import REGISTRY
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {"torch", "transformers", "faiss", "datasets", "numpy"}
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", REGISTRY.kinds)
 def test_every_command_and_option_has_help(run: Run, name: str) -> None:
     command = cli.get_command(click.Context(cli), name)
     assert command is not None and command.name == name
@@ -31,7 +32,7 @@ def test_every_command_and_option_has_help(run: Run, name: str) -> None:
 def test_shared_options_mean_the_same(run: Run) -> None:
     """An option of one name is of one type everywhere (its help may say what it means for the command)."""
     seen: dict[str, str] = {}
-    for name in COMMANDS:
+    for name in REGISTRY.kinds:
         command = cli.get_command(click.Context(cli), name)
         assert command is not None
         for param in command.params:
@@ -44,7 +45,7 @@ def test_shared_options_mean_the_same(run: Run) -> None:
                 assert seen.setdefault(param.opts[0], repr(param.type)) == repr(param.type)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in REGISTRY.kinds)])
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     code = f"""
 import sys

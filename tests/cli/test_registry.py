@@ -13,7 +13,8 @@ import pytest
 
 from helpers.commands import Run
 from neuraldb_faiss.cli import commands
-from neuraldb_faiss.cli.main import COMMANDS, GROUPS, OTHERS, cli, plugins
+from neuraldb_faiss.cli.main import cli
+from neuraldb_faiss.cli.registry import GROUPS, OTHERS, REGISTRY
 
 TOY = """
 import click
@@ -47,9 +48,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
-    plugins.cache_clear()
+    REGISTRY.__dict__.pop("kinds", None)  # read anew
     yield folder
-    plugins.cache_clear()
+    REGISTRY.__dict__.pop("kinds", None)
     sys.modules.pop("toy_commands", None)
 
 
@@ -84,24 +85,25 @@ def test_another_package_cannot_replace_a_command(run: Run, db: Path, site: Path
 
 def test_every_module_of_commands_is_in_the_registry_under_its_name() -> None:
     modules = {path.stem for path in Path(commands.__path__[0]).glob("*.py")} - {"__init__"}
-    assert {row.target.partition(":")[0] for row in COMMANDS.values()} == modules
-    for name, row in COMMANDS.items():
-        assert row.target.partition(":")[0].rstrip("_") == name.replace("-", "_")
-        assert row.group in GROUPS
+    places = {name: row.target.removeprefix(f"{commands.__name__}.") for name, row in REGISTRY.kinds.items()}
+    assert {place.partition(":")[0] for place in places.values()} == modules
+    for name, place in places.items():
+        assert place.partition(":")[0].rstrip("_") == name.replace("-", "_")
+        assert REGISTRY[name].group in GROUPS
 
 
 def test_the_help_lists_commands_in_their_groups(run: Run) -> None:
     listed = run("--help").stdout
     headings = [f"{group}:\n" for group in GROUPS if group != OTHERS]
     assert sorted(headings, key=listed.index) == headings
-    for name in COMMANDS:
+    for name in REGISTRY.kinds:
         command = cli.get_command(click.Context(cli), name)
         assert command is not None and command.get_short_help_str(limit=200).endswith(".")
 
 
 def test_the_examples_of_help_texts_are_commands_as_they_are() -> None:
     shown = 0
-    for name in COMMANDS:
+    for name in REGISTRY.kinds:
         command = cli.get_command(click.Context(cli), name)
         assert command is not None
         for line in (command.epilog or "").splitlines():
@@ -113,7 +115,7 @@ def test_the_examples_of_help_texts_are_commands_as_they_are() -> None:
             with click.Context(called, info_name=words[0]) as context:
                 called.parse_args(context, words[1:])
             shown += 1
-    assert shown > len(COMMANDS) // 2
+    assert shown > len(REGISTRY.kinds) // 2
 
 
 WITHOUT_TORCH: dict[str, list[str]] = {

@@ -17,7 +17,8 @@ from pathlib import Path
 import click
 import pytest
 
-from neuraldb_faiss.cli.main import COMMANDS, cli
+from neuraldb_faiss.cli.main import cli
+from neuraldb_faiss.cli.registry import REGISTRY
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/quickstart.md", "docs/cookbook.md", "docs/errors.md")
@@ -62,7 +63,7 @@ def check(arguments: list[str]) -> None:
     if arguments in (["--version"], ["--help"]):
         return
     name, *rest = arguments
-    assert name in COMMANDS, f"there is no command {name}"
+    assert name in REGISTRY.kinds, f"there is no command {name}"
     command = cli.get_command(click.Context(cli), name)
     assert command is not None
     while isinstance(command, click.Group) and rest:
@@ -105,7 +106,7 @@ def test_every_command_in_a_sentence_is_known(name: str) -> None:
         first, *rest = call.split()
         if first.startswith("-"):
             continue
-        assert first in COMMANDS, f"{name}: there is no command {first}"
+        assert first in REGISTRY.kinds, f"{name}: there is no command {first}"
         command = cli.get_command(click.Context(cli), first)
         assert command is not None
         known = {opt for param in command.params for opt in param.opts}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import neuraldb_faiss
-from neuraldb_faiss.cli.main import COMMANDS
+from neuraldb_faiss.cli.registry import REGISTRY
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,5 +38,5 @@ def test_the_reference_holds_every_public_name_and_method(site: Path) -> None:
 
 def test_the_command_line_page_holds_every_command(site: Path) -> None:
     page = (site / "cli" / "index.html").read_text(encoding="utf-8")
-    for name in COMMANDS:
+    for name in REGISTRY.kinds:
         assert f'id="neuraldb-{name}"' in page, name
