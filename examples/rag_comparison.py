@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import Any
 
 from neuraldb_faiss import Fact, NeuralDBError, build
+from neuraldb_faiss.cli.demonstration import says
 from neuraldb_faiss.errors import FactError
 from neuraldb_faiss.extras import extra
 from neuraldb_faiss.facts import read_facts
-from neuraldb_faiss.inference.demo import says
 from neuraldb_faiss.models import encode_prompts
 from neuraldb_faiss.research.evaluation.generation import greedy_texts
 

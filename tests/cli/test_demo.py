@@ -11,7 +11,7 @@ import pytest
 
 from helpers.commands import FACTS, Run, digest, write
 from neuraldb_faiss import Fact
-from neuraldb_faiss.inference import demo
+from neuraldb_faiss.cli import demonstration as demo
 
 EDITS = [
     {**fact, "metadata": {"paraphrase_prompts": ["I think Paris is"], "neighborhood_prompts": ["Berlin is"]}}

@@ -14,7 +14,7 @@ from neuraldb_faiss.cli.output import clip, console, count, duration, plain, pro
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from neuraldb_faiss.inference.demo import Check, Shown
+    from neuraldb_faiss.cli.demonstration import Check, Shown
 
 WIDTH = 98
 _path = click.Path(path_type=Path)
@@ -54,8 +54,8 @@ def demo(out: Path, model_dir: Path, facts_file: Path, fresh: bool, device: str 
         raise click.ClickException(
             f"no facts at {facts_file}: run this in the checkout's folder, or name a file (--facts)"
         )
+    from neuraldb_faiss.cli import demonstration as logic
     from neuraldb_faiss.cli.loading import load_model
-    from neuraldb_faiss.inference import demo as logic
     from neuraldb_faiss.models import get_demo_model
 
     started = time.monotonic()
