@@ -28,7 +28,8 @@ def build(
     """Build a database of `facts` for `model` in the new folder `path`; killed, the same call resumes.
 
     Args:
-        model, tokenizer: None for a database whose facts are only stated (`NeuralDB.ground`): nothing is solved.
+        model: None for a database whose facts are only stated (`NeuralDB.ground`): nothing is solved.
+        tokenizer: the model's; None without one.
         config: how keys and residuals are made, and how keys are searched; the defaults otherwise.
         options: fields of `BuildConfig` that replace those of `config` (layer, residual, keys, guard, gamma,
             ffn_module, seed, index, delivery, steps, max_steps, lr, weight_decay, clamp, kl_factor, stop_loss,

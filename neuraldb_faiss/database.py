@@ -363,7 +363,8 @@ class NeuralDB:
             tokenizer: of the model that will read it, if known: it counts the tokens (4 bytes of UTF-8 are one else),
                 its special tokens are plain text in statements, and its chat template tells what a new system message
                 begins with and whether there may be one.
-            max_facts, max_tokens: of what goes in; the subjects named nearest to the end come first.
+            max_facts: that go in; the subjects named nearest to the end come first.
+            max_tokens: of what goes in.
 
         Returns:
             Grounded(prompt, facts, text): what is to be sent, the facts that went in, the words that were added. The
@@ -400,7 +401,8 @@ class NeuralDB:
         """Add facts; a fact with the subject and prompt of a live one updates it. None where nothing was new.
 
         Args:
-            model, tokenizer: those it was built with; a database that was built without a model needs none.
+            model: that it was built with; a database that was built without a model needs none.
+            tokenizer: the model's.
             on_conflict: "error", "first" or "last" where two targets are given for one subject and prompt.
             drop_failed: leave out facts whose target is not the arg-max after solving.
             options: report, command, wait: see `WriteOptions`.
