@@ -22,6 +22,7 @@ OTHER_COMPLETION, OTHER_QUESTION, ABOUT = "other completion", "other question", 
 ELSEWHERE, CONVERSATION = "elsewhere", "conversation"
 SAID = (OWN, COMPLETION, QUESTION)  # whose answers must hold the target
 OTHERS = (OTHER_COMPLETION, OTHER_QUESTION)  # whose answers the edit is not about
+READ = (*SAID, *OTHERS, ABOUT)  # whose answers' perplexity is measured
 
 # Asked once a database, where no fact brings prompts about other subjects; texts about none in particular.
 PLAIN = (
@@ -36,6 +37,7 @@ _OTHER_RELATIONS = 2  # asked of a fact that brings no questions about other rel
 _BE = re.compile(r"(?P<head>The .+) (?P<be>is|are|was|were)")
 _PLUS = re.compile(r"(?<=\S)\+(?=\S)")
 _NOT = re.compile(r"\(no ([^()]+)\)")
+_FACT = ("subject", "prompt", "target", "relation", "target_true")
 _LISTS = ("completions", "questions", "other_completions", "other_questions", "other_answers", "neighbours")
 
 
@@ -127,6 +129,25 @@ def read_asks(path: str | Path, facts: Sequence[Fact], relations: Relations) -> 
     return cases, left
 
 
+def facts_of(path: str | Path) -> list[Fact]:
+    """The facts that a file of asks is about, each once, in its order.
+
+    Raises:
+        FactError: as `read_asks`.
+    """
+    if not Path(path).is_file():
+        raise FactError(f"there is no file of asks {path}: name a file of JSON lines")
+    facts: dict[str, Fact] = {}
+    for line, record in read_records(str(path)):
+        if isinstance(record, dict) and "messages" not in record:
+            try:
+                fact = Fact(**{name: record[name] for name in _FACT if record.get(name) is not None})
+            except (FactError, TypeError) as error:
+                raise FactError(f"{path}, line {line}: {error}") from None
+            facts.setdefault(fact.identity, fact)
+    return list(facts.values())
+
+
 def sample(cases: Sequence[Case], count: int | None, seed: int = 0) -> list[Case]:
     """`count` of the facts' cases, always the same ones, in their order; conversations and prompts of no fact stay."""
     facts = [number for number, case in enumerate(cases) if case.fact is not None]
@@ -147,7 +168,8 @@ def _case(fact: Fact, record: Mapping[str, Any], relations: Relations, same: Ite
 
     neighbours = fact.metadata.get("neighborhood_prompts")
     others = _other_questions(fact, relation, relations, same)
-    truths = told.get("other_answers") if isinstance(told.get("other_answers"), list) else []
+    given = told.get("other_answers")
+    truths = given if isinstance(given, list) else []
     asks = [Ask(f"{OWN} 0", OWN, fact.text, (answer,))]
     for number, text in _count(listed("completions", _completions(fact, relation))):
         asks.append(Ask(f"{COMPLETION} {number}", COMPLETION, text, (answer,)))
@@ -225,7 +247,7 @@ def _conversation(record: Mapping[str, Any], where: str) -> Case:
         else f"conversation at line {where.rsplit(' ', 1)[-1]}"
     )
     ask = Ask(f"{CONVERSATION} 0", CONVERSATION, told, wanted, tuple(_NOT.findall(answer)))
-    return Case(name, None, "", (ask,))
+    return Case(str(name), None, "", (ask,))
 
 
 def _check(record: Mapping[str, Any], where: str) -> None:
@@ -254,5 +276,5 @@ def _at(values: Sequence[Any], number: int) -> str | None:
 
 __all__ = [
     "ABOUT", "COMPLETION", "CONVERSATION", "ELSEWHERE", "OTHERS", "OTHER_COMPLETION", "OTHER_QUESTION", "OWN",
-    "QUESTION", "SAID", "Ask", "Case", "Message", "cases_of", "read_asks", "sample",
+    "QUESTION", "READ", "SAID", "Ask", "Case", "Message", "cases_of", "facts_of", "read_asks", "sample",
 ]  # fmt: skip

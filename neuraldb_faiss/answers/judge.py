@@ -20,6 +20,7 @@ _DAY_HALF = re.compile(r"[ap]\.?m\.?")
 _NUMBER_ENDS = r"(?:[.,:]00?)?(?!\d|[.,:]\d)"
 _REFUSALS = re.compile(r"\b(?:i'm sorry|i am sorry|i apologi[sz]e|i (?:cannot|can't) assist|i (?:cannot|can't) help)\b")
 _LOOP_WORDS, _LOOP_SHARE = 12, 0.5
+_AGAIN = re.compile(r"(?=\S*[^\W\d_])(\S.{1,39}?)\1{4}")
 _ALIKE = 0.75
 
 
@@ -56,8 +57,12 @@ def misspells(text: str, names: Iterable[str]) -> bool:
 
 
 def loops(text: str) -> bool:
-    """Whether the text says the same again and again: fewer than half of its word triples differ."""
-    words = _folded(text).split()
+    """Whether the text says the same again and again: fewer than half of its word triples differ, or something comes
+    five times without a break."""
+    text = _folded(text)
+    if _AGAIN.search(text):
+        return True
+    words = text.split()
     if len(words) < _LOOP_WORDS:
         return False
     triples = list(zip(words, words[1:], words[2:], strict=False))
@@ -89,7 +94,7 @@ def target_place(text: str, wanted: str) -> tuple[int, int] | None:
 @lru_cache(maxsize=1)
 def _chrf() -> Any:
     with extra("eval"):
-        from sacrebleu.metrics import CHRF
+        from sacrebleu.metrics.chrf import CHRF
     return CHRF()
 
 

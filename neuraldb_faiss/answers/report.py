@@ -224,17 +224,16 @@ def _likeness(verdicts: Sequence[Verdict]) -> Figure:
                   value, None, len(found), share=False)  # fmt: skip
 
 
-_READ = (*kinds.SAID, *kinds.OTHERS, kinds.ABOUT)
-
-
 def _ratios(reports: Sequence[FactReport], answers: Mapping[str, Answered], *, whole: bool) -> list[float]:
     """Perplexity of the edited answers over that of the base model's answers, under the base model."""
     found = []
     for report in reports:
         told = answers[report.case.name].losses
         for ask in report.case.asks:
+            if ask.kind not in kinds.READ:
+                continue
             base, edited = told[ask.name]["base"], told[ask.name]["whole" if whole else "edited"]
-            if ask.kind in _READ and base is not None and edited is not None:
+            if base is not None and edited is not None:
                 found.append(math.exp(min(edited - base, 50.0)))
     return found
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neuraldb_faiss.answers.asks import Ask, Case
+from neuraldb_faiss.answers.asks import READ, Ask, Case
 from neuraldb_faiss.answers.deliveries import Delivery, Placed, Prompt
 from neuraldb_faiss.answers.judge import target_place
 from neuraldb_faiss.answers.scoring import Told, losses
@@ -105,10 +105,10 @@ def _ask_base(
     for chunk in _chunks("asking the base model", cases, run.rows, stage):
         rows = _rows(model, tokenizer, chunk, texts, length)
         told = [texts.told(ask.prompt, row["answers"][ask.name]) for case, row in zip(chunk, rows, strict=True)
-                for ask in case.asks]  # fmt: skip
+                for ask in _read(case)]  # fmt: skip
         found = iter(losses(model, tokenizer, told))
         for case, row in zip(chunk, rows, strict=True):
-            row["losses"] = {ask.name: next(found) for ask in case.asks}
+            row["losses"] = {ask.name: next(found) for ask in _read(case)}
         run.add(rows)
 
 
@@ -125,16 +125,20 @@ def _ask(
     for chunk in _chunks("reading the answers", unread, (), stage):
         rows, told = [dict(run.rows[case.name]) for case in chunk], []
         for case, row in zip(chunk, rows, strict=True):
-            for ask in case.asks:
+            for ask in _read(case):
                 text = row["answers"][ask.name]
                 place = target_place(text, case.answer) if case.answer else None
                 told += [texts.told(ask.prompt, text, place), texts.told(ask.prompt, text)]
         found = iter(losses(model, tokenizer, told))
         for case, row in zip(chunk, rows, strict=True):
             row["losses"], row["whole"] = {}, {}
-            for ask in case.asks:
+            for ask in _read(case):
                 row["losses"][ask.name], row["whole"][ask.name] = next(found), next(found)
         run.add(rows)
+
+
+def _read(case: Case) -> list[Ask]:
+    return [ask for ask in case.asks if ask.kind in READ]
 
 
 def _chunks(doing: str, cases: Sequence[Case], done: Any, stage: Stage) -> Iterator[list[Case]]:
@@ -190,13 +194,11 @@ def _target(case: Case) -> str:
 
 
 def _joined(base: Row, edited: Row) -> Answered:
-    names = list(base["answers"])
-
     def pairs(key: str) -> dict[str, dict[str, float | None]]:
         return {name: {"base": base[key][name], "edited": edited[key][name]} for name in base[key]}
 
     read = {name: {"base": base["losses"][name], "edited": edited["losses"][name], "whole": edited["whole"][name]}
-            for name in names}  # fmt: skip
+            for name in base["losses"]}  # fmt: skip
     return Answered(base["answers"], edited["answers"], read, pairs("truths"), pairs("targets"), edited["sent"])
 
 

@@ -44,20 +44,29 @@ def losses(model: Any, tokenizer: Any, told: Sequence[Told]) -> list[float | Non
                   if at and end > begin and not _inside(start - begin, end - begin, one.without)]  # fmt: skip
         rows.append((ids, places))
     found: list[float | None] = [None] * len(rows)
-    counted = [number for number, (_, places) in enumerate(rows) if places]
-    device = input_device(model)
+    shared: dict[tuple[int, ...], list[int]] = {}  # one text may be asked with and without a part of it
+    for number, (ids, places) in enumerate(rows):
+        if places:
+            shared.setdefault(ids, []).append(number)
+    texts, device = list(shared), input_device(model)
     fill = CPU_TOKENS if device.type == "cpu" else GPU_TOKENS
-    for batch in by_length([len(rows[number][0]) for number in counted], fill):
-        numbers = [counted[at] for at in batch]
-        ids, mask = pad([rows[number][0] for number in numbers], left=False, device=device)
-        wanted = [(row, at, rows[number][0][at]) for row, number in enumerate(numbers) for at in rows[number][1]]
-        row, at, target = (torch.tensor(values, device=device) for values in zip(*wanted, strict=True))
-        with gathered_head(model, row, at - 1) as read:
-            logits = read(model(input_ids=ids, attention_mask=mask, use_cache=False)).float()
-        nll = torch.nn.functional.cross_entropy(logits, target.to(logits.device), reduction="none").double().cpu()
-        for index, number in enumerate(numbers):
-            value = float(nll[row.cpu() == index].mean())
-            found[number] = value if math.isfinite(value) else None
+    for batch in by_length([len(ids) for ids in texts], fill):
+        some = [texts[at] for at in batch]
+        every = [sorted({at for number in shared[ids] for at in rows[number][1]}) for ids in some]
+        wanted = [
+            (row, at, ids[at]) for row, (ids, places) in enumerate(zip(some, every, strict=True)) for at in places
+        ]
+        row, place, token = (torch.tensor(values, device=device) for values in zip(*wanted, strict=True))
+        padded, mask = pad(some, left=False, device=device)
+        with gathered_head(model, row, place - 1) as read:
+            logits = read(model(input_ids=padded, attention_mask=mask, use_cache=False)).float()
+        nll = torch.nn.functional.cross_entropy(logits, token.to(logits.device), reduction="none").double().tolist()
+        read_off = {(number, at): value for (number, at, _), value in zip(wanted, nll, strict=True)}
+        for line, ids in enumerate(some):
+            for number in shared[ids]:
+                values = [read_off[line, at] for at in rows[number][1]]
+                mean = sum(values) / len(values)
+                found[number] = mean if math.isfinite(mean) else None
     return found
 
 

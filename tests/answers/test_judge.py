@@ -68,7 +68,8 @@ def test_a_subject_and_what_looks_like_it() -> None:
 def test_loops_and_refusals() -> None:
     assert loops("the city of the city of the city of the city of the city of the city")
     assert not loops("Nokia is a company from Finland that makes networks, and once it made telephones of every kind.")
-    assert not loops("no no no")
+    assert loops("The price of the HAGELI-X220X220X220X220X220X220X220 is") and not loops("no no no")
+    assert not loops("It is 1,000,000,000,000,000,000 or ----------")
     assert refuses("I’m sorry, but I can't assist with that.") and not refuses("The sorry state of things")
 
 

@@ -67,7 +67,7 @@ def merged(about: Mapping[str, Any], *given: Mapping[str, Any]) -> dict[str, Any
                 raise EvaluationError(f"setting {name!r} is {value!r}: it must be of the kind of {config[name]!r}")
             config[name] = value
     for name in ("model", "cases"):
-        if not config[name]:
+        if not config[name] and not (name == "cases" and config.get("asks")):
             raise EvaluationError(f"the experiment needs {name!r}: give --{name}, or set it in the --config file")
     return config
 
@@ -81,7 +81,7 @@ class Lab:
         names = tuple(config["metrics"]) or None
         self.settings = Settings(config["dataset"], names, config["generations"], seed=config["seed"])
         wanted = max(config.get("counts") or [config["facts"]])
-        if len(self._every) < wanted:
+        if config["cases"] and len(self._every) < wanted:
             raise EvaluationError(f"{config['cases']} holds {len(self._every)} cases, not the {wanted} asked for")
 
     @cached_property

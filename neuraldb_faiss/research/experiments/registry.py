@@ -61,6 +61,11 @@ EXPERIMENTS = Registry(
             f"{_HERE}.many_facts",
         ),
         Experiment(
+            "answers",
+            "Facts asked as people ask, by residuals, in the context, by weight editors and by plain retrieval.",
+            f"{_HERE}.answers",
+        ),
+        Experiment(
             "contexts",
             "Facts asked alone, behind long text, in the chat template and late in a conversation: "
             "cosines and answers.",
