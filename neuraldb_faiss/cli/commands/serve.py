@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from neuraldb_faiss.cli import options as opt
+from neuraldb_faiss.cli.config_file import config_option
 from neuraldb_faiss.cli.loading import ModelChoice, require_server_packages
 from neuraldb_faiss.cli.output import say, warn
 from neuraldb_faiss.config import DELIVERIES
+from neuraldb_faiss.errors import ServeError
 
 if TYPE_CHECKING:
     from neuraldb_faiss.serving.settings import Limits
@@ -22,8 +25,26 @@ def _limits(**given: Any) -> Limits:
     return Limits(**given)
 
 
-@click.command(epilog=opt.example("neuraldb serve db", "neuraldb serve en=db1 fr=db2 --host 0.0.0.0 --token SECRET"))
-@click.argument("databases", metavar="DB...", nargs=-1, required=True)
+def _tokens_of(file: Path) -> list[str]:
+    try:
+        found = file.read_text("utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ServeError(f"the token file {file} cannot be read: {error}") from None
+    if not found:
+        raise ServeError(f"the token file {file} holds no token")
+    return found
+
+
+@click.command(
+    epilog=opt.example(
+        "neuraldb serve db",
+        "neuraldb serve en=db1 fr=db2 --host 0.0.0.0 --token SECRET",
+        "neuraldb serve --config neuraldb.toml",
+    ),
+    context_settings={"auto_envvar_prefix": "NEURALDB_SERVE"},
+)
+@click.argument("databases", metavar="DB...", nargs=-1, required=True, envvar="NEURALDB_SERVE_DATABASES")
+@config_option()
 @opt.model
 @opt.address(8000)
 @click.option(
@@ -40,6 +61,15 @@ def _limits(**given: Any) -> Limits:
     type=click.Choice(DELIVERIES),
     help="How facts reach requests that do not say: residual (added inside of the model), text (stated in the prompt),"
     " both, or auto (the best for the kind of request). [default: as each database says, which is auto]",
+)
+@click.option(
+    "--token-file",
+    "token_files",
+    metavar="FILE",
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="NEURALDB_TOKEN_FILE",
+    help="File with such tokens, separated by white space, as secrets are mounted. Repeatable.",
 )
 @opt.bundle(
     "limits",
@@ -75,9 +105,11 @@ def _limits(**given: Any) -> Limits:
 )  # fmt: skip
 def serve(
     databases: tuple[str, ...], model: ModelChoice, address: opt.Address, tokens: tuple[str, ...],
-    delivery: str | None, limits: Limits,
+    token_files: tuple[Path, ...], delivery: str | None, limits: Limits,
 ) -> None:  # fmt: skip
     """Serve a model with databases attached, for clients of OpenAI's API.
+
+    Every option can be set in the environment too, as NEURALDB_SERVE_PORT, and in a file (--config).
 
     DB is a database's folder, or NAME=folder; requests name it behind a plus: "model": "MODEL+NAME". GET /v1/models
     lists what may be named. With one database, MODEL alone answers from it.
@@ -88,7 +120,7 @@ def serve(
     named = named_databases(databases)
     for place in named.values():
         NeuralDB.open(place).close()
-    access = read_tokens(tokens, list(named))
+    access = read_tokens([*tokens, *(token for file in token_files for token in _tokens_of(file))], list(named))
     require_server_packages()
     from neuraldb_faiss.serving.hosts import Hosts
     from neuraldb_faiss.serving.server import Server, bind
