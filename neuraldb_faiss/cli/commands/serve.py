@@ -39,7 +39,6 @@ def _tokens_of(file: Path) -> list[str]:
     epilog=opt.example(
         "neuraldb serve db",
         "neuraldb serve en=db1 fr=db2 --host 0.0.0.0 --token SECRET",
-        "neuraldb serve --config neuraldb.toml",
     ),
 )
 @click.argument("databases", metavar="DB...", nargs=-1, required=True, envvar="NEURALDB_SERVE_DATABASES")
