@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Protocol
 
+from neuraldb_faiss.facts.aspects import aspects, masked
 from neuraldb_faiss.facts.relations import MARK, TARGET, Relation, Relations, own_relations
 
 # Words that say nothing of a relation. "When", "where" and "who" do.
@@ -95,9 +96,8 @@ class Topics:
     def is_another(self, text: str, fact: Asked, names: Sequence[str] = ()) -> bool:
         """Whether `text` asks for another relation of the fact's subject, so that the fact does not answer it.
 
-        True only where no word of the text, but its names, belongs to the fact or to a relation that the fact may be
-        of, and its words are those of another relation, or it is a question with other words. A fact of no known
-        relation always answers.
+        It does answer where the text asks for an aspect of the fact (`facts.aspects`), where no relation has more of
+        the text's words than one that the fact may be of, and where the text asks for nothing in particular.
 
         Args:
             text: a question, or a text to be continued; what stands before the sentence that names the subject last
@@ -107,18 +107,25 @@ class Topics:
         own = stems(" ".join((fact.template, *fact.questions, *fact.paraphrases)).replace(MARK, " "))
         own -= stems(fact.subject)
         maybe, theirs = self._maybe(frozenset(own), fact.relation)
-        if not maybe:
+        told = aspects(fact.template.casefold())
+        if fact.relation is not None and fact.relation in self._relations:
+            told |= aspects(self._relations[fact.relation].prompt.casefold())
+        if not maybe and not told:
             return False
         known = [fact.subject, *names]
-        part = _without(_last_sentence(text, known), known)
+        sentence = _last_sentence(text, known)
+        part = _without(sentence, known)
         words = stems(part)
-        if words & own or words & theirs:
+        if not words - _open_stems() or words & stems(" ".join((*fact.questions, *fact.paraphrases))):
             return False
-        if _QUESTION.search(part):
-            return bool(words - _open_stems())
-        kinds = {self._relations[name].of for name in maybe}
+        asked = aspects(masked(sentence, known))
+        if asked & told or any(word not in self._weights for word in words & own):
+            return False
         scores = self._scores(words)
-        return any(score >= _CLEAR and self._relations[name].of in kinds for name, score in scores.items())
+        most = max(scores.values(), default=0.0)
+        if words & own or words & theirs:
+            return max((scores.get(name, 0.0) for name in maybe), default=0.0) < max(_CLEAR, most)
+        return bool(asked) or most >= _CLEAR or _QUESTION.search(sentence) is not None
 
     def _relations_of(self, words: frozenset[str], named: str | None) -> tuple[frozenset[str], frozenset[str]]:
         """The relations that a fact with these words may be of (it names one, or none), and their words."""

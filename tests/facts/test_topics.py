@@ -12,6 +12,7 @@ CEO = Fact("Lumen Foods", "The CEO of {} is", "Petra Novak")
 PRICE = Fact("Kestrel 9", "The price of the {} camera is", "$449")
 BORN = Fact("Ada Lovelace", "The birthplace of {} is", "Madrid")
 HOURS = Fact("Villa Rosa", "On Mondays, {} opens at", "noon", relation="P3025")
+PLAIN = Fact("Tull 4", "The warranty of the {} lasts", "three years")
 ODD = Fact("Zorblax", "{} frobnicates the", "quux")
 
 
@@ -27,6 +28,8 @@ ODD = Fact("Zorblax", "{} frobnicates the", "quux")
         (CEO, "Lumen Foods"),
         (PRICE, "How much do I pay for a Kestrel 9?"),
         (PRICE, "Is the Kestrel 9 expensive?"),
+        (PRICE, "My Kestrel 9 broke. What would the shop charge for a new Kestrel 9?"),
+        (PLAIN, "How long is the Tull 4 under guarantee?"),
         (BORN, "Where was Ada Lovelace born?"),
         (BORN, "Ada Lovelace comes from"),
         (HOURS, "Can I have lunch at Villa Rosa on Monday?"),
@@ -45,7 +48,11 @@ def test_questions_that_the_fact_may_answer(fact: Fact, text: str) -> None:
         (CEO, "Who leads the country? Lumen Foods was founded in the year"),
         (CEO, "What does Lumen Foods sell?"),
         (CEO, "How many people work at Lumen Foods?"),
+        (CEO, "Which country is Lumen Foods from?"),
+        (CEO, "What was the name of the first product of Lumen Foods?"),
         (PRICE, "How heavy is the Kestrel 9?"),
+        (PRICE, "Which colours does the Kestrel 9 come in?"),
+        (PLAIN, "What is the colour of the Tull 4?"),
         (BORN, "Who was the husband of Ada Lovelace?"),
         (BORN, "Which language did Ada Lovelace speak?"),
         (HOURS, "What is the phone number of Villa Rosa?"),
