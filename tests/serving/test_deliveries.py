@@ -20,8 +20,9 @@ from neuraldb_faiss.models import load_model
 from neuraldb_faiss.serving.encoding import Prompts
 from neuraldb_faiss.serving.settings import Limits, Tokens
 
-QUESTION = "Where is the Eiffel Tower?"
+QUESTION = "Tell me about the Eiffel Tower."
 TURN = [{"role": "user", "content": QUESTION}]
+CURIE = "I know that Marie Curie was born in"
 TOWER, BUILDER = "The Eiffel Tower is located in the city of Rome.", "The Eiffel Tower was built by Steve."
 TEXT = {"X-NeuralDB-Delivery": "text"}
 
@@ -115,14 +116,14 @@ def test_a_stream_of_a_chat_says_the_same_and_names_the_facts(served: Served) ->
 def test_a_completion_gets_them_in_front(
     served: Served, heard: Heard, alone: Alone, folder: Path, how: str, stream: bool
 ) -> None:
-    prompt = stated(served.paths["a"], PROMPT, folder)
-    made = complete(served, {"X-NeuralDB-Delivery": how}, stream=stream)
-    assert heard.texts[-1] == prompt and prompt.startswith(TOWER) and prompt.endswith(f"\n\n{PROMPT}")
+    prompt = stated(served.paths["a"], CURIE, folder)
+    made = complete(served, {"X-NeuralDB-Delivery": how}, stream=stream, prompt=CURIE)
+    assert heard.texts[-1] == prompt and prompt == f"I know that Marie Curie was born in Tokyo.\n\n{CURIE}"
     chunks = [json.loads(line[6:]) for line in made.text.splitlines() if line.startswith("data: {")]
     said = "".join(one["choices"][0]["text"] for one in chunks or [made.json()])
     assert said == alone(served.paths["a"] if how == "both" else None, prompt)
     assert alone(served.paths["a"], prompt) != alone(None, prompt)  # or the test shows nothing
-    assert made.headers["X-NeuralDB-Delivery"] == how and made.headers["X-NeuralDB-Grounded"] == "tower, builder"
+    assert made.headers["X-NeuralDB-Delivery"] == how and made.headers["X-NeuralDB-Grounded"] == "curie"
 
 
 def test_as_residuals_nothing_is_stated(served: Served, heard: Heard, alone: Alone) -> None:
@@ -147,18 +148,22 @@ def test_a_prompt_that_names_no_subject_stays_as_it_is(served: Served, heard: He
 
 def test_an_earlier_turn_and_the_clients_own_system_message_count(served: Served, heard: Heard) -> None:
     turns = [
-        {"role": "system", "content": "Be brief."}, *TURN, {"role": "assistant", "content": "In Paris."},
-        {"role": "user", "content": "Are you sure?"},
+        {"role": "system", "content": "Be brief."}, *TURN, {"role": "assistant", "content": "It is high."},
+        {"role": "user", "content": "I do not believe it."},
     ]  # fmt: skip
     chat(served, messages=turns)
-    system, rest = heard.texts[-1].split("user: Where", 1)
-    assert "system: Be brief.\n\n" in system and TOWER in system and rest.endswith("user: Are you sure?\nassistant:")
+    system, rest = heard.texts[-1].split("user: Tell", 1)
+    assert (
+        "system: Be brief.\n\n" in system
+        and TOWER in system
+        and rest.endswith("user: I do not believe it.\nassistant:")
+    )
 
 
 def test_the_same_facts_give_the_same_prefix(served: Served, heard: Heard) -> None:
-    questions = ("Is Marie Curie older than the Eiffel Tower?", "Did Marie Curie see it? I mean the Eiffel Tower")
+    questions = ("Tell me about Marie Curie. And the Eiffel Tower!", f"{QUESTION} I love it! And Marie Curie...")
     prefixes = []
-    for question in (*questions, "The Eiffel Tower and Marie Curie?"):
+    for question in (*questions, "Tell me about the Eiffel Tower and Marie Curie."):
         chat(served, messages=[{"role": "user", "content": question}])
         prefixes.append(heard.texts[-1].partition("user:")[0])
     assert len(set(prefixes)) == 1 and "Tokyo" in prefixes[0]
@@ -166,7 +171,7 @@ def test_the_same_facts_give_the_same_prefix(served: Served, heard: Heard) -> No
 
 def test_several_prompts_and_answers_each_get_their_own(served: Served, heard: Heard) -> None:
     before = len(heard.ids)
-    made = complete(served, TEXT, prompt=[PROMPT, "Paris is the capital of", "no name"], n=2)
+    made = complete(served, TEXT, prompt=["The Eiffel Tower", "Paris is", "no name"], n=2)
     texts = heard.texts[before:]
     assert len(texts) == len(made.json()["choices"]) == 6 and texts[0::2] == texts[1::2]
     assert "Italy" not in texts[0] and "Paris is the capital of Italy." in texts[2] and texts[4] == "no name"
@@ -178,7 +183,7 @@ def test_explain_tells_what_is_stated_beside_what_fires(served: Served) -> None:
     told = served.http.post("/explain", json=body).json()
     assert told["delivery"] == "text" and told["fired"] == [] and TOWER in "".join(told["tokens"])
     assert [one["id"] for one in told["grounded"]] == ["tower", "builder"] and told["grounded"][0]["statement"] == TOWER
-    for how, facts in (("residual", 0), ("both", 2)):
+    for how, facts in (("residual", 0), ("both", 1)):
         told = served.http.post("/explain", json={"prompt": PROMPT, "neuraldb_delivery": how}).json()
         assert told["delivery"] == how and len(told["grounded"]) == facts and told["fired"]
 
@@ -219,17 +224,17 @@ def test_facts_give_way_and_the_prompt_never_does(served: Served, heard: Heard) 
     """300 tokens are the server's limit of a prompt."""
     bare = chat(served, {"X-NeuralDB-Delivery": "residual"}).json()["usage"]["prompt_tokens"]
     whole = chat(served).json()["usage"]["prompt_tokens"] - bare
-    word = chat(served, {"X-NeuralDB-Delivery": "residual"}, messages=[{"role": "user", "content": f"go {QUESTION}"}])
+    word = chat(served, {"X-NeuralDB-Delivery": "residual"}, messages=[{"role": "user", "content": f"ah {QUESTION}"}])
     each = word.json()["usage"]["prompt_tokens"] - bare
     grounded = []
     for left in (whole + each, whole - each, 0):
-        question = f"{'go ' * ((300 - bare - left) // each)}{QUESTION}"
+        question = f"{'ah ' * ((300 - bare - left) // each)}{QUESTION}"
         made = chat(served, messages=[{"role": "user", "content": question}])
         assert made.status_code == 200 and f"user: {question}\n" in heard.texts[-1]
         assert made.json()["usage"]["prompt_tokens"] <= 300
         grounded.append(len(made.headers.get("X-NeuralDB-Grounded", "").split(", ")) * ("system:" in heard.texts[-1]))
     assert grounded == [2, 1, 0]
-    refused = chat(served, messages=[{"role": "user", "content": "go " * 400 + QUESTION}])
+    refused = chat(served, messages=[{"role": "user", "content": "ah " * 400 + QUESTION}])
     assert refused.json()["error"]["code"] == "context_length_exceeded"
 
 
@@ -258,7 +263,9 @@ def test_no_statement_of_one_database_is_in_anothers_prompt(serve: Serve, folder
 
     def ask(number: int) -> None:
         name, how = asked[number]
-        answers[number] = how(served, model=f"tiny+{name}", user=name, max_tokens=2)
+        answers[number] = how(
+            served, model=f"tiny+{name}", max_tokens=2, **({"prompt": "The Eiffel Tower"} if how is complete else {})
+        )
 
     try:
         threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(asked))]
@@ -282,8 +289,8 @@ def test_no_statement_of_one_database_is_in_anothers_prompt(serve: Serve, folder
 
 def test_a_batch_states_in_some_rows_and_fires_in_others(serve: Serve, alone: Alone, folder: Path) -> None:
     served = serve(delivery="residual")
-    expected = {"residual": alone(served.paths["a"], PROMPT)}
-    prompt = stated(served.paths["a"], PROMPT, folder)
+    expected = {"residual": alone(served.paths["a"], CURIE)}
+    prompt = stated(served.paths["a"], CURIE, folder)
     expected |= {"text": alone(None, prompt), "both": alone(served.paths["a"], prompt)}
     assert len(set(expected.values())) == 3
     brake = Brake(served.model)
@@ -291,7 +298,7 @@ def test_a_batch_states_in_some_rows_and_fires_in_others(serve: Serve, alone: Al
     asked = ["residual", *expected] * 2
 
     def ask(number: int) -> None:
-        made = complete(served, {"X-NeuralDB-Delivery": asked[number]})
+        made = complete(served, {"X-NeuralDB-Delivery": asked[number]}, prompt=CURIE)
         answers[number] = made.json()["choices"][0]["text"]
 
     try:
