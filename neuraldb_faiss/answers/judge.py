@@ -15,6 +15,8 @@ from neuraldb_faiss.facts.joining import is_spaceless
 
 _PLAIN = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-", "‑": "-", "−": "-"})
 _GAP = re.compile(r"[\s-]+")
+_TIME = re.compile(r"(?:.*\D)?(?:0?\d|1[012]):\d\d")
+_TIME_ENDS = r"(?!\s?p\.?m\b)(?!(?!a\.?m\b)[^\W\d_])"  # "10:30am" is 10:30, "10:30 pm" is not
 _DAY_HALF = re.compile(r"[ap]\.?m\.?")
 # What may follow a number's last digit: no more of it, but ".0", ".00" and ":00".
 _NUMBER_ENDS = r"(?:[.,:]00?)?(?!\d|[.,:]\d)"
@@ -122,7 +124,10 @@ def _pattern(wanted: str) -> re.Pattern[str]:
     elif _in_word(first):
         pattern = r"(?<!\w)" + pattern
     if last.isdigit():
-        pattern += _NUMBER_ENDS + r"(?![^\W\d_])"
+        # "10:30am" is 10:30; "10:30 pm" is not.
+        pattern += _NUMBER_ENDS + (
+            r"(?!\s?p\.?m\b)(?!(?!a\.?m\b)[^\W\d_])" if _TIME.fullmatch(text) else r"(?![^\W\d_])"
+        )
     elif _in_word(last):
         pattern += r"(?!\w)"
     return re.compile(pattern)

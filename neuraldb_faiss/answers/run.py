@@ -48,30 +48,107 @@ class Answered:
     sent: Mapping[str, Any] = field(default_factory=dict)
 
 
-def answer(
-    model: Any, tokenizer: Any, cases: Sequence[Case], delivery: Delivery, out: Path | None, about: Mapping[str, Any],
-    *, length: int = LENGTH, stage: Stage | None = None,
-) -> dict[str, Answered]:  # fmt: skip
-    """Ask every case of the base model and of `delivery`, greedily.
+class Asker:
+    """A model that is asked greedily.
 
-    Args:
-        out: file of the run; None keeps nothing. The base model's answers lie beside it, shared by all deliveries.
-        about: JSON values that say which model it is.
-        length: tokens of an answer.
-
-    Returns:
-        Answers by the cases' names.
-
-    Raises:
-        EvaluationError: `out` is another run's.
+    Attributes:
+        length: tokens of an answer, at most.
     """
-    asked = hashlib.sha256(json.dumps([asdict(case) for case in cases], sort_keys=True).encode()).hexdigest()
-    common = {"measure": "answers", **about, "length": length, "cases": len(cases), "asks": asked}
-    told = {**common, "method": delivery.name, **delivery.identity}
-    with _writer(out and base_path(out, common), {**common, "method": "base"}) as base, _writer(out, told) as run:
-        _ask_base(model, tokenizer, cases, base, length, stage or _silent)
-        _ask(model, tokenizer, cases, delivery, base.rows, run, length, stage or _silent)
-        return {case.name: _joined(base.rows[case.name], run.rows[case.name]) for case in cases}
+
+    def __init__(self, model: Any, tokenizer: Any, *, length: int = LENGTH, stage: Stage | None = None) -> None:
+        self.length = length
+        self._model, self._tokenizer, self._stage = model, tokenizer, stage or _silent
+        self._texts = _Texts(tokenizer)
+
+    def answer(
+        self, cases: Sequence[Case], delivery: Delivery, out: Path | None, about: Mapping[str, Any]
+    ) -> dict[str, Answered]:
+        """Ask every case of the base model and of `delivery`.
+
+        Args:
+            out: file of the run; None keeps nothing. The base model's answers lie beside it, shared by all deliveries.
+            about: JSON values that say which model it is.
+
+        Returns:
+            Answers by the cases' names.
+
+        Raises:
+            EvaluationError: `out` is another run's.
+        """
+        asked = hashlib.sha256(json.dumps([asdict(case) for case in cases], sort_keys=True).encode()).hexdigest()
+        common = {"measure": "answers", **about, "length": self.length, "cases": len(cases), "asks": asked}
+        told = {**common, "method": delivery.name, **delivery.identity}
+        with _writer(out and base_path(out, common), {**common, "method": "base"}) as base, _writer(out, told) as run:
+            self._ask_base(cases, base)
+            self._ask(cases, delivery, run)
+            self._read(cases, run)
+            return {case.name: _joined(base.rows[case.name], run.rows[case.name]) for case in cases}
+
+    def _ask_base(self, cases: Sequence[Case], run: RunWriter | _Memory) -> None:
+        for chunk in self._chunks("asking the base model", cases, run.rows):
+            rows = self._rows(chunk, Placed())
+            told = [self._texts.told(ask.prompt, row["answers"][ask.name])
+                    for case, row in zip(chunk, rows, strict=True) for ask in _read_asks(case)]  # fmt: skip
+            found = iter(losses(self._model, self._tokenizer, told))
+            for case, row in zip(chunk, rows, strict=True):
+                row["losses"] = {ask.name: next(found) for ask in _read_asks(case)}
+            run.add(rows)
+
+    def _ask(self, cases: Sequence[Case], delivery: Delivery, run: RunWriter | _Memory) -> None:
+        if any(case.name not in run.rows for case in cases):
+            with delivery.place() as placed:
+                for chunk in self._chunks(f"asking with delivery {delivery.name}", cases, run.rows):
+                    run.add(self._rows(chunk, placed))
+
+    def _read(self, cases: Sequence[Case], run: RunWriter | _Memory) -> None:
+        """How likely the base model finds the edited answers, without the target and with it."""
+        unread = [case for case in cases if "losses" not in run.rows[case.name]]
+        for chunk in self._chunks("reading the answers", unread, ()):
+            rows, told = [dict(run.rows[case.name]) for case in chunk], []
+            for case, row in zip(chunk, rows, strict=True):
+                for ask in _read_asks(case):
+                    text = row["answers"][ask.name]
+                    place = target_place(text, case.answer) if case.answer else None
+                    told += [self._texts.told(ask.prompt, text, place), self._texts.told(ask.prompt, text)]
+            found = iter(losses(self._model, self._tokenizer, told))
+            for case, row in zip(chunk, rows, strict=True):
+                row["losses"], row["whole"] = {}, {}
+                for ask in _read_asks(case):
+                    row["losses"][ask.name], row["whole"][ask.name] = next(found), next(found)
+            run.add(rows)
+
+    def _chunks(self, doing: str, cases: Sequence[Case], done: Any) -> Iterator[list[Case]]:
+        from neuraldb_faiss.edits.pipeline import Progress
+
+        left = [case for case in cases if case.name not in done]
+        if not left:
+            return
+        with self._stage(doing, "fact") as report:
+            for at in range(0, len(left), _CASES):
+                yield left[at : at + _CASES]
+                report(Progress(min(at + _CASES, len(left)), len(left), 0, None))
+
+    def _rows(self, chunk: Sequence[Case], placed: Placed) -> list[Row]:
+        """One row a case: the model's answers, and how likely it finds truths and targets behind asks that have
+        one."""
+        asks = [(case, ask) for case in chunk for ask in case.asks]
+        sent = {id(ask): placed.send(ask.prompt) for _, ask in asks}
+        answers: dict[int, str] = {}
+        scores: dict[int, tuple[float | None, float | None]] = {}
+        for edited in (True, False):
+            some = [(case, ask) for case, ask in asks if placed.edits(ask.prompt) == edited]
+            if not some:
+                continue
+            with nullcontext() if edited else placed.disabled():
+                ids = [self._texts.encode(sent[id(ask)]) for _, ask in some]
+                said = greedy_texts(self._model, self._tokenizer, ids, self.length)
+                answers |= {id(ask): text for (_, ask), text in zip(some, said, strict=True)}
+                known = [(case, ask) for case, ask in some if ask.truth is not None and case.fact is not None]
+                told = [self._texts.told(sent[id(ask)], text, spaced=True) for case, ask in known
+                        for text in (str(ask.truth), _target(case))]  # fmt: skip
+                found = losses(self._model, self._tokenizer, told)
+                scores |= {id(ask): (found[2 * n], found[2 * n + 1]) for n, (_, ask) in enumerate(known)}
+        return [_row(case, answers, scores, sent) for case in chunk]
 
 
 class _Memory:
@@ -98,84 +175,8 @@ def _silent(doing: str, noun: str) -> AbstractContextManager[Report]:
     return nullcontext(lambda _: None)
 
 
-def _ask_base(
-    model: Any, tokenizer: Any, cases: Sequence[Case], run: RunWriter | _Memory, length: int, stage: Stage
-) -> None:
-    texts = _Texts(tokenizer)
-    for chunk in _chunks("asking the base model", cases, run.rows, stage):
-        rows = _rows(model, tokenizer, chunk, texts, length)
-        told = [texts.told(ask.prompt, row["answers"][ask.name]) for case, row in zip(chunk, rows, strict=True)
-                for ask in _read(case)]  # fmt: skip
-        found = iter(losses(model, tokenizer, told))
-        for case, row in zip(chunk, rows, strict=True):
-            row["losses"] = {ask.name: next(found) for ask in _read(case)}
-        run.add(rows)
-
-
-def _ask(
-    model: Any, tokenizer: Any, cases: Sequence[Case], delivery: Delivery, base: Mapping[str, Row],
-    run: RunWriter | _Memory, length: int, stage: Stage,
-) -> None:  # fmt: skip
-    texts = _Texts(tokenizer)
-    if any(case.name not in run.rows for case in cases):
-        with delivery.place() as placed:
-            for chunk in _chunks(f"asking with delivery {delivery.name}", cases, run.rows, stage):
-                run.add(_rows(model, tokenizer, chunk, texts, length, placed))
-    unread = [case for case in cases if "losses" not in run.rows[case.name]]
-    for chunk in _chunks("reading the answers", unread, (), stage):
-        rows, told = [dict(run.rows[case.name]) for case in chunk], []
-        for case, row in zip(chunk, rows, strict=True):
-            for ask in _read(case):
-                text = row["answers"][ask.name]
-                place = target_place(text, case.answer) if case.answer else None
-                told += [texts.told(ask.prompt, text, place), texts.told(ask.prompt, text)]
-        found = iter(losses(model, tokenizer, told))
-        for case, row in zip(chunk, rows, strict=True):
-            row["losses"], row["whole"] = {}, {}
-            for ask in _read(case):
-                row["losses"][ask.name], row["whole"][ask.name] = next(found), next(found)
-        run.add(rows)
-
-
-def _read(case: Case) -> list[Ask]:
+def _read_asks(case: Case) -> list[Ask]:
     return [ask for ask in case.asks if ask.kind in READ]
-
-
-def _chunks(doing: str, cases: Sequence[Case], done: Any, stage: Stage) -> Iterator[list[Case]]:
-    from neuraldb_faiss.edits.pipeline import Progress
-
-    left = [case for case in cases if case.name not in done]
-    if not left:
-        return
-    with stage(doing, "fact") as report:
-        for at in range(0, len(left), _CASES):
-            yield left[at : at + _CASES]
-            report(Progress(min(at + _CASES, len(left)), len(left), 0, None))
-
-
-def _rows(
-    model: Any, tokenizer: Any, chunk: Sequence[Case], texts: _Texts, length: int, placed: Placed | None = None
-) -> list[Row]:
-    """One row a case: the model's answers, and how likely it finds truths and targets behind asks that have one."""
-    placed = placed or Placed()
-    asks = [(case, ask) for case in chunk for ask in case.asks]
-    sent = {id(ask): placed.send(ask.prompt) for _, ask in asks}
-    answers: dict[int, str] = {}
-    scores: dict[int, tuple[float | None, float | None]] = {}
-    for edited in (True, False):
-        some = [(case, ask) for case, ask in asks if placed.edits(ask.prompt) == edited]
-        if not some:
-            continue
-        with nullcontext() if edited else placed.disabled():
-            ids = [texts.encode(sent[id(ask)]) for _, ask in some]
-            said = greedy_texts(model, tokenizer, ids, length)
-            answers |= {id(ask): text for (_, ask), text in zip(some, said, strict=True)}
-            known = [(case, ask) for case, ask in some if ask.truth is not None and case.fact is not None]
-            told = [texts.told(sent[id(ask)], text, spaced=True) for case, ask in known
-                    for text in (str(ask.truth), _target(case))]  # fmt: skip
-            found = losses(model, tokenizer, told)
-            scores |= {id(ask): (found[2 * n], found[2 * n + 1]) for n, (_, ask) in enumerate(known)}
-    return [_row(case, answers, scores, sent) for case in chunk]
 
 
 def _row(case: Case, answers: Mapping[int, str], scores: Mapping[int, Any], sent: Mapping[int, Prompt]) -> Row:
@@ -235,4 +236,4 @@ class _Texts:
         return Told(text, self.special(prompt), space + answer, without)
 
 
-__all__ = ["LENGTH", "Answered", "Ask", "Stage", "answer"]
+__all__ = ["LENGTH", "Answered", "Asker", "Stage"]

@@ -13,7 +13,7 @@ from neuraldb_faiss.answers import run as running
 from neuraldb_faiss.answers.asks import cases_of
 from neuraldb_faiss.answers.deliveries import Delivery, Placed
 from neuraldb_faiss.answers.report import GREEN, RED, judge, lights, summarise
-from neuraldb_faiss.answers.run import Answered, answer
+from neuraldb_faiss.answers.run import Answered, Asker
 from neuraldb_faiss.answers.scoring import Told, losses
 from neuraldb_faiss.errors import EvaluationError
 from neuraldb_faiss.facts import Fact
@@ -52,7 +52,7 @@ def prefixing(calls: list[str] | None = None) -> Delivery:
 def test_a_run_and_its_files(tiny_llama: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny_llama
     out, calls = tmp_path / "run.jsonl", []
-    found = answer(model, tokenizer, CASES, prefixing(calls), out, {"model": "tiny"}, length=4)
+    found = Asker(model, tokenizer, length=4).answer(CASES, prefixing(calls), out, {"model": "tiny"})
     assert list(found) == [case.name for case in CASES] and calls[0] == "placed" and "disabled" in calls
     own = found[FACTS[0].id]
     assert set(own.base) == set(own.edited) == {ask.name for ask in CASES[0].asks}
@@ -69,19 +69,21 @@ def test_a_run_and_its_files(tiny_llama: Any, tmp_path: Any, monkeypatch: pytest
     asked: list[int] = []
     real = running.greedy_texts
     monkeypatch.setattr(running, "greedy_texts", lambda m, t, rows, n: asked.append(len(rows)) or real(m, t, rows, n))
-    again = answer(model, tokenizer, CASES, prefixing(), out, {"model": "tiny"}, length=4)
+    again = Asker(model, tokenizer, length=4).answer(CASES, prefixing(), out, {"model": "tiny"})
     assert again == found and 0 < sum(asked) < sum(len(case.asks) for case in CASES)
     asked.clear()
-    assert answer(model, tokenizer, CASES, prefixing(calls), out, {"model": "tiny"}, length=4) == found and not asked
+    assert (
+        Asker(model, tokenizer, length=4).answer(CASES, prefixing(calls), out, {"model": "tiny"}) == found and not asked
+    )
     assert calls.count("placed") == 1
     with pytest.raises(EvaluationError, match="is another run: length is 4 there and 5 here"):
-        answer(model, tokenizer, CASES, prefixing(), out, {"model": "tiny"}, length=5)
+        Asker(model, tokenizer, length=5).answer(CASES, prefixing(), out, {"model": "tiny"})
 
 
 def test_without_a_file_nothing_is_kept(tiny_gpt2: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     model, tokenizer = tiny_gpt2
-    found = answer(model, tokenizer, CASES[:1], prefixing(), None, {}, length=2)
+    found = Asker(model, tokenizer, length=2).answer(CASES[:1], prefixing(), None, {})
     assert set(found) == {CASES[0].name} and not list(tmp_path.iterdir())
 
 

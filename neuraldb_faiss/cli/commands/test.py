@@ -99,13 +99,12 @@ def test(db: Path, asks: _Asks, run: _Run, model: ModelChoice, as_json: bool) ->
         loaded, tokenizer = model.load_for(database)
         from neuraldb_faiss.answers.deliveries import of_database
         from neuraldb_faiss.answers.report import judge, lights, summarise
-        from neuraldb_faiss.answers.run import answer
+        from neuraldb_faiss.answers.run import Asker
 
         delivery = of_database(database, loaded, tokenizer, run.delivery)
         about = {"model": database.config.model.describe()}
-        answers = answer(
-            loaded, tokenizer, chosen, delivery, run.out, about, length=run.length, stage=progress
-        )  # fmt: skip
+        asker = Asker(loaded, tokenizer, length=run.length, stage=progress)
+        answers = asker.answer(chosen, delivery, run.out, about)
     reports = [judge(case, answers[case.name]) for case in chosen]
     figures = summarise(reports, answers)
     if as_json:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from neuraldb_faiss.answers.asks import cases_of, facts_of, read_asks
 from neuraldb_faiss.answers.deliveries import Delivery, Placed, Prompt, of_database
 from neuraldb_faiss.answers.report import Figure, judge, lights, summarise
-from neuraldb_faiss.answers.run import answer
+from neuraldb_faiss.answers.run import Asker
 from neuraldb_faiss.config import DELIVERIES
 from neuraldb_faiss.errors import EvaluationError
 from neuraldb_faiss.extras import extra
@@ -47,12 +47,10 @@ def run(lab: Lab) -> Result:
         stored = db.facts()
         cases, _ = read_asks(config["asks"], stored, relations) if config["asks"] else (cases_of(stored, relations), 0)
         about = {"model": db.config.model.describe(), **facts_identity(stored)}
+        asker = Asker(lab.model, lab.tokenizer, length=config["length"], stage=lab.stage)
         for name in config["methods"]:
             delivery = _delivery(lab, name, db, facts)
-            answers = answer(
-                lab.model, lab.tokenizer, cases, delivery, lab.out / "runs" / f"{name}.jsonl", about,
-                length=config["length"], stage=lab.stage,
-            )  # fmt: skip
+            answers = asker.answer(cases, delivery, lab.out / "runs" / f"{name}.jsonl", about)
             reports = [judge(case, answers[case.name]) for case in cases]
             tables[name], counts[name] = summarise(reports, answers), lights(reports)
             rows += [{"method": name, "measure": one.name, "value": one.edited, "base": one.base, "of": one.of}
