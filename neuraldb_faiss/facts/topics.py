@@ -42,6 +42,7 @@ _QUESTION = re.compile(r"[?？][\"')\]]*\s*$")
 _STEM = 6  # letters that tell stems apart
 _PLAUSIBLE = 0.5  # share of the best relation's score at which a fact may as well be of another
 _LEAST = 1.5  # score from which a fact is of a relation at all
+_NEAR = 500  # characters behind a name, and at a text's end, that say what is asked
 _KEPT = 4096  # facts' wordings whose relations are remembered
 _CLEAR = 2.0  # score from which a text asks for a relation
 
@@ -66,6 +67,7 @@ def stems(text: str) -> set[str]:
     return {_stem(word) for word in _WORD.findall(text.casefold()) if word not in FUNCTION_WORDS}
 
 
+@lru_cache(maxsize=1 << 16)
 def _stem(word: str) -> str:
     word = _IRREGULAR.get(word, word)
     for end in ("ings", "ing", "ed", "es", "s", "e"):
@@ -112,20 +114,16 @@ class Topics:
             told |= aspects(self._relations[fact.relation].prompt.casefold())
         if not maybe and not told:
             return False
-        known = [fact.subject, *names]
-        sentence = _last_sentence(text, known)
-        part = _without(sentence, known)
-        words = stems(part)
+        words, asked, asks = _read(text, (fact.subject, *names))
         if not words - _open_stems() or words & stems(" ".join((*fact.questions, *fact.paraphrases))):
             return False
-        asked = aspects(masked(sentence, known))
         if asked & told or any(word not in self._weights for word in words & own):
             return False
         scores = self._scores(words)
         most = max(scores.values(), default=0.0)
         if words & own or words & theirs:
             return max((scores.get(name, 0.0) for name in maybe), default=0.0) < max(_CLEAR, most)
-        return bool(asked) or most >= _CLEAR or _QUESTION.search(sentence) is not None
+        return bool(asked) or most >= _CLEAR or asks
 
     def _relations_of(self, words: frozenset[str], named: str | None) -> tuple[frozenset[str], frozenset[str]]:
         """The relations that a fact with these words may be of (it names one, or none), and their words."""
@@ -160,14 +158,26 @@ def _words_of(relation: Relation) -> set[str]:
     return stems(" ".join((*texts, *relation.questions)).replace(TARGET, " ").replace(MARK, " "))
 
 
+@lru_cache(maxsize=64)
+def _read(text: str, names: tuple[str, ...]) -> tuple[frozenset[str], frozenset[str], bool]:
+    """The stems of what a text says of a subject with these names, the aspects it asks for, and whether it ends as a
+    question. Facts of one subject ask for it one after the other."""
+    said = _last_sentence(text, names)
+    if len(said) > 2 * _NEAR:
+        said = f"{said[:_NEAR]} {said[-_NEAR:]}"
+    words, asked = stems(_without(said, names)), aspects(masked(said, names))
+    return frozenset(words), frozenset(asked), _QUESTION.search(said) is not None
+
+
 def _last_sentence(text: str, names: Sequence[str]) -> str:
     """The text from the sentence on that holds the last of these names; all of it where none is there."""
     low = text.casefold()
     at = max(low.rfind(name.casefold()) for name in names)
     if at < 0 or len(low) != len(text):
         return text
-    starts = [found.end() for found in _SENTENCE.finditer(text, 0, at)]
-    return text[starts[-1] :] if starts else text
+    first = max(0, at - _NEAR)
+    starts = [found.end() for found in _SENTENCE.finditer(text, first, at)]
+    return text[starts[-1] if starts else first :]
 
 
 def _without(text: str, names: Sequence[str]) -> str:

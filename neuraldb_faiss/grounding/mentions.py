@@ -106,11 +106,14 @@ class _Read:
         self._text = text
         self.codes, self._cases = fold_text(text)
         codes, self._words = self.codes, in_word(self.codes)
-        inside = self._words[:-1] & self._words[1:]
         solid = (codes != SPACE) & (codes != SEPARATOR)
-        plural = (codes[1:] == _S) & ~np.r_[self._words[2:], False][: len(inside)]
-        self.begins = np.flatnonzero(solid & ~np.r_[False, inside][: len(codes)])
-        self.stops = np.flatnonzero(solid & np.r_[~inside | plural, True][: len(codes)]) + 1
+        begins, stops = solid.copy(), solid.copy()
+        inside = self._words[:-1] & self._words[1:]
+        begins[1:] &= ~inside
+        plural = codes[1:] == _S
+        plural[:-1] &= ~self._words[2:]
+        stops[:-1] &= ~inside | plural
+        self.begins, self.stops = np.flatnonzero(begins), np.flatnonzero(stops) + 1
 
     def cases_of(self, start: int, stop: int) -> bytes:
         cases = self._cases[start:stop]

@@ -238,9 +238,11 @@ class Subjects:
         hashes = _Prefixes(codes).of(start, stop)
         maybe = np.flatnonzero(self._maybe[(hashes >> self._shift).astype(np.int64)])
         left = np.searchsorted(self.hashes, hashes[maybe], "left")
-        right = np.searchsorted(self.hashes, hashes[maybe], "right")
-        for which in np.flatnonzero(right > left):
-            yield int(start[maybe[which]]), int(stop[maybe[which]]), self.entries[left[which] : right[which]].tolist()
+        known = self.hashes[np.minimum(left, len(self) - 1)] == hashes[maybe]
+        for which in np.flatnonzero(known):
+            at = maybe[which]
+            right = int(np.searchsorted(self.hashes, hashes[at], "right"))
+            yield int(start[at]), int(stop[at]), self.entries[left[which] : right].tolist()
 
     def spellings(self, entry: int) -> dict[bytes, list[tuple[bytes, float]]]:
         """Folded name -> its spellings, each as (cases, floor), of an entry's names."""

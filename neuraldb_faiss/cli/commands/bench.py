@@ -15,7 +15,7 @@ from neuraldb_faiss.cli import options as opt
 from neuraldb_faiss.cli.loading import ModelChoice
 from neuraldb_faiss.cli.output import emit_json, key_values, say
 
-WHAT = ("lookup", "build", "search", "merge", "refresh", "open")
+WHAT = ("lookup", "build", "search", "merge", "refresh", "open", "ground")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,9 @@ class _Sizes:
     peers: tuple[str, ...]
 
 
-@click.command(epilog=opt.example("neuraldb bench lookup --db db", "neuraldb bench open --facts 1000000"))
+@click.command(
+    epilog=opt.example("neuraldb bench lookup --db db", "neuraldb bench open --facts 1000000", "neuraldb bench ground")
+)
 @click.argument("what", type=click.Choice(WHAT))
 @click.option("--db", type=click.Path(path_type=Path), metavar="DB", help="lookup, build, search: the database.")
 @opt.model
@@ -67,12 +69,16 @@ def bench(what: str, db: Path | None, model: ModelChoice, sizes: _Sizes, as_json
     of --facts facts of --db, against one fact at a time. search: the nearest of --db's keys, brought to length --d1,
     against NumPy. The others make databases up. merge: merging two databases, by copying and by linking, against
     `cp -r` of the same bytes. refresh: a live matcher moving to the generation that added 100 facts, against opening
-    the database anew, with and without guard. open: opening to the first answer, and adding 100 facts.
+    the database anew, with and without guard. open: opening to the first answer, and adding 100 facts. ground: finding
+    the facts that a prompt of 1,000 tokens names among --facts, and editing them, without a model; with --model also
+    the tokens that their statements add to a chat, and the time to the first token with them.
     """
     if what in ("lookup", "build", "search"):
         if db is None:
             raise click.UsageError(f"say which database: bench {what} --db DB")
         found = _on_database(what, db, model, sizes)
+    elif what == "ground":
+        found = _grounding(model, sizes)
     else:
         from neuraldb_faiss.research.benchmarks import lifecycle
 
@@ -88,6 +94,18 @@ def bench(what: str, db: Path | None, model: ModelChoice, sizes: _Sizes, as_json
         emit_json(report)
     else:
         key_values({name.replace("_", " "): _shown(value) for name, value in report.items()})
+
+
+def _grounding(model: ModelChoice, sizes: _Sizes) -> dict[str, Any]:
+    from neuraldb_faiss.research.benchmarks.grounding import bench_grounding
+
+    loaded, tokenizer = model.load()
+    facts = sizes.facts or 100_000
+    say(f"making a database of {facts:,} facts")
+    with tempfile.TemporaryDirectory(dir=sizes.work, prefix="neuraldb-bench-") as folder:
+        return bench_grounding(
+            Path(folder), facts=facts, repeats=sizes.repeats, model=loaded, tokenizer=tokenizer
+        )  # fmt: skip
 
 
 def _on_database(what: str, db: Path, model: ModelChoice, sizes: _Sizes) -> dict[str, Any]:
