@@ -310,15 +310,14 @@ class NeuralDB:
 
             return TextHandle(self._snapshot, self._newest, tokenizer, str(self.path))
         from neuraldb_faiss.grounding.delivery import Delivery
-        from neuraldb_faiss.hook import attach
+        from neuraldb_faiss.hook import Shown, attach
         from neuraldb_faiss.models.identity import check_model
 
         site = check_model(self.config, model, strict=strict)
         gate = self.gate(model, tokenizer, gamma=gamma, guard=guard, search=search)
         how = Delivery(wanted, self.config.has_residuals, lambda: gate.source, tokenizer)
-        return attach(
-            gate, model, site=site, newest=self._newest, tokenizer=tokenizer, database=str(self.path), delivery=how
-        )
+        shown = Shown(tokenizer=tokenizer, database=str(self.path))
+        return attach(gate, model, site=site, newest=self._newest, shown=shown, delivery=how)
 
     def gate(
         self, model: Any, tokenizer: Any = None, *, gamma: float | None = None, guard: str | None = None,

@@ -9,7 +9,7 @@ the place of `fired`, and `index.device_matcher` decides on the device.
 
 from __future__ import annotations
 
-from neuraldb_faiss.hook.attach import Handle, Site, attach
+from neuraldb_faiss.hook.attach import Handle, Shown, Site, attach
 from neuraldb_faiss.hook.trace import Fire, Trace
 
-__all__ = ["Fire", "Handle", "Site", "Trace", "attach"]
+__all__ = ["Fire", "Handle", "Shown", "Site", "Trace", "attach"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import nn
@@ -38,6 +39,21 @@ class Site(Protocol):
     def module(self) -> nn.Module: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a handle tells of itself.
+
+    Attributes:
+        trace_size: how many firings `trace()` remembers.
+        tokenizer: for the text of tokens in the trace, and to ground prompts where no delivery is given.
+        database: what the handle calls the database.
+    """
+
+    trace_size: int = 10_000
+    tokenizer: Any = None
+    database: str | None = None
+
+
 class Handle:
     """A database in a model, until `remove()` or the end of a `with`.
 
@@ -52,14 +68,14 @@ class Handle:
 
     def __init__(
         self, gate: Gate, model: nn.Module, site: Site, newest: Callable[[], EntrySource] | None,
-        trace_size: int, tokenizer: Any = None, database: str | None = None, delivery: Delivery | None = None,
+        shown: Shown, delivery: Delivery | None = None,
     ) -> None:  # fmt: skip
         """Arguments as for `attach`."""
         self._newest = newest
-        self._delivery = delivery or Delivery("residual", True, lambda: gate.source, tokenizer)
-        self._database, self._layer = database, site.layer
+        self._delivery = delivery or Delivery("residual", True, lambda: gate.source, shown.tokenizer)
+        self._database, self._layer = shown.database, site.layer
         self._context = Context(model, site.module_name, remembers=gate.wants_past)
-        self._lookup = Lookup(gate, self._context, trace_size, self._renew, _decoder(tokenizer))
+        self._lookup = Lookup(gate, self._context, shown.trace_size, self._renew, _decoder(shown.tokenizer))
         self._hook = site.module.register_forward_hook(self._lookup.hook)
         self._model, self._name, self._module = model, site.module_name, site.module
         model_copies.leave_out(self._module, self._hook)
@@ -175,7 +191,7 @@ class Handle:
 
 def attach(
     gate: Gate, model: nn.Module, *, site: Site, newest: Callable[[], EntrySource] | None = None,
-    trace_size: int = 10_000, tokenizer: Any = None, database: str | None = None, delivery: Delivery | None = None,
+    shown: Shown = Shown(), delivery: Delivery | None = None,
 ) -> Handle:  # fmt: skip
     """Hook a database into one layer of a model.
 
@@ -184,9 +200,7 @@ def attach(
         model: the model whose forward is called, as it is, from `torch.compile` or from PEFT.
         site: the layer.
         newest: gives the snapshot that `refresh()` moves to.
-        trace_size: how many firings `trace()` remembers.
-        tokenizer: for the text of tokens in the trace.
-        database: what the handle calls the database.
+        shown: what the handle tells of itself.
         delivery: how facts reach a request; as residuals alone by default.
 
     Code that torch.compile made before is made anew. A lookup is one operator of its graph, `neuraldb::lookup`, unless
@@ -209,7 +223,7 @@ def attach(
         inside = False
     if not inside:
         raise ModelError(f"{site.module_name} is another model's: find the site in the model you attach to")
-    return Handle(gate, model, site, newest, trace_size, tokenizer, database, delivery)
+    return Handle(gate, model, site, newest, shown, delivery)
 
 
 def _decoder(tokenizer: Any) -> Callable[[int], str] | None:

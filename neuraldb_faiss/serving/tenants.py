@@ -11,7 +11,7 @@ from typing import Any, Unpack
 from neuraldb_faiss.config import DatabaseConfig
 from neuraldb_faiss.database import NeuralDB
 from neuraldb_faiss.errors import NeuralDBError
-from neuraldb_faiss.hook import Fire, attach
+from neuraldb_faiss.hook import Fire, Shown, attach
 from neuraldb_faiss.models.identity import check_model
 from neuraldb_faiss.options import FactFilter
 from neuraldb_faiss.serving.errors import ApiError
@@ -45,7 +45,7 @@ class Tenant:
             site = check_model(db.config, self._model)
             gate = RowGate(db.gate(self._model, self._tokenizer))
             self._handle = attach(
-                gate, self._model, site=site, trace_size=self._trace_size,
+                gate, self._model, site=site, shown=Shown(self._trace_size),
                 newest=lambda: store.snapshot(like=db.snapshot),
             )  # fmt: skip
         except BaseException:

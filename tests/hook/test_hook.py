@@ -16,7 +16,7 @@ from transformers import DynamicCache, StaticCache, pipeline
 from helpers.fake_snapshot import FakeSnapshot
 from neuraldb_faiss.errors import FingerprintError, ModelError, NeuralDBError
 from neuraldb_faiss.guard.none import PlainGate
-from neuraldb_faiss.hook import Handle, attach
+from neuraldb_faiss.hook import Handle, Shown, attach
 from neuraldb_faiss.index import Matcher
 from neuraldb_faiss.models import find_site
 
@@ -383,7 +383,7 @@ def test_flattened_activations(llama: Case) -> None:
 
 def test_trace_is_bounded_and_names_the_facts_of_its_generation(llama: Case) -> None:
     ids = torch.tensor([llama.ids[0]])
-    with llama.attach(trace_size=3) as handle, torch.no_grad():
+    with llama.attach(shown=Shown(trace_size=3)) as handle, torch.no_grad():
         for _ in range(5):
             llama.model(ids)
         assert len(handle.trace()) == 3 and handle.hits >= 10
@@ -548,7 +548,7 @@ def test_compiled_in_another_thread_beside_another_model() -> None:
 
 
 def test_a_handle_names_database_layer_guard_and_counts(llama: Case) -> None:
-    with llama.attach(database="indexes/<demo>") as handle:
+    with llama.attach(shown=Shown(database="indexes/<demo>")) as handle:
         assert repr(handle) == (
             f"<Handle of indexes/<demo> at layer {LAYER}: guard none, gamma {GAMMA}, 0 calls, 0 hits>"
         )
