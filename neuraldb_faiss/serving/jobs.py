@@ -9,8 +9,10 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from neuraldb_faiss.config import DatabaseConfig
 from neuraldb_faiss.edits import changes
 from neuraldb_faiss.edits.pipeline import Progress
+from neuraldb_faiss.edits.unsolved import Unsolved
 from neuraldb_faiss.errors import FactError, NeuralDBError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.serving.tenants import Tenant
@@ -88,9 +90,7 @@ class Job:
 
         self.done = 0
         with closing(Store(self.tenant.path, "rw")) as store:
-            editor = _Pausing.of(store.config(), model, tokenizer)
-            assert isinstance(editor, _Pausing)
-            editor = replace(editor, solved=solved)
+            editor = _editor(store.config(), model, tokenizer, solved)
             if self.remove is None:
                 self.change = changes.add(store, editor, self.facts, command="serve: POST /facts", report=told, wait=0)
             else:
@@ -103,6 +103,15 @@ class Job:
             self.untaken = [one.id for one in store.catalog.facts(self.generation, identities=mine, failed=True)]
         self.done = self.total
         self.facts = ()  # they are in the database now
+
+
+def _editor(config: DatabaseConfig, model: Any, tokenizer: Any, solved: Callable[[int], None]) -> Any:
+    """What makes the entries of a database: solves them, or leaves them to be stated where it was built so."""
+    if not config.has_model:
+        return Unsolved(config)
+    editor = _Pausing.of(config, model, tokenizer)
+    assert isinstance(editor, _Pausing)
+    return replace(editor, solved=solved)
 
 
 @dataclass(frozen=True)

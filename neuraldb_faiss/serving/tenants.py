@@ -11,14 +11,15 @@ from typing import Any, Unpack
 from neuraldb_faiss.config import DatabaseConfig
 from neuraldb_faiss.database import NeuralDB
 from neuraldb_faiss.errors import NeuralDBError
-from neuraldb_faiss.hook import Fire, Shown, attach
+from neuraldb_faiss.hook import Fire, Handle, Shown, attach
+from neuraldb_faiss.hook.text_handle import TextHandle
 from neuraldb_faiss.models.identity import check_model
 from neuraldb_faiss.options import FactFilter
 from neuraldb_faiss.serving.errors import ApiError
 from neuraldb_faiss.serving.row_gate import RowGate
 from neuraldb_faiss.serving.settings import UNEDITED, Limits, Tokens
 from neuraldb_faiss.serving.statements import Statements
-from neuraldb_faiss.store import Store, StoredFact
+from neuraldb_faiss.store import Snapshot, Store, StoredFact
 
 
 class Tenant:
@@ -42,18 +43,25 @@ class Tenant:
         store = Store(self.path)
         try:
             db = NeuralDB(store)
-            site = check_model(db.config, self._model)
-            gate = RowGate(db.gate(self._model, self._tokenizer))
-            self._handle = attach(
-                gate, self._model, site=site, shown=Shown(self._trace_size),
-                newest=lambda: store.snapshot(like=db.snapshot),
-            )  # fmt: skip
+            gate, self._handle = self._attached(store, db)
         except BaseException:
             store.close()
             raise
         self._store, self._db, self._gate = store, db, gate
         self._belongs_to = _belongs_to(db.config)
         self.generation, self.facts = db.generation, len(db)
+
+    def _attached(self, store: Store, db: NeuralDB) -> tuple[RowGate | None, Handle | TextHandle]:
+        """Its gate and handle on the model; one that was built without a model has no gate, for nothing fires."""
+
+        def newest() -> Snapshot:
+            return store.snapshot(like=db.snapshot)
+
+        if not db.config.has_model:
+            return None, TextHandle(db.snapshot, newest)
+        site = check_model(db.config, self._model)
+        gate = RowGate(db.gate(self._model, self._tokenizer))
+        return gate, attach(gate, self._model, site=site, shown=Shown(self._trace_size), newest=newest)
 
     def refresh(self) -> None:
         """Show the newest generation, or the database that took the folder's place.
@@ -94,12 +102,13 @@ class Tenant:
 
     def _check(self, config: DatabaseConfig) -> None:
         """Raises NeuralDBError where a database with these settings was built with another model."""
-        if _belongs_to(config) != self._belongs_to:
+        if config.has_model and _belongs_to(config) != self._belongs_to:
             check_model(config, self._model)
 
     def answer(self, rows: Sequence[int], batch: int) -> None:
         """Fire in these rows of batches of this many, and in no others."""
-        self._gate.answer(rows, batch)
+        if self._gate is not None:
+            self._gate.answer(rows, batch)
 
     @property
     def hits(self) -> int:

@@ -357,6 +357,24 @@ def test_facts_that_were_never_solved_are_stated(folder: Path, tmp_path: Path, a
         assert complete(served, neuraldb_delivery="residual").json()["choices"][0]["text"] == alone(None, PROMPT)
 
 
+def test_a_database_without_a_model_is_served_and_changed(folder: Path, tmp_path: Path, alone: Alone) -> None:
+    build([Fact.from_dict(one) for one in FACTS], None, None, tmp_path / "a").close()
+    shutil.copytree(folder / "a", tmp_path / "b")
+    databases = {name: tmp_path / name for name in ("a", "b")}
+    with serving(folder, databases, Tokens("secret", {}), Limits(grace=5), None) as served:
+        made = chat(served, model="tiny+a")
+        assert made.headers["X-NeuralDB-Grounded"] == "tower, builder" and made.headers["X-NeuralDB-Delivery"] == "text"
+        new = {"subject": "Lima", "prompt": "{} lies in", "target": "Chad", "id": "lima"}
+        job = served.change("POST", "/facts", json=[new])
+        assert (job["state"], job["added"], job["untaken"]) == ("succeeded", 1, [])
+        assert served.change("DELETE", "/facts/tower")["removed"] == 1
+        turns = [{"role": "user", "content": "Lima, and the Eiffel Tower"}]
+        assert chat(served, model="tiny+a", messages=turns).headers["X-NeuralDB-Grounded"] == "builder, lima"
+        ids = complete(served, model="tiny+a", neuraldb_delivery="residual").json()["choices"][0]["text"]
+        assert ids == alone(None, PROMPT)
+        assert complete(served, model="tiny+b", neuraldb_delivery="residual").json()["choices"][0]["text"] != ids
+
+
 @pytest.mark.parametrize(("server", "chats"), [(None, "residual"), ("both", "both")])
 def test_the_servers_delivery_comes_before_the_databases(
     folder: Path, tmp_path: Path, server: str | None, chats: str
