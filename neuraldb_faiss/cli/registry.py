@@ -77,6 +77,7 @@ REGISTRY = Registry(
         _ours("facts", "facts:facts", FACTS),
         _ours("info", "info:info", FACTS),
         _ours("generate", "generate:generate", ASKING),
+        _ours("chat", "chat:chat", ASKING),
         _ours("explain", "explain:explain", ASKING),
         _ours("serve", "serve:serve", SERVING),
         _ours("inspect", "inspect:inspect", SERVING),

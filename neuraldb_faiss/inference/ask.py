@@ -108,7 +108,7 @@ def ask(
     handle.clear_trace()
     with handle.disabled() if how == "text" else nullcontext():
         new = _continue(model, tokenizer, ids, max_new_tokens)
-    fired = _fired(db, handle.trace())
+    fired = fired_facts(db, handle.trace())
     tokens = tuple(tokenizer.decode([token]) for token in (*ids, *new))
     edited = tokenizer.decode(new, skip_special_tokens=True)
     return Answer(
@@ -136,7 +136,8 @@ def _continue(model: Any, tokenizer: Any, ids: list[int], max_new_tokens: int) -
     return [int(token) for token in out[0, len(ids) :]]
 
 
-def _fired(db: NeuralDB, trace: Iterable[Any]) -> tuple[Fired, ...]:
+def fired_facts(db: NeuralDB, trace: Iterable[Any]) -> tuple[Fired, ...]:
+    """The entries that fired in a trace, the strongest first."""
     best: dict[int, tuple[float, list[int]]] = {}
     for fire in trace:
         score, positions = best.setdefault(fire.entry_id, (fire.score, []))
