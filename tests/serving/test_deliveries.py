@@ -149,15 +149,11 @@ def test_a_prompt_that_names_no_subject_stays_as_it_is(served: Served, heard: He
 def test_an_earlier_turn_and_the_clients_own_system_message_count(served: Served, heard: Heard) -> None:
     turns = [
         {"role": "system", "content": "Be brief."}, *TURN, {"role": "assistant", "content": "It is high."},
-        {"role": "user", "content": "I do not believe it."},
+        {"role": "user", "content": "Where is it?"},
     ]  # fmt: skip
     chat(served, messages=turns)
     system, rest = heard.texts[-1].split("user: Tell", 1)
-    assert (
-        "system: Be brief.\n\n" in system
-        and TOWER in system
-        and rest.endswith("user: I do not believe it.\nassistant:")
-    )
+    assert "system: Be brief.\n\n" in system and TOWER in system and rest.endswith("user: Where is it?\nassistant:")
 
 
 def test_the_same_facts_give_the_same_prefix(served: Served, heard: Heard) -> None:
