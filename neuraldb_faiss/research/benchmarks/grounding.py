@@ -36,7 +36,7 @@ def subject(at: int) -> str:
 
 
 def _word(at: int) -> str:
-    parts = []
+    parts: list[str] = []
     while at or not parts:
         at, part = divmod(at, len(_SYLLABLES))
         parts.append(_SYLLABLES[part])
