@@ -2,17 +2,21 @@
 
     python examples/rag_comparison.py --model models/SmolLM2-135M-Instruct --facts examples/facts.jsonl --limit 8
 
-Both are given the facts and nothing else. Retrieval keeps each fact as a sentence, finds the one most like the prompt
+All are given the facts and nothing else. Retrieval keeps each fact as a sentence, finds the one most like the prompt
 by TF-IDF (scikit-learn, in the extra `eval`), and puts it before the prompt (--wording: the small model hardly listens
-to a bare sentence; this wording was the best of six). Editing builds a database and attaches it.
+to a bare sentence; this wording was the best of six). Editing builds a database and attaches it, and its facts fire as
+residuals. "stated" is the same database with the delivery `text`: the sentences of the facts whose subjects the prompt
+names come before it, or into the system message of a chat; nothing is solved for that.
 Answers are decoded greedily; an answer is right where it begins with the new object, and a neighbour (a prompt about
-another subject) is unchanged where its eight tokens are the unedited model's.
+another subject) is unchanged where its eight tokens are the unedited model's. In a chat, where the facts' questions are
+asked in the model's chat template, an answer is right where its forty tokens hold the new object.
 
-Retrieval wins where facts change by the minute (nothing is solved: a sentence is indexed at once), where the model is
-behind somebody's API, where the answer should cite its source, where one answer needs several facts, and with large
-models that read well. Editing wins where a prompt's tokens are dear (it adds none), where the wrong sentence might be
-found, and where other prompts must stay as they were. The plain retriever here always adds a sentence; one that adds
-none below some likeness would leave more neighbours alone, and miss more paraphrases.
+In a chat, text in the prompt beats a residual on small models: retrieved or stated, it is in view of whatever is asked.
+Retrieval also wins where the model is behind somebody's API, where the answer should cite its source, and with large
+models that read well; stating wins over it where names tell what is meant, for it adds nothing to any other prompt.
+Residuals win where a prompt's tokens are dear (they add none), in prompts that the fact's own prompt is like, and where
+a context must not talk the model out of the fact. The plain retriever here always adds a sentence; one that adds none
+below some likeness would leave more neighbours alone, and miss more paraphrases.
 """
 
 from __future__ import annotations
@@ -28,21 +32,26 @@ from pathlib import Path
 from typing import Any
 
 from neuraldb_faiss import Fact, NeuralDBError, build
+from neuraldb_faiss.answers.asks import QUESTION, cases_of
+from neuraldb_faiss.answers.judge import holds
 from neuraldb_faiss.cli.demonstration import says
 from neuraldb_faiss.errors import FactError
 from neuraldb_faiss.extras import extra
 from neuraldb_faiss.facts import read_facts
+from neuraldb_faiss.facts.relations import own_relations
 from neuraldb_faiss.models import encode_prompts
+from neuraldb_faiss.models.tokenization import has_chat
 from neuraldb_faiss.research.evaluation.generation import greedy_texts
 
-ANSWER = 8  # tokens
+ANSWER, CHAT = 8, 40  # tokens
 WORDING = "Context: {fact}\nAccording to the context: {prompt}"
 
 
 @dataclass(frozen=True)
 class Figures:
     """One way of answering. own, paraphrases: right answers; unchanged: neighbours (None for the model as it is);
-    tokens: of a prompt, mean; seconds: to answer a prompt, mean; preparing: seconds before the first answer."""
+    tokens: of a prompt, mean; seconds: to answer a prompt, mean; preparing: seconds before the first answer; chats:
+    right answers in a chat (None where the model has no chat template)."""
 
     method: str
     own: int
@@ -51,6 +60,7 @@ class Figures:
     tokens: float
     seconds: float
     preparing: float
+    chats: int | None = None
 
 
 class Retriever:
@@ -72,10 +82,35 @@ def _vectorizer() -> Any:
     return TfidfVectorizer(stop_words="english")
 
 
+Chat = list[dict[str, str]]
+Prompt = str | Chat
+
+
+def questions(facts: Sequence[Fact]) -> list[tuple[Chat, str]]:
+    """What is asked of the facts in a chat, each with its answer."""
+    asks = (ask for case in cases_of(facts, own_relations()) for ask in case.asks if ask.kind == QUESTION)
+    return [([dict(message) for message in ask.prompt], ask.wanted[0]) for ask in asks]
+
+
+def encode(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Token ids of texts, and of chats in the model's template."""
+    return [
+        encode_prompts(tokenizer, [prompt])[0]
+        if isinstance(prompt, str)
+        else encode_prompts(
+            tokenizer,
+            [tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)],
+            special=False,
+        )[0]
+        for prompt in prompts
+    ]
+
+
 def compare(
     model: Any, tokenizer: Any, facts: Sequence[Fact], folder: Path, wording: str = WORDING
-) -> tuple[list[Figures], int, int]:
-    """The unedited model, retrieval and editing; and how many paraphrases and neighbours were asked.
+) -> tuple[list[Figures], int, int, int]:
+    """The unedited model, retrieval, editing, and the same facts stated; and how many paraphrases, neighbours and
+    questions were asked.
 
     Args:
         folder: where the database is built.
@@ -85,11 +120,12 @@ def compare(
     paraphrases = [(text, fact.target) for fact in facts for text in fact.metadata.get("paraphrase_prompts", [])]
     neighbours = [text for fact in facts for text in fact.metadata.get("neighborhood_prompts", [])]
     prompts = [*(text for text, _ in (*own, *paraphrases)), *neighbours]
+    asked = questions(facts) if has_chat(tokenizer) else []
     plain: list[str] = []
 
-    def measure(method: str, preparing: float, before: Callable[[str], str] = str) -> Figures:
+    def measure(method: str, preparing: float, before: Callable[[Any], Any] = lambda prompt: prompt) -> Figures:
         started = time.perf_counter()
-        rows = encode_prompts(tokenizer, [before(prompt) for prompt in prompts])
+        rows = encode(tokenizer, [before(prompt) for prompt in prompts])
         answers = greedy_texts(model, tokenizer, rows, ANSWER)
         seconds = (time.perf_counter() - started) / len(prompts)
         right = [says(answer, target) for answer, (_, target) in zip(answers, own + paraphrases, strict=False)]
@@ -98,7 +134,9 @@ def compare(
         if not plain:
             plain.extend(others)
         tokens = sum(map(len, rows)) / len(rows)
-        return Figures(method, sum(right[: len(own)]), sum(right[len(own) :]), same, tokens, seconds, preparing)
+        said = greedy_texts(model, tokenizer, encode(tokenizer, [before(chat) for chat, _ in asked]), CHAT)
+        chats = sum(holds(answer, target) for answer, (_, target) in zip(said, asked, strict=True)) if asked else None
+        return Figures(method, sum(right[: len(own)]), sum(right[len(own) :]), same, tokens, seconds, preparing, chats)
 
     figures = [measure("unedited", 0.0)]
     _vectorizer()  # so that loading the library does not count
@@ -106,49 +144,67 @@ def compare(
     retriever = Retriever(facts)
     indexed = time.perf_counter() - started
 
-    def augmented(prompt: str) -> str:
-        return wording.replace("{fact}", retriever.best(prompt)).replace("{prompt}", prompt)
+    def augmented(prompt: Prompt) -> Prompt:
+        text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        text = wording.replace("{fact}", retriever.best(text)).replace("{prompt}", text)
+        return text if isinstance(prompt, str) else [{"role": "user", "content": text}]
 
     figures.append(measure("retrieval", indexed, augmented))
     started = time.perf_counter()
-    with build(facts, model, tokenizer, folder / "db") as db, db.attach(model, tokenizer):
+    with build(facts, model, tokenizer, folder / "db") as db, db.attach(model, tokenizer, delivery="residual"):
         figures.append(measure("editing", time.perf_counter() - started))
-    return figures, len(paraphrases), len(neighbours)
+    started = time.perf_counter()
+    with build(facts, None, None, folder / "stated") as db:
+        ready = time.perf_counter() - started
+        figures.append(measure("stated", ready, lambda prompt: db.ground(prompt, tokenizer=tokenizer).prompt))
+    return figures, len(paraphrases), len(neighbours), len(asked)
 
 
-def show(figures: Sequence[Figures], facts: int, paraphrases: int, neighbours: int) -> str:
+def show(figures: Sequence[Figures], facts: int, paraphrases: int, neighbours: int, chats: int) -> str:
     """A table, and what it says in words."""
-    header = ("", "own prompts", "paraphrases", "neighbours same", "tokens a prompt", "s a prompt", "s before")
+    header = (
+        "",
+        "own prompts",
+        "paraphrases",
+        "neighbours same",
+        "in chats",
+        "tokens a prompt",
+        "s a prompt",
+        "s before",
+    )
     rows = [
         [
             one.method, f"{one.own}/{facts}", f"{one.paraphrases}/{paraphrases}",
             "" if one.unchanged is None else f"{one.unchanged}/{neighbours}",
+            "" if one.chats is None else f"{one.chats}/{chats}",
             f"{one.tokens:.1f}", f"{one.seconds:.3f}", f"{one.preparing:.2f}",
         ]
         for one in figures
     ]  # fmt: skip
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
-    _, retrieval, editing = figures
-    for name, better, worse in (("Retrieval", retrieval, editing), ("Editing", editing, retrieval)):
+    for best in figures[1:]:
+        rest = [one for one in figures[1:] if one is not best]
         said = [
-            f"{what} ({a} against {b})"
-            for what, a, b in (
-                ("own prompts", better.own, worse.own),
-                ("paraphrases", better.paraphrases, worse.paraphrases),
-                ("unchanged neighbours", better.unchanged or 0, worse.unchanged or 0),
+            f"{what} ({mine} against {max(theirs)})"
+            for what, mine, theirs in (
+                ("own prompts", best.own, [one.own for one in rest]),
+                ("paraphrases", best.paraphrases, [one.paraphrases for one in rest]),
+                ("unchanged neighbours", best.unchanged or 0, [one.unchanged or 0 for one in rest]),
+                ("chats", best.chats or 0, [one.chats or 0 for one in rest]),
             )
-            if a > b
+            if mine > max(theirs)
         ]
         said += [
-            f"{what} ({a:.3g} against {b:.3g})"
-            for what, a, b in (
-                ("tokens a prompt", better.tokens, worse.tokens),
-                ("seconds a prompt", better.seconds, worse.seconds),
-                ("seconds before the first answer", better.preparing, worse.preparing),
+            f"{what} ({mine:.3g} against {min(theirs):.3g})"
+            for what, mine, theirs in (
+                ("tokens a prompt", best.tokens, [one.tokens for one in rest]),
+                ("seconds a prompt", best.seconds, [one.seconds for one in rest]),
+                ("seconds before the first answer", best.preparing, [one.preparing for one in rest]),
             )
-            if a < b
+            if mine < min(theirs)
         ]
+        name = best.method.capitalize()
         lines.append(f"{name} wins by {', '.join(said)}." if said else f"{name} wins nowhere here.")
     return "\n".join(lines)
 
@@ -172,13 +228,13 @@ def main(arguments: list[str] | None = None) -> None:
 
         model, tokenizer = load_model(given.model, device=given.device)
         with tempfile.TemporaryDirectory() as folder:
-            figures, paraphrases, neighbours = compare(model, tokenizer, facts, Path(folder), given.wording)
+            figures, *asked = compare(model, tokenizer, facts, Path(folder), given.wording)
     except NeuralDBError as error:
         sys.exit(f"error: {error}")
     if given.json:
         print(json.dumps([asdict(one) for one in figures], indent=2))
         return
-    print(show(figures, len(facts), paraphrases, neighbours))
+    print(show(figures, len(facts), *asked))
 
 
 if __name__ == "__main__":

@@ -65,6 +65,9 @@ def test_build_without_a_model(run: Run, model: Path, tmp_path: Path) -> None:
     assert unnamed.exit_code == 1 and "was built without a model: name the one" in unnamed.stderr
     answer = told(run("generate", db, "Marie Curie", "--model", model, "--max-new-tokens", 1, "--json"))
     assert answer["delivery"] == "text" and answer["stated"]
+    seen = told(run("explain", db, "Marie Curie", "--json"))
+    assert seen["tokens"] == [] and [fact["subject"] for fact in seen["stated"]] == ["Marie Curie"]
+    assert "stated  I know that Marie Curie was born in" in run("explain", db, "Marie Curie").stdout
     mismatched = run("generate", db, "Marie Curie", "--model", model, "--delivery", "residual")
     assert mismatched.exit_code == 1 and "built without a model" in mismatched.stderr
     assert told(run("rebuild", db, "--out", tmp_path / "solved", "--model", model, "--steps", 1, "--json"))["facts"]
@@ -314,7 +317,9 @@ def test_explain_agrees_with_what_fires(run: Run, db: Path) -> None:
     assert 0 in fired and "".join(one["token"] for one in told_of["tokens"]) == prompt
     other = told(run("explain", db, "Rome is the capital of", "--json"))["tokens"]
     assert other[0]["entry"] is None  # a first token of another text: no key of a first token but its own
+    assert [fact["subject"] for fact in told_of["stated"]] == ["Marie Curie"], "the question is not which capital"
     table = run("explain", db, prompt, "--top", 2)
+    assert "stated  I know that Marie Curie was born in" in table.stdout
     assert table.exit_code == 0 and "Paris → Italy" in table.stdout
     shown = [int(line.split()[0]) for line in table.stdout.splitlines() if "yes" in line]
     assert 0 in shown and set(shown) <= fired

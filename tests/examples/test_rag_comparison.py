@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from helpers.commands import write
-from helpers.tiny import save_tiny
+from helpers.tiny import save_tiny, tiny
 from neuraldb_faiss import Fact
 
 FACTS = [
@@ -30,12 +30,27 @@ def test_on_a_tiny_model(script: ModuleType, tmp_path: Path, capsys: pytest.Capt
     model, facts = save_tiny(tmp_path / "model"), write(tmp_path / "facts.jsonl", FACTS)
     capsys.readouterr()
     script.main(["--model", str(model), "--facts", str(facts), "--device", "cpu", "--json"])
-    plain, retrieval, editing = json.loads(capsys.readouterr().out)
-    assert [one["method"] for one in (plain, retrieval, editing)] == ["unedited", "retrieval", "editing"]
+    plain, retrieval, editing, stated = json.loads(capsys.readouterr().out)
+    assert [one["method"] for one in (plain, retrieval, editing, stated)] == [
+        "unedited", "retrieval", "editing", "stated",
+    ]  # fmt: skip
     assert plain["unchanged"] is None and plain["own"] == 0
     # Nothing is put before an edited model's prompts, and no neighbour names a subject.
     assert editing["tokens"] == plain["tokens"] < retrieval["tokens"] and editing["unchanged"] == 3
-    assert plain["preparing"] == 0 < min(editing["preparing"], retrieval["preparing"])
+    assert plain["preparing"] == 0 < min(editing["preparing"], retrieval["preparing"], stated["preparing"])
+    assert stated["tokens"] > plain["tokens"] and stated["unchanged"] == 3
+    assert {one["chats"] for one in (plain, retrieval, editing, stated)} == {None}, "no chat template"
+
+
+def test_in_chats(script: ModuleType, tmp_path: Path) -> None:
+    model, tokenizer = tiny()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    try:
+        facts = [Fact.from_dict({**fact, "questions": ["Where is {}?"]}) for fact in FACTS]
+        figures, _, _, asked = script.compare(model, tokenizer, facts, tmp_path)
+    finally:
+        tokenizer.chat_template = None
+    assert asked == 2 and all(one.chats is not None for one in figures)
 
 
 def test_retriever(script: ModuleType) -> None:
@@ -47,17 +62,19 @@ def test_retriever(script: ModuleType) -> None:
 def test_what_is_said(script: ModuleType) -> None:
     """Who wins, by what, from the figures alone; draws are nobody's."""
     figures = [
-        script.Figures("unedited", 0, 0, None, 6.0, 0.01, 0.0),
-        script.Figures("retrieval", 7, 5, 2, 14.0, 0.03, 0.002),
-        script.Figures("editing", 8, 4, 2, 6.0, 0.02, 60.0),
+        script.Figures("unedited", 0, 0, None, 6.0, 0.01, 0.0, 0),
+        script.Figures("retrieval", 7, 5, 2, 14.0, 0.03, 0.002, 3),
+        script.Figures("editing", 8, 4, 3, 6.0, 0.02, 60.0, 1),
+        script.Figures("stated", 7, 5, 3, 12.0, 0.03, 0.1, 3),
     ]
-    *table, first, second = script.show(figures, 8, 9, 10).splitlines()
-    assert table[2].split() == ["retrieval", "7/8", "5/9", "2/10", "14.0", "0.030", "0.00"]
-    assert first == "Retrieval wins by paraphrases (5 against 4), seconds before the first answer (0.002 against 60)."
+    *table, first, second, third = script.show(figures, 8, 9, 10, 4).splitlines()
+    assert table[2].split() == ["retrieval", "7/8", "5/9", "2/10", "3/4", "14.0", "0.030", "0.00"]
+    assert first == "Retrieval wins by seconds before the first answer (0.002 against 0.1)."
     assert second == (
-        "Editing wins by own prompts (8 against 7), tokens a prompt (6 against 14), seconds a prompt (0.02 against"
+        "Editing wins by own prompts (8 against 7), tokens a prompt (6 against 12), seconds a prompt (0.02 against"
         " 0.03)."
     )
+    assert third == "Stated wins nowhere here."
 
 
 def test_bad_input(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

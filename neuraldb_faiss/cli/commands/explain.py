@@ -14,6 +14,7 @@ from neuraldb_faiss.cli.output import console, count, emit_json, fact_summaries,
 
 if TYPE_CHECKING:
     from neuraldb_faiss.inference.explain import Nearest
+    from neuraldb_faiss.store import StoredFact
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,19 @@ class _Page:
 def explain(
     db: Path, prompt: str, model: ModelChoice, top: int | None, page: _Page, gate: opt.GateChoice, as_json: bool
 ) -> None:  # fmt: skip
-    """Show for every token of PROMPT the nearest entry, its cosine, and whether it fires."""
+    """Show for every token of PROMPT the nearest entry, its cosine, and whether it fires; and which facts the delivery
+    text would state in front of it.
+
+    Of a database without a model only these are shown.
+    """
     from neuraldb_faiss.database import NeuralDB
 
     if page.html is not None and (as_json or top is not None):
         raise click.UsageError("--html writes a page: it does not go with --json or --top")
     with NeuralDB.open(db) as database:
+        if not database.config.has_model:
+            _show_stated(prompt, database.ground(prompt).facts, as_json)
+            return
         loaded, tokenizer = model.load_for(database)
         if page.html is not None:
             from neuraldb_faiss.inspector.rendering import page_of, write_page
@@ -71,6 +79,7 @@ def explain(
         from neuraldb_faiss.inference.explain import explain as look
 
         found, used = look(database, loaded, tokenizer, prompt, gamma=gate.gamma, guard=gate.guard, search=gate.index)
+        stated = database.ground(prompt, tokenizer=tokenizer).facts
     if top is not None:
         nearest = sorted(found, key=lambda one: (one.entry is None, -one.score))[:top]
         found = sorted(nearest, key=lambda one: one.position)
@@ -91,11 +100,22 @@ def explain(
                     }
                     for one in found
                 ],
+                "stated": fact_summaries(stated),
             }
         )
         return
     _print_table(found)
     say(f"{count(sum(one.fired for one in found), 'token')} fired at gamma {used.gamma:g}, guard {used.guard}")
+    _show_stated(prompt, stated, as_json)
+
+
+def _show_stated(prompt: str, stated: tuple[StoredFact, ...], as_json: bool) -> None:
+    if as_json:
+        emit_json({"prompt": prompt, "tokens": [], "stated": fact_summaries(stated)})
+        return
+    for fact in stated:
+        console().print(f"stated  {plain(fact.statement)}", markup=False, highlight=False, soft_wrap=True)
+    say(f"{count(len(stated), 'fact')} would be stated (--delivery text)")
 
 
 def _print_table(found: list[Nearest]) -> None:
