@@ -52,8 +52,9 @@ class _View:
         self.source, self.mentions = source, Mentions(source, before)
         self._facts: dict[int, tuple[StoredFact, ...]] = {}
 
-    def subjects(self, texts: Sequence[str]) -> Iterator[list[StoredFact]]:
-        """The live facts of each subject that the texts name, the one named nearest to the end first."""
+    def subjects(self, texts: Sequence[str]) -> Iterator[tuple[str, list[StoredFact]]]:
+        """The live facts of each subject that the texts name, the one named nearest to the end first, with the last
+        text that names it."""
         seen: set[str] = set()
         for text in reversed(texts):
             covered: int | None = None  # from here on everything lies behind, or inside of a longer mention
@@ -70,7 +71,7 @@ class _View:
                 for name, group in groups.items():
                     if name not in seen:
                         seen.add(name)
-                        yield list(group.values())
+                        yield text, list(group.values())
 
     def _of(self, entry: int) -> tuple[StoredFact, ...]:
         known = self._facts.get(entry)
@@ -106,8 +107,9 @@ class Grounder:
         """See `NeuralDB.ground`."""
         texts = _texts(prompt)
         room = _Room(self.wording, not isinstance(prompt, str), tokenizer, max_facts, max_tokens)
-        for subject in self._view.subjects(texts) if not room.is_full else ():
-            for fact in relevant(subject, texts[-1], room.facts):
+        for named, subject in self._view.subjects(texts) if not room.is_full else ():
+            # "Really?" asks for whatever was asked before.
+            for fact in relevant(subject, tuple(dict.fromkeys((texts[-1], named))), room.facts):
                 room.take(fact)
             if room.is_full:
                 break

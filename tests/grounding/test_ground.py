@@ -106,6 +106,15 @@ def test_a_subject_with_many_facts_gives_those_that_the_question_is_about() -> N
     assert [fact.target for fact in chosen] == ["colour", "founder"]
 
 
+@pytest.mark.parametrize(
+    "then", ["Really?", "Are you sure?", "I do not believe it.", "Since when?", "Say it in French."]
+)
+def test_what_was_asked_for_stays_stated_while_the_talk_is_about_it(then: str) -> None:
+    facts = [Fact("Eiffel Tower", "The {} is located in the city of", "Rome")]
+    turns = [user("Where is the Eiffel Tower?"), {"role": "assistant", "content": "It is in Rome."}, user(then)]
+    assert [fact.target for fact in grounder(facts).ground(turns).facts] == ["Rome"]
+
+
 def test_limits() -> None:
     whole = grounder().ground("Nokia, Oslo")
     assert len(whole.facts) == 3
