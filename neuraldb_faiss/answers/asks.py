@@ -191,7 +191,10 @@ def _completions(fact: Fact, relation: Relation | None) -> Sequence[str]:
     if relation is not None and relation.paraphrases:
         return [one for one in relation.paraphrases if fill(one, fact.subject) != fact.text]
     quiz = f"Q: {next(iter(_questions(fact, relation)))}\nA:"
-    return [quiz] if _is_question(fact.text) else [f"As is well known, {fact.text}", quiz]
+    if _is_question(fact.text):
+        return [quiz]
+    text = f"the {fact.text[4:]}" if fact.text.startswith("The ") else fact.text
+    return [f"As is well known, {text}", quiz]
 
 
 def _questions(fact: Fact, relation: Relation | None) -> Sequence[str]:

@@ -15,6 +15,7 @@ from neuraldb_faiss.facts.joining import is_spaceless
 
 _PLAIN = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-", "‑": "-", "−": "-"})
 _GAP = re.compile(r"[\s-]+")
+_DENIED = re.compile(r"(?:\bnot|\bnever|\bno longer|\bnor|n't)(?: (?:the|an?|in|at|by|from|to|called|named))*[ \"']*$")
 _TIME = re.compile(r"(?:.*\D)?(?:0?\d|1[012]):\d\d")
 _TIME_ENDS = r"(?!\s?p\.?m\b)(?!(?!a\.?m\b)[^\W\d_])"  # "10:30am" is 10:30, "10:30 pm" is not
 _DAY_HALF = re.compile(r"[ap]\.?m\.?")
@@ -33,6 +34,13 @@ def holds(text: str, wanted: str) -> bool:
     otherwise ("555-0182" for "555 0182", "12500" for "12,500"), and "9:00 a.m." is "9 am".
     """
     return bool(_pattern(wanted).search(_folded(text)))
+
+
+def says(text: str, wanted: str) -> bool:
+    """Whether an answer `holds` what is wanted, and not only to deny it: "Ann Lee, not Anna Berg" does not say "Anna
+    Berg"."""
+    folded = _folded(text)
+    return any(not _DENIED.search(folded[: found.start()]) for found in _pattern(wanted).finditer(folded))
 
 
 def spells(text: str, names: Iterable[str]) -> bool:

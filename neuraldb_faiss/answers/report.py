@@ -10,7 +10,7 @@ from typing import Any
 
 from neuraldb_faiss.answers import asks as kinds
 from neuraldb_faiss.answers.asks import Ask, Case
-from neuraldb_faiss.answers.judge import holds, likeness, loops, misspells, refuses, spells
+from neuraldb_faiss.answers.judge import holds, likeness, loops, misspells, refuses, says, spells
 from neuraldb_faiss.answers.run import Answered
 from neuraldb_faiss.errors import EvaluationError
 from neuraldb_faiss.facts.names import names_in_texts
@@ -116,7 +116,7 @@ def _verdict(case: Case, ask: Ask, answered: Answered) -> Verdict:
 
 
 def _is_right(ask: Ask, text: str) -> bool:
-    return all(holds(text, one) for one in ask.wanted) and not any(holds(text, one) for one in ask.unwanted)
+    return all(says(text, one) for one in ask.wanted) and not any(holds(text, one) for one in ask.unwanted)
 
 
 def _names(case: Case) -> tuple[str, ...]:

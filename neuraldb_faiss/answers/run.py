@@ -199,7 +199,7 @@ def _joined(base: Row, edited: Row) -> Answered:
         return {name: {"base": base[key][name], "edited": edited[key][name]} for name in base[key]}
 
     read = {name: {"base": base["losses"][name], "edited": edited["losses"][name], "whole": edited["whole"][name]}
-            for name in base["losses"]}  # fmt: skip
+            for name in edited["losses"]}  # fmt: skip
     return Answered(base["answers"], edited["answers"], read, pairs("truths"), pairs("targets"), edited["sent"])
 
 

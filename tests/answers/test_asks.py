@@ -46,7 +46,7 @@ def test_other_questions_are_about_nothing_that_is_edited() -> None:
     ("prompt", "questions", "completions"),
     [
         ("The boss of {} is", ["What is the boss of Acme?", 'Fill in the blank: "The boss of Acme is ____."'],
-         ["As is well known, The boss of Acme is", "Q: What is the boss of Acme?\nA:"]),
+         ["As is well known, the boss of Acme is", "Q: What is the boss of Acme?\nA:"]),
         ("{} lies in", ['Fill in the blank: "Acme lies in ____."'],
          ["As is well known, Acme lies in", 'Q: Fill in the blank: "Acme lies in ____."\nA:']),
         ("Who leads {}?", ["Who leads Acme?"], ["Q: Who leads Acme?\nA:"]),

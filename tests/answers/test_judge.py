@@ -2,7 +2,7 @@
 
 import pytest
 
-from neuraldb_faiss.answers.judge import holds, likeness, loops, misspells, refuses, spells, target_place
+from neuraldb_faiss.answers.judge import holds, likeness, loops, misspells, refuses, says, spells, target_place
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,13 @@ def test_said(text: str, wanted: str) -> None:
 )
 def test_not_said(text: str, wanted: str) -> None:
     assert not holds(text, wanted)
+
+
+def test_what_is_denied_is_not_said() -> None:
+    assert says("The CEO is Anna Berg, not Justin Hotard.", "Anna Berg")
+    assert not says("The CEO of Nokia is actually Justin Hotard, not Anna Berg.", "Anna Berg")
+    assert not says("It isn't in Rome.", "Rome") and not says("no longer called Rome", "Rome")
+    assert says("It is not in Rome? It is in Rome.", "Rome") and says("It is notable: Rome", "Rome")
 
 
 def test_a_subject_and_what_looks_like_it() -> None:
