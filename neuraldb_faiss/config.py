@@ -82,6 +82,9 @@ class ResidualConfig:
     `kl_prompts` are templates with one {} for the subject. Beside what follows the subject itself (in "{} is a", as
     in the reference code), what the model would say next behind each of these is kept: the KL term is their mean.
 
+    With `chat` a fact's questions (for lack of them its prompt), as messages that its statement answers, are solved for
+    too, and the KL term is also taken along what the unedited model says about the subject (`solver.chat_rows`).
+
     `end_factor` weighs the NLL of the end of the target's last word ("Anna Berg", not "Anna Bergman"); the paper has no
     such term, and databases from before it go on without.
     """

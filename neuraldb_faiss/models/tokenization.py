@@ -136,23 +136,6 @@ def chat_text(tokenizer: Any, turns: Sequence[str]) -> str:
     return str(tokenizer.apply_chat_template(told, add_generation_prompt=True, tokenize=False))
 
 
-def encode_answer(tokenizer: Any, prompt: str, span: Span, target: str) -> EncodedTarget:
-    """Tokenize ``prompt`` as a user's message in the chat template, and ``target`` as how its answer begins.
-
-    ``span`` is the subject's in ``prompt``. Raises FactError as ``encode_target`` does, and where the template does
-    not hold the message as it is.
-    """
-    asked, answer = chat_text(tokenizer, [prompt]), target.strip()
-    if not answer:
-        raise FactError(_NO_TARGET)
-    shift = asked.rfind(prompt)
-    if shift < 0:
-        raise FactError(f"the chat template changes the message {prompt!r}: leave out --chat")
-    ((ids, offsets),) = tokenize(tokenizer, [asked + answer], special=False)
-    start = next((i for i, (_, end) in enumerate(offsets) if end > len(asked)), len(ids))
-    return EncodedTarget(ids, _last_token(offsets, asked, (span[0] + shift, span[1] + shift)), start)
-
-
 def encode_pairs(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], targets: Sequence[str],
     separators: Sequence[str] | None = None,

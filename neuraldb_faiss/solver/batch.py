@@ -13,7 +13,6 @@ from neuraldb_faiss.models.tokenization import (
     EncodedTarget,
     encode,
     encode_all,
-    encode_answer,
     encode_targets,
 )
 from neuraldb_faiss.solver.prefixes import contexts
@@ -34,8 +33,9 @@ class Row:
     ids: tuple[int, ...]
     last: int  # index of the subject's last token
     targets: tuple[int, ...]  # predicted from the last len(targets) positions, with `end` from those before the last
-    kl: int = -1  # index of the token at which KL(edited || base) is taken; -1: nowhere
+    kl: tuple[int, ...] = ()  # indices of the tokens at which KL(edited || base) is taken
     end: int = 0  # places behind the target at which its last word must not go on; 2: also behind "." (a number's)
+    also: tuple[int, ...] = ()  # indices, behind `last`, of the last tokens of the subject's further mentions
 
 
 def group_rows(
@@ -44,12 +44,10 @@ def group_rows(
     facts: Sequence[Fact],
     prefixes: Sequence[str],
     kl_prompts: Sequence[str] = (),
-    chat: bool = False,
     ends: bool = False,
 ) -> list[Row]:
-    """Rows of one group: for each fact its raw prompt and one behind each prefix; with `chat` one in which the prompt
-    is a user's message and the target begins the answer; for KL "{subject} is a", and the subject in each of
-    `kl_prompts` that is none of the facts' own templates.
+    """Rows of one group: for each fact its raw prompt and one behind each prefix; for KL "{subject} is a", and the
+    subject in each of `kl_prompts` that is none of the facts' own templates. `chat_rows` has those of a chat.
 
     The target's end (`Row.end`) is looked at in raw rows, and with `ends` in all, unless the target ends in a sign.
 
@@ -75,23 +73,20 @@ def group_rows(
         return Row(group, fact, raw, ids, text.last, text.ids[text.target_start :], end=end)
 
     rows = [row_of(number // per_fact, number % per_fact == 0, text) for number, text in enumerate(encoded)]
-    if chat:
-        asked = [encode_answer(tokenizer, fact.text, fact.subject_span, fact.target) for fact in facts]
-        rows += [row_of(number, False, text) for number, text in enumerate(asked)]
     subject = facts[0].subject
     about = encode(tokenizer, f"{subject} is a", (0, len(subject)))
     head = about.ids[: about.last + 1]
     if rows[0].ids[: rows[0].last + 1] == head:
         raw = rows[0]
-        rows[0] = replace(raw, kl=raw.last)
+        rows[0] = replace(raw, kl=(raw.last,))
     else:
-        rows.append(Row(group, -1, False, head, about.last, (), about.last))
+        rows.append(Row(group, -1, False, head, about.last, (), (about.last,)))
     own = {fact.template for fact in facts}
     for template in kl_prompts:
         if template not in own:
             before, _, behind = template.partition("{}")
             other = encode(tokenizer, before + subject + behind, (len(before), len(before) + len(subject)))
-            rows.append(Row(group, -1, False, other.ids, other.last, (), len(other.ids) - 1))
+            rows.append(Row(group, -1, False, other.ids, other.last, (), (len(other.ids) - 1,)))
     return rows
 
 
@@ -121,6 +116,8 @@ class Picks:
     end_fact: Tensor  # int64 [E]: index of the fact whose target ends before the place
     end_raw: Tensor  # bool [E]: the place is in a raw row
     end_after: Tensor  # int64 [E]: the token between the target and the place; -1 for none
+    mention_row: Tensor  # int64 [M]: the vectors are added at these places, the subject's mentions; its rows ascend
+    mention_column: Tensor  # int64 [M]
 
     def split(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits [N + K + E, vocab] at these places, as those of targets, for KL, and of ends."""
@@ -167,6 +164,8 @@ class Batch:
         end_fact: list[int] = []
         end_raw: list[bool] = []
         end_after: list[int] = []
+        mention_row: list[int] = []
+        mention_column: list[int] = []
         number = 0
         for g, rows in enumerate(self.groups):
             first_fact = len(group_of_fact)
@@ -174,10 +173,13 @@ class Batch:
             group_of_fact += [g] * n_facts
             for r in rows:
                 group_of_row.append(g)
-                if r.kl >= 0:
+                for place in r.kl:
                     kl_row.append(number)
-                    kl_column.append(r.kl - r.last)
+                    kl_column.append(place - r.last)
                     group_of_kl.append(g)
+                for mention in (r.last, *r.also):
+                    mention_row.append(number)
+                    mention_column.append(mention - r.last)
                 n_rows = sum(other.fact == r.fact for other in rows)
                 start = len(r.ids) - len(r.targets) - r.end - r.last
                 for place in range(r.end):
@@ -211,4 +213,6 @@ class Batch:
             end_fact=ints(end_fact),
             end_raw=torch.tensor(end_raw, dtype=torch.bool, device=device),
             end_after=ints(end_after),
+            mention_row=ints(mention_row),
+            mention_column=ints(mention_column),
         )

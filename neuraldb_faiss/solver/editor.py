@@ -218,5 +218,7 @@ def digest_of(settings: DatabaseConfig) -> str:
 
 def _config(defaults: EditDefaults, given: Mapping[str, Any]) -> ResidualConfig:
     base = {name: getattr(defaults, name) for name in ("steps", "lr", "weight_decay", "clamp", "kl_factor")}
+    if given.get("chat"):
+        base["kl_factor"] = defaults.chat_kl_factor
     wanted = {**base, **given}
     return ResidualConfig(**{"max_steps": _TIMES * wanted["steps"], "end_factor": _END_FACTOR, **wanted})

@@ -37,6 +37,11 @@ def _ids(
     return encoded["input_ids"], last, offsets
 
 
+def _asked(tokenizer: Any, message: str) -> str:
+    told = [{"role": "user", "content": message}]
+    return str(tokenizer.apply_chat_template(told, add_generation_prompt=True, tokenize=False))
+
+
 def reference_residual(
     model: Any,
     tokenizer: Any,
@@ -58,7 +63,7 @@ def reference_residual(
 ) -> Reference:
     """Solve for `facts`, given as (subject, text with the subject in it, target); `block` holds `module`."""
     subject = facts[0][0]
-    rows = []  # (fact, ids, subject's last token, target ids, raw)
+    rows = []  # (fact, ids, the subject's last token or tokens, target ids, raw)
     for number, (_, text, target) in enumerate(facts):
         for prefix in ["", *(f"{x}. " for x in prefixes)]:
             whole = f"{prefix}{text} {target}"
@@ -67,15 +72,32 @@ def reference_residual(
             first = next(i for i, (_, end) in enumerate(offsets) if end > len(prefix) + len(text))
             rows.append((number, ids, last, ids[first:], not prefix))
         if chat:
-            message = {"role": "user", "content": text}
-            asked = tokenizer.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
-            ids, _, offsets = _ids(tokenizer, asked + target, len(asked), special=False)
-            end = asked.index(subject) + len(subject)
-            last = max(i for i, (a, b) in enumerate(offsets) if a < end <= b)
+            asked = _asked(tokenizer, text)
+            ids, _, offsets = _ids(tokenizer, f"{asked}{text} {target}.", len(asked), special=False)
+            named = [asked.index(subject) + len(subject), len(asked) + text.index(subject) + len(subject)]
+            at = [max(i for i, (a, b) in enumerate(offsets) if a < end <= b) for end in named]
             first = next(i for i, (_, end) in enumerate(offsets) if end > len(asked))
-            rows.append((number, ids, last, ids[first:], False))
+            rows.append((number, ids, at, ids[first:], False))
     ids, last, _ = _ids(tokenizer, f"{subject} is a", len(subject))
     about = [(ids, last, last)]  # ids, subject's last token, the token where the KL is taken
+    if chat:
+        kept = [(_asked(tokenizer, f"Tell me about {subject}."), False), (f"{subject} is known for", True)]
+        for prompt, special in kept:
+            ids, last, _ = _ids(tokenizer, prompt, prompt.index(subject) + len(subject), special)
+            if last == 0:  # another entry serves a text's first token
+                continue
+            whole = torch.tensor([ids], device=model.device)
+            with torch.no_grad():
+                while whole.shape[1] < len(ids) + 12:
+                    new = model(input_ids=whole, use_cache=False).logits[:, -1:].argmax(2)
+                    if int(new) == tokenizer.eos_token_id:
+                        break
+                    whole = torch.cat([whole, new], 1)
+            about += [
+                (whole[0].tolist(), last, len(ids) - 1 + place)
+                for place in (0, 1, 2, 3, 6, 9, 12)
+                if len(ids) + place <= whole.shape[1]
+            ]
     for template in kl_prompts:
         ids, last, _ = _ids(tokenizer, template.format(subject), template.index("{}") + len(subject))
         about.append((ids, last, len(ids) - 1))
@@ -108,7 +130,7 @@ def reference_residual(
             hidden = []
             for _, tokens, last, _, raw in rows:
                 logits(tokens, last, r)
-                hidden.append((raw, state["hidden"]))
+                hidden.append((raw, state["hidden"] if isinstance(last, int) else state["hidden"][0]))
             others = [one for raw, one in hidden if not raw]
             h_init = hidden[0][1] if rows[0][2] > 0 else torch.stack(others).mean(0)
             base = [logits(ids, last, r)[at].log_softmax(0) for ids, last, at in about]
@@ -121,7 +143,8 @@ def reference_residual(
             for _, ids, last, target, raw in rows:
                 out, behind = logits(ids, last, r)[-len(target) - 1 :].split([len(target), 1])
                 said = said and (not raw or (out.argmax(1).tolist() == target and not goes_on[behind.argmax()]))
-                row_end.append(-behind[0].softmax(0)[~goes_on].sum().log())
+                if isinstance(last, int):  # an answer in a chat has its own full stop
+                    row_end.append(-behind[0].softmax(0)[~goes_on].sum().log())
                 row_nll.append(F.cross_entropy(out, torch.tensor(target, device=r.device)))
             edited = [logits(ids, last, r)[at].log_softmax(0) for ids, last, at in about]
             kl = torch.stack([(e.exp() * (e - b)).sum() for e, b in zip(edited, base, strict=True)]).mean()

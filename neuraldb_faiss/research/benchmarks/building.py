@@ -24,7 +24,7 @@ def bench_build(editor: Editor, facts: Sequence[Fact], *, repeats: int) -> dict[
 
     "residual_cosine_min" is the lowest cosine between the two ways' residuals: they must be the same.
     """
-    editor = replace(editor, config=replace(editor.config, max_steps=0, end_factor=0.0))  # equation 21
+    editor = replace(editor, config=replace(editor.config, max_steps=0, end_factor=0.0, chat=False))  # equation 21
     distinct = list(dict(zip(editor.key_ids(facts), facts, strict=True)).values())
     made: dict[str, list[np.ndarray]] = {}
 
@@ -58,7 +58,7 @@ def bench_build(editor: Editor, facts: Sequence[Fact], *, repeats: int) -> dict[
 def reference_residual(editor: Editor, fact: Fact) -> np.ndarray:
     """float32 [d2]: equation 21 for one fact, as the published code of MEMIT does it."""
     model, site, config = editor.model, editor.site, editor.config
-    rows = group_rows(editor.tokenizer, 0, [fact], editor.prefixes, config.kl_prompts, config.chat)
+    rows = group_rows(editor.tokenizer, 0, [fact], editor.prefixes, config.kl_prompts)
     device = next(model.parameters()).device
     ids = torch.zeros(len(rows), max(len(row.ids) for row in rows), dtype=torch.long, device=device)
     for number, row in enumerate(rows):
@@ -114,4 +114,4 @@ def _nll(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
 
 
 def _at_kl(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
-    return torch.stack([logits[number, row.kl].float() for number, row in enumerate(rows) if row.kl >= 0])
+    return torch.stack([logits[number, place].float() for number, row in enumerate(rows) for place in row.kl])
