@@ -30,7 +30,7 @@ def masked(text: str, names: Sequence[str]) -> str:
     """The text in lower case with ``{}`` for each of a subject's names."""
     text = text.casefold()
     for name in sorted(names, key=len, reverse=True):
-        text = text.replace(name.casefold(), "{}")
+        text = re.sub(rf"(?<!\w){re.escape(name.casefold())}(?!\w)", "{}", text)
     return text
 
 

@@ -7,7 +7,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
-from typing import Protocol
+from itertools import pairwise
+from typing import Literal, Protocol
 
 from neuraldb_faiss.facts.aspects import aspects, masked
 from neuraldb_faiss.facts.relations import MARK, TARGET, Relation, Relations, own_relations
@@ -38,13 +39,18 @@ _IRREGULAR = {
 }  # fmt: skip
 _WORD = re.compile(r"[^\W_]+")
 _SENTENCE = re.compile(r"[.!?][\"')\]]*\s+|\n\s*")
+_VALUE = re.compile(r"\d|(?<=[^.!?:\n] )[A-Z]\w")  # a number, or a name inside of a sentence
 _QUESTION = re.compile(r"[?？][\"')\]]*\s*$")
 _STEM = 6  # letters that tell stems apart
 _PLAUSIBLE = 0.5  # share of the best relation's score at which a fact may as well be of another
 _LEAST = 1.5  # score from which a fact is of a relation at all
 _NEAR = 500  # characters behind a name, and at a text's end, that say what is asked
+_SENTENCES = 20  # before the last, which may say themselves what a fact says
 _KEPT = 4096  # facts' wordings whose relations are remembered
 _CLEAR = 2.0  # score from which a text asks for a relation
+
+
+Bearing = Literal["asked", "open", "another"]
 
 
 class Asked(Protocol):
@@ -96,10 +102,25 @@ class Topics:
         self._maybe = lru_cache(maxsize=_KEPT)(self._relations_of)
 
     def is_another(self, text: str, fact: Asked, names: Sequence[str] = ()) -> bool:
-        """Whether `text` asks for another relation of the fact's subject, so that the fact does not answer it.
+        """Whether `text` asks for another relation of the fact's subject, so that the fact does not answer it."""
+        return self.bearing(text, fact, names) == "another"
 
-        It does answer where the text asks for an aspect of the fact (`facts.aspects`), where no relation has more of
-        the text's words than one that the fact may be of, and where the text asks for nothing in particular.
+    def is_stated(self, text: str, fact: Asked, names: Sequence[str] = ()) -> bool:
+        """Whether the text itself says what the fact is about, before its last sentence: one that is no question names
+        the subject and asks for the fact, and has a number or a name besides."""
+        known = (fact.subject, *names)
+        return any(
+            any(name.casefold() in said.casefold() for name in known)
+            and _VALUE.search(_without(said, known)) is not None
+            and self.bearing(said, fact, names) == "asked"
+            for said in _told(text)
+        )
+
+    def bearing(self, text: str, fact: Asked, names: Sequence[str] = ()) -> Bearing:
+        """Whether a text asks for this fact, for another relation of its subject, or for nothing in particular.
+
+        It asks for the fact where it asks for an aspect of it (`facts.aspects`), has words of its own for asking, or
+        where no relation has more of the text's words than one that the fact may be of.
 
         Args:
             text: a question, or a text to be continued; what stands before the sentence that names the subject last
@@ -112,18 +133,20 @@ class Topics:
         told = aspects(fact.template.casefold())
         if fact.relation is not None and fact.relation in self._relations:
             told |= aspects(self._relations[fact.relation].prompt.casefold())
-        if not maybe and not told:
-            return False
         words, asked, asks = _read(text, (fact.subject, *names))
-        if not words - _open_stems() or words & stems(" ".join((*fact.questions, *fact.paraphrases))):
-            return False
+        if words & stems(" ".join((*fact.questions, *fact.paraphrases))):
+            return "asked"
         if asked & told or any(word not in self._weights for word in words & own):
-            return False
+            return "asked"
+        if not words - _open_stems() or not (maybe or told):
+            return "open"
         scores = self._scores(words)
         most = max(scores.values(), default=0.0)
         if words & own or words & theirs:
-            return max((scores.get(name, 0.0) for name in maybe), default=0.0) < max(_CLEAR, most)
-        return bool(asked) or most >= _CLEAR or asks
+            mine = max((scores.get(name, 0.0) for name in maybe), default=0.0)
+            return "another" if mine < max(_CLEAR, most) else "asked"
+        named = any(name.casefold() in text.casefold() for name in (fact.subject, *names))
+        return "another" if asked or asks or (named and most >= _CLEAR) else "open"
 
     def _relations_of(self, words: frozenset[str], named: str | None) -> tuple[frozenset[str], frozenset[str]]:
         """The relations that a fact with these words may be of (it names one, or none), and their words."""
@@ -158,6 +181,19 @@ def _words_of(relation: Relation) -> set[str]:
     return stems(" ".join((*texts, *relation.questions)).replace(TARGET, " ").replace(MARK, " "))
 
 
+def last_sentence(text: str) -> str:
+    """What stands behind the last end of a sentence, or of a line, of a text; all of it where there is none."""
+    return _SENTENCE.split(text.rstrip())[-1].strip()
+
+
+@lru_cache(maxsize=64)
+def _told(text: str) -> tuple[str, ...]:
+    """The sentences before a text's last, as far as they are near and no questions."""
+    starts = [0, *(found.end() for found in _SENTENCE.finditer(text.rstrip()))]
+    sentences = [text[start:stop] for start, stop in pairwise(starts)]
+    return tuple(said[-_NEAR:] for said in sentences[-_SENTENCES:] if not _QUESTION.search(said))
+
+
 @lru_cache(maxsize=64)
 def _read(text: str, names: tuple[str, ...]) -> tuple[frozenset[str], frozenset[str], bool]:
     """The stems of what a text says of a subject with these names, the aspects it asks for, and whether it ends as a
@@ -182,5 +218,5 @@ def _last_sentence(text: str, names: Sequence[str]) -> str:
 
 def _without(text: str, names: Sequence[str]) -> str:
     for name in names:
-        text = re.sub(re.escape(name), " ", text, flags=re.IGNORECASE)
+        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", " ", text, flags=re.IGNORECASE)
     return text

@@ -45,8 +45,9 @@ def _said(content: Any) -> str:
     return "\n\n".join(texts)
 
 
-def grounded(messages: Sequence[Mapping[str, Any]], text: str, role: SystemRole) -> list[Message]:
-    """The conversation with `text` in its system message; what was said stays to the letter.
+def grounded(messages: Sequence[Mapping[str, Any]], text: str, role: SystemRole, turn: str = "") -> list[Message]:
+    """The conversation with `text` in its system message and `turn` at the end of the user's last one, where that is
+    the last of all; what was said stays to the letter.
 
     An existing system message is extended; else one is made, which begins with the template's default. Where the
     template takes none, `text` goes before the first turn of the user.
@@ -54,6 +55,8 @@ def grounded(messages: Sequence[Mapping[str, Any]], text: str, role: SystemRole)
     out = [dict(message) for message in messages]
     if not text:
         return out
+    if turn and out[-1]["role"] == "user":
+        out[-1]["content"] = _joined(out[-1].get("content"), turn, behind=True, gap="")
     at = next((number for number, one in enumerate(out) if one["role"] in _SYSTEM), None)
     if at is not None:
         out[at]["content"] = _joined(out[at].get("content"), text, behind=True)
@@ -67,13 +70,13 @@ def grounded(messages: Sequence[Mapping[str, Any]], text: str, role: SystemRole)
     return out
 
 
-def _joined(content: Any, text: str, *, behind: bool) -> Any:
+def _joined(content: Any, text: str, *, behind: bool, gap: str = "\n\n") -> Any:
     if isinstance(content, list):
-        part = {"type": "text", "text": f"\n\n{text}" if behind else f"{text}\n\n"}
+        part = {"type": "text", "text": f"{gap}{text}" if behind else f"{text}{gap}"}
         return [*content, part] if behind else [part, *content]
     if not content:
         return text
-    return f"{content}\n\n{text}" if behind else f"{text}\n\n{content}"
+    return f"{content}{gap}{text}" if behind else f"{text}{gap}{content}"
 
 
 _roles: WeakKeyDictionary[Any, tuple[str, SystemRole]] = WeakKeyDictionary()

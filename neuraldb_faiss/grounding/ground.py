@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Unpack
+from typing import Any, NamedTuple, Protocol, Unpack
 
 from neuraldb_faiss.errors import FactError
 from neuraldb_faiss.facts.metadata import kind_of
+from neuraldb_faiss.facts.statement import stopped
+from neuraldb_faiss.facts.topics import last_sentence
 from neuraldb_faiss.grounding import chats
 from neuraldb_faiss.grounding.limits import MAX_FACTS, MAX_TOKENS
 from neuraldb_faiss.grounding.mentions import Mentions
@@ -106,17 +108,18 @@ class Grounder:
     ) -> Grounded:  # fmt: skip
         """See `NeuralDB.ground`."""
         texts = _texts(prompt)
-        room = _Room(self.wording, not isinstance(prompt, str), tokenizer, max_facts, max_tokens)
+        chat = not isinstance(prompt, str)
+        room = _Room(self.wording, "" if chat else last_sentence(texts[-1]), chat, tokenizer, (max_facts, max_tokens))
         for named, subject in self._view.subjects(texts) if not room.is_full else ():
             # "Really?" asks for whatever was asked before.
-            for fact in relevant(subject, tuple(dict.fromkeys((texts[-1], named))), room.facts):
-                room.take(fact)
+            for fact, asked in relevant(subject, tuple(dict.fromkeys((texts[-1], named))), room.facts):
+                room.take(fact, asked)
             if room.is_full:
                 break
-        facts, text = room.chosen()
+        facts, text, turn = room.chosen()
         if isinstance(prompt, str):
             return Grounded(text + prompt, facts, text)
-        return Grounded(chats.grounded(prompt, text, chats.system_role(tokenizer)), facts, text)
+        return Grounded(chats.grounded(prompt, text, chats.system_role(tokenizer), turn), facts, text + turn)
 
 
 def _texts(prompt: Any) -> list[str]:
@@ -132,42 +135,56 @@ def _row(fact: StoredFact) -> int:
     return -1 if fact.row is None else fact.row
 
 
+class _Taken(NamedTuple):
+    fact: StoredFact
+    statement: str
+    lines: list[str]  # in front
+    asked: bool
+
+
 class _Room:
     """Facts as they are chosen, within the limits."""
 
-    def __init__(self, wording: Wording, chat: bool, tokenizer: Any, max_facts: int, max_tokens: int) -> None:
-        self._wording, self._chat, self._count = wording, chat, _counter(tokenizer)
+    def __init__(self, wording: Wording, last: str, chat: bool, tokenizer: Any, limits: tuple[int, int]) -> None:
+        """last: the last sentence of a text that is continued. limits: facts and tokens."""
+        self._wording, self._last, self._chat, self._count = wording, last, chat, _counter(tokenizer)
         self._specials = [str(token) for token in getattr(tokenizer, "all_special_tokens", ())]
-        self._taken: list[tuple[StoredFact, str]] = []
-        self._most = max_tokens
-        self.facts = max_facts
-        self._left = max_tokens - self._count(wording.text([""], chat=chat))
+        self._taken: list[_Taken] = []
+        self.facts, self._most = limits
+        self._left = self._most - self._count(wording.text([""], chat=chat))
 
     @property
     def is_full(self) -> bool:
         return self.facts < 1 or self._left < _FULL
 
-    def take(self, fact: StoredFact) -> None:
-        """Take a fact in, where its statement has room."""
+    def take(self, fact: StoredFact, asked: bool) -> None:
+        """Take a fact in, where what it adds has room. asked: whether the prompt asks for it."""
         statement = plain_text(fact.statement, self._specials)
         if self.facts < 1 or len(statement) > _LONGEST * max(self._left, 0):
             return
-        cost = self._count(self._wording.line(statement, chat=self._chat) + "\n")
+        echo = ""
+        if asked and not self._chat:
+            echo = stopped(plain_text(f"{self._last} {fact.target}", self._specials))
+        lines = self._wording.lines(statement, chat=self._chat, echo=echo)
+        more = self._wording.behind([statement]) if asked and self._chat else ""
+        cost = self._count("\n".join(lines) + "\n" + more)
         if cost <= self._left:
-            self._taken.append((fact, statement))
+            self._taken.append(_Taken(fact, statement, lines, asked))
             self.facts, self._left = self.facts - 1, self._left - cost
 
-    def chosen(self) -> tuple[tuple[StoredFact, ...], str]:
-        """The facts in an order that depends on them alone, those of one subject together; and what states them."""
+    def chosen(self) -> tuple[tuple[StoredFact, ...], str, str]:
+        """The facts in an order that depends on them alone, those of one subject together; what states them in front,
+        and what goes behind the user's last message."""
         while True:
-            groups: dict[str, list[tuple[StoredFact, str]]] = {}
-            for fact, statement in sorted(self._taken, key=lambda one: _row(one[0])):
-                groups.setdefault(subject_key(fact.subject), []).append((fact, statement))
-            ordered = [pair for group in groups.values() for pair in group]
-            text = self._wording.text([statement for _, statement in ordered], chat=self._chat)
+            groups: dict[str, list[_Taken]] = {}
+            for one in sorted(self._taken, key=lambda taken: _row(taken.fact)):
+                groups.setdefault(subject_key(one.fact.subject), []).append(one)
+            ordered = [one for group in groups.values() for one in group]
+            text = self._wording.front([line for one in ordered for line in one.lines], chat=self._chat)
+            turn = self._wording.behind([one.statement for one in ordered if one.asked]) if self._chat else ""
             # What was counted line by line may be a token more as a whole.
-            if not self._taken or self._count(text) <= self._most:
-                return tuple(fact for fact, _ in ordered), text
+            if not self._taken or self._count(text + turn) <= self._most:
+                return tuple(one.fact for one in ordered), text, turn
             self._taken.pop()
 
 

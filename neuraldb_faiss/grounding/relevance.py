@@ -8,29 +8,31 @@ from neuraldb_faiss.facts.topics import own_topics, stems
 from neuraldb_faiss.store.records import StoredFact
 
 
-def relevant(facts: Sequence[StoredFact], asking: Sequence[str], most: int) -> Sequence[StoredFact]:
-    """At most so many of one subject's facts, without those of other relations than the texts ask for.
+def relevant(facts: Sequence[StoredFact], asking: Sequence[str], most: int) -> Sequence[tuple[StoredFact, bool]]:
+    """At most so many of one subject's facts, each with whether the question asks for it.
 
-    Where more are left, those whose prompts and own words for asking share most words with the first text; of equal
-    ones the newest.
+    Left out are those of other relations than the texts ask for, and those whose value the question's text states
+    itself, before its last sentence. Where more are left, those asked for come first, then those whose prompts and own
+    words for asking share most words with the question; of equal ones the newest.
 
     Args:
         asking: the question, and the earlier text that names the subject where it does not. A fact that either may ask
             for stays.
     """
     topics = own_topics()
-    facts = [
-        fact
-        for fact in facts
-        if not all(topics.is_another(text, fact, fact.metadata.get("aliases", ())) for text in asking)
-    ]
-    if len(facts) <= most:
-        return facts
-    asked = stems(asking[0])
+    found = []
+    for fact in facts:
+        names = fact.metadata.get("aliases", ())
+        bearings = [topics.bearing(text, fact, names) for text in asking]
+        if set(bearings) != {"another"} and not topics.is_stated(asking[0], fact, names):
+            found.append((fact, bearings[0] == "asked"))
+    if len(found) <= most:
+        return found
+    shared = stems(asking[0])
 
-    def rank(at: int) -> tuple[int, int]:
-        fact = facts[at]
+    def rank(at: int) -> tuple[bool, int, int]:
+        fact, asked = found[at]
         words = stems(" ".join((fact.text, *fact.questions, *fact.paraphrases))) - stems(fact.subject)
-        return len(words & asked), at
+        return asked, len(words & shared), at
 
-    return [facts[at] for at in sorted(range(len(facts)), key=rank, reverse=True)[: max(most, 0)]]
+    return [found[at] for at in sorted(range(len(found)), key=rank, reverse=True)[: max(most, 0)]]

@@ -20,7 +20,14 @@ FACTS = [
     Fact("Nokia", "{} is led by", "Anna Berg"), Fact("Oslo", "{} lies in", "Peru"), Fact("Nokia", "{} sits in", "Lima"),
     Fact("Rome", "{} is the capital of", "Chad"),
 ]  # fmt: skip
-WORDING = Wording(chat="FACTS\n{facts}", completion="{facts}\n\n", item="- {statement}", completion_item="{statement}")
+WORDING = Wording(
+    chat="FACTS\n{facts}",
+    completion="{facts}\n\n",
+    item="- {statement}",
+    completion_item="{statement}",
+    turn="",
+    copies=0,
+)
 NOKIA = "FACTS\n- Nokia is led by Anna Berg.\n- Nokia sits in Lima."
 CHATML = (
     "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are Q.<|im_end|>\n{% endif %}"
@@ -46,6 +53,48 @@ def test_a_text_has_the_statements_in_front() -> None:
     assert [fact.target for fact in done.facts] == ["Anna Berg", "Lima", "Peru"], "those of one subject together"
     nothing = grounder().ground("Paris")
     assert (nothing.prompt, nothing.facts, nothing.text) == ("Paris", (), "")
+
+
+def test_a_continued_text_says_what_it_asks_for_more_than_once() -> None:
+    facts = [Fact("Nokia", "The CEO of {} is", "Anna Berg"), Fact("Nokia", "{} was founded in", "1865")]
+    asked = "It was late. The head of Nokia is"
+    told = ["The CEO of Nokia is Anna Berg."] * 2 + ["The head of Nokia is Anna Berg."] * 2
+    done = Grounder(Stated(facts)).ground(asked)
+    assert done.prompt == "Facts:\n- " + "\n- ".join(told) + "\n\n" + asked
+    assert [fact.target for fact in done.facts] == ["Anna Berg"]
+    assert Grounder(Stated(facts), WORDING).ground(asked).text.count("Anna Berg") == 1
+
+
+def test_a_question_has_what_it_asks_for_behind_it() -> None:
+    facts = [Fact("Nokia", "The CEO of {} is", "Anna Berg"), Fact("Nokia", "{} was founded in", "1865")]
+    one = Grounder(Stated(facts))
+    behind = "\n\nAnswer in a whole sentence with this fact: The CEO of Nokia is Anna Berg."
+    done = one.ground([user("Who leads Nokia?")])
+    assert done.prompt[1:] == [user(f"Who leads Nokia?{behind}")]
+    assert done.text == f"Facts:\n- The CEO of Nokia is Anna Berg.{behind}"
+    turns = [user("Nokia"), {"role": "assistant", "content": "Yes?"}, user("Who is its CEO?")]
+    assert one.ground(turns).prompt[1:] == [*turns[:2], user(f"Who is its CEO?{behind}")]
+    parts = [user([{"type": "text", "text": "Who leads Nokia?"}])]
+    assert one.ground(parts).prompt[1]["content"][1:] == [{"type": "text", "text": behind}]
+    broad = one.ground([user("Tell me about Nokia.")])
+    assert broad.prompt[1:] == [user("Tell me about Nokia.")] and len(broad.facts) == 2
+    begun = [user("Who leads Nokia?"), {"role": "assistant", "content": "It is"}]
+    assert one.ground(begun).prompt[1:] == begun
+
+
+@pytest.mark.parametrize(
+    ("text", "stated"),
+    [
+        ("Today Nokia announced that its new CEO is Eva Holm. Who is the CEO of Nokia?", False),
+        ("Nokia's new head is Eva Holm. The CEO of Nokia is", False),
+        ("I want to write to the boss of Nokia. Who is that?", True),
+        ("Eva Holm asks: Who is the CEO of Nokia?", True),
+        ("Is Eva Holm the CEO of Nokia? Who is the CEO of Nokia?", True),
+    ],
+)
+def test_what_the_text_says_itself_stands(text: str, stated: bool) -> None:
+    one = grounder([Fact("Nokia", "The CEO of {} is", "Anna Berg")])
+    assert bool(one.ground(text).facts) == bool(one.ground([user(text)]).facts) == stated
 
 
 def test_a_conversation_gets_a_system_message() -> None:
@@ -91,7 +140,7 @@ def test_the_template_says_where_statements_go(template: str | None, sent: list[
 
 
 def test_the_nearest_mention_comes_first_and_the_order_depends_on_the_facts_alone() -> None:
-    facts = [Fact(f"Company{n}", "{} makes", f"thing {n}") for n in range(20)]
+    facts = [Fact(f"Brum{n}", "{} makes", f"thing {n}") for n in range(20)]
     names = [fact.subject for fact in facts]
     done = grounder(facts).ground(" ".join(names), max_facts=3)
     assert [fact.subject for fact in done.facts] == names[-3:]

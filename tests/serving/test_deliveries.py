@@ -118,7 +118,7 @@ def test_a_completion_gets_them_in_front(
 ) -> None:
     prompt = stated(served.paths["a"], CURIE, folder)
     made = complete(served, {"X-NeuralDB-Delivery": how}, stream=stream, prompt=CURIE)
-    assert heard.texts[-1] == prompt and prompt == f"I know that Marie Curie was born in Tokyo.\n\n{CURIE}"
+    assert heard.texts[-1] == prompt and prompt == "Facts:\n" + 4 * f"- {CURIE} Tokyo.\n" + f"\n{CURIE}"
     chunks = [json.loads(line[6:]) for line in made.text.splitlines() if line.startswith("data: {")]
     said = "".join(one["choices"][0]["text"] for one in chunks or [made.json()])
     assert said == alone(served.paths["a"] if how == "both" else None, prompt)
@@ -153,7 +153,8 @@ def test_an_earlier_turn_and_the_clients_own_system_message_count(served: Served
     ]  # fmt: skip
     chat(served, messages=turns)
     system, rest = heard.texts[-1].split("user: Tell", 1)
-    assert "system: Be brief.\n\n" in system and TOWER in system and rest.endswith("user: Where is it?\nassistant:")
+    behind = f"user: Where is it?\n\nAnswer in a whole sentence with this fact: {TOWER}\nassistant:"
+    assert "system: Be brief.\n\n" in system and TOWER in system and rest.endswith(behind)
 
 
 def test_the_same_facts_give_the_same_prefix(served: Served, heard: Heard) -> None:
@@ -181,7 +182,8 @@ def test_explain_tells_what_is_stated_beside_what_fires(served: Served) -> None:
     assert [one["id"] for one in told["grounded"]] == ["tower", "builder"] and told["grounded"][0]["statement"] == TOWER
     for how, facts in (("residual", 0), ("both", 1)):
         told = served.http.post("/explain", json={"prompt": PROMPT, "neuraldb_delivery": how}).json()
-        assert told["delivery"] == how and len(told["grounded"]) == facts and told["fired"]
+        assert told["delivery"] == how and len(told["grounded"]) == facts
+        assert told["fired"] or facts, "a random model's keys are not found behind other words"
 
 
 # ---- what is refused
