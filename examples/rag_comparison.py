@@ -12,8 +12,8 @@ another subject) is unchanged where its eight tokens are the unedited model's. I
 asked in the model's chat template, an answer is right where its forty tokens hold the new object.
 
 Which wins depends on the facts. Plainly untrue ones of famous subjects, as in examples/facts.jsonl, a small model says
-best with a residual, or with retrieval's wording in the user's message; facts that it has no memory of (a company's
-prices, say) it says best when they stand in the prompt, and with residuals it misspells their subjects (docs/answers.md).
+best with a residual, or with retrieval's wording in the user's message. Facts that it has no memory of (a company's
+prices, say) it says best when they stand in the prompt; with residuals it misspells their subjects (docs/answers.md).
 Retrieval also wins where the model is behind somebody's API, where the answer should cite its source, and with large
 models that read well; stating wins over it where names tell what is meant, for it adds nothing to any other prompt.
 Residuals win where a prompt's tokens are dear (they add none), in prompts that the fact's own prompt is like, and where
