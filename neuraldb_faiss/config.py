@@ -49,13 +49,12 @@ def check_choice(name: str, value: str, known: Sequence[str]) -> str:
     return value
 
 
-def resolve_delivery(wanted: str, *, chat: bool, residuals: bool) -> str:
+def resolve_delivery(wanted: str, *, residuals: bool) -> str:
     """How facts reach one request: "residual" (the hook adds their residuals), "text" (their statements go into the
     prompt and nothing fires) or "both".
 
     Args:
-        wanted: one of DELIVERIES. "auto" is what measured best for the kind of request (docs/answers.md).
-        chat: whether it is a conversation, not a text to be continued.
+        wanted: one of DELIVERIES. "auto" is what measured best, in chats and in completions: text (docs/answers.md).
         residuals: whether the database has residuals.
 
     Raises:
@@ -63,7 +62,7 @@ def resolve_delivery(wanted: str, *, chat: bool, residuals: bool) -> str:
     """
     check_choice("delivery", wanted, DELIVERIES)
     if wanted == "auto":
-        return "text" if chat or not residuals else "both"
+        return "text"
     return "text" if wanted == "both" and not residuals else wanted
 
 

@@ -27,7 +27,7 @@ ASKING = frozenset({"when", "where", "who", "whom", "whose"})
 # Questions with no other words than these ask for whatever is known.
 _OPEN = frozenset(
     """
-    anything describe description explain fact facts give hello hi information interesting know list paragraph please
+    anything ask describe description explain fact facts give hello hi information interesting know list paragraph please
     poem say sentence something story summarise summarize summary tell think thing write
     """.split()  # noqa: SIM905
 )

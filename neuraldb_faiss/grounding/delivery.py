@@ -27,7 +27,7 @@ class Delivery:
 
     def of(self, prompt: str | Conversation, delivery: str | None = None) -> str:
         """ "residual", "text" or "both": how facts reach this request, which may ask for another delivery."""
-        return resolve_delivery(delivery or self.wanted, chat=not isinstance(prompt, str), residuals=self._residuals)
+        return resolve_delivery(delivery or self.wanted, residuals=self._residuals)
 
     def ground(self, prompt: str | Conversation, *, delivery: str | None = None, **limits: Any) -> Grounded:
         """The prompt with the statements of the facts that it names, or as it is where they are not delivered so.

@@ -303,7 +303,7 @@ def test_generate_in_chat_form(run: Run, db: Path, model: Path) -> None:
 
 def test_generate_states_facts_in_front_of_a_text(run: Run, db: Path) -> None:
     answer = told(run("generate", db, "Ask the Eiffel Tower", "--max-new-tokens", 1, "--delivery", "text", "--json"))
-    assert "".join(answer["tokens"]).partition("Ask")[0].endswith("was built by Steve.\n\n")
+    assert "was built by Steve.\n" in "".join(answer["tokens"]).partition("Ask")[0]
     done = run("generate", db, "Berlin", "--max-new-tokens", 1, "--delivery", "text")
     assert done.exit_code == 0 and "no fact was stated" in done.stderr
 

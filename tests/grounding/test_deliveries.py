@@ -34,15 +34,20 @@ def db(built: Path) -> Iterator[NeuralDB]:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "chat", "residuals", "delivery"),
+    ("wanted", "residuals", "delivery"),
     [
-        ("auto", True, True, "text"), ("auto", True, False, "text"), ("auto", False, False, "text"),
-        ("residual", True, True, "residual"), ("residual", True, False, "residual"), ("text", False, True, "text"),
-        ("both", True, True, "both"), ("both", False, False, "text"),
+        ("auto", True, "text"),
+        ("auto", False, "text"),
+        ("residual", True, "residual"),
+        ("residual", False, "residual"),
+        ("text", True, "text"),
+        ("text", False, "text"),
+        ("both", True, "both"),
+        ("both", False, "text"),
     ],
-)  # fmt: skip
-def test_one_rule_for_deliveries(wanted: str, chat: bool, residuals: bool, delivery: str) -> None:
-    assert resolve_delivery(wanted, chat=chat, residuals=residuals) == delivery
+)
+def test_one_rule_for_deliveries(wanted: str, residuals: bool, delivery: str) -> None:
+    assert resolve_delivery(wanted, residuals=residuals) == delivery
 
 
 def test_unknown_deliveries_are_refused(db: NeuralDB) -> None:
