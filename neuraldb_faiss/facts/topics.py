@@ -27,8 +27,8 @@ ASKING = frozenset({"when", "where", "who", "whom", "whose"})
 # Questions with no other words than these ask for whatever is known.
 _OPEN = frozenset(
     """
-    anything ask describe description explain fact facts give hello hi information interesting know list paragraph please
-    poem say sentence something story summarise summarize summary tell think thing write
+    anything ask describe description explain fact facts give hello hi information interesting know list paragraph
+    please poem say sentence something story summarise summarize summary tell think thing write
     """.split()  # noqa: SIM905
 )
 # Forms that no suffix rule brings together.
