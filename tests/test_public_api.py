@@ -58,7 +58,7 @@ def test_config_and_named_arguments_say_the_same(folder: Path) -> None:
     )  # fmt: skip
     assert one.config == two.config and one.config.objective.steps == 3
     assert build([ROME], model, tokenizer, folder / "three", config=wanted, gamma=0.5).gamma == 0.5
-    again = one.rebuild(folder / "four", model, tokenizer, layer=0, residual=None)  # type: ignore[arg-type]
+    again = one.rebuild(folder / "four", model, tokenizer, layer=0, residual=None)
     assert (again.layer, again.guard, again.config.residual) == (0, "none", "none")
 
 

@@ -2,16 +2,18 @@
 
 import json
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from neuraldb_faiss.answers.asks import OTHER_QUESTION, SAID, cases_of, read_asks, sample
+from neuraldb_faiss.answers.asks import OTHER_QUESTION, SAID, Case, cases_of, read_asks, sample
 from neuraldb_faiss.errors import FactError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.facts.relations import own_relations
 
 
-def texts(case, kind: str) -> list[str]:
+def texts(case: Case, kind: str) -> list[str]:
     found = [ask.prompt for ask in case.asks if ask.kind == kind]
     return [one if isinstance(one, str) else one[-1]["content"] for one in found]
 
@@ -58,12 +60,12 @@ def test_general_frames(prompt: str, questions: list[str], completions: list[str
     assert texts(case, "other question") == []
 
 
-def write(path, *records) -> str:
+def write(path: Path, *records: Any) -> Path:
     path.write_text("".join(json.dumps(one) + "\n" for one in records))
     return path
 
 
-def test_a_file_of_asks(tmp_path) -> None:
+def test_a_file_of_asks(tmp_path: Path) -> None:
     facts = [Fact("Acme", "The boss of {} is", "Ann Lee")]
     path = write(
         tmp_path / "asks.jsonl",
@@ -92,13 +94,13 @@ def test_a_file_of_asks(tmp_path) -> None:
         ({"messages": [{"role": "user", "content": "Hi"}]}, "a conversation needs an answer"),
     ],
 )
-def test_a_broken_record_is_named(tmp_path, record, said: str) -> None:
+def test_a_broken_record_is_named(tmp_path: Path, record: Any, said: str) -> None:
     path = write(tmp_path / "asks.jsonl", record)
     with pytest.raises(FactError, match=re.escape(said)):
         read_asks(path, [], own_relations())
 
 
-def test_a_missing_file(tmp_path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FactError, match="no file of asks"):
         read_asks(tmp_path / "none", [], own_relations())
 

@@ -51,7 +51,8 @@ def prefixing(calls: list[str] | None = None) -> Delivery:
 
 def test_a_run_and_its_files(tiny_llama: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny_llama
-    out, calls = tmp_path / "run.jsonl", []
+    out = tmp_path / "run.jsonl"
+    calls: list[str] = []
     found = Asker(model, tokenizer, length=4).answer(CASES, prefixing(calls), out, {"model": "tiny"})
     assert list(found) == [case.name for case in CASES] and calls[0] == "placed" and "disabled" in calls
     own = found[FACTS[0].id]

@@ -129,7 +129,8 @@ def test_a_killed_build_resumes(run: Run, model: Path, tmp_path: Path, monkeypat
 
     facts, out = write(tmp_path / "facts.jsonl", FACTS), tmp_path / "new"
     set_piece(monkeypatch, 1)
-    solve, solved = pipeline.solve_piece, []
+    solve = pipeline.solve_piece
+    solved: list[Any] = []
 
     def interrupted(*arguments: Any) -> Any:
         if len(solved) == 1:

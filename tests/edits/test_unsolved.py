@@ -90,7 +90,7 @@ def test_it_merges_with_its_like(db: NeuralDB, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_settings_that_need_a_model_are_refused(options: dict[str, object], named: str, tmp_path: Path) -> None:
     with pytest.raises(BuildError, match=f"leave {named} out"):
-        build(FACTS, None, None, tmp_path / "db", **options)  # type: ignore[arg-type]
+        build(FACTS, None, None, tmp_path / "db", **options)
     with pytest.raises(ConfigError):
         build(FACTS, None, None, tmp_path / "db", delivery="prose")
     assert not (tmp_path / "db").exists()

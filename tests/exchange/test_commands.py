@@ -23,7 +23,7 @@ from neuraldb_faiss.store import Store
 def run(command: click.Command, *arguments: object) -> Result:
     """The command under a group that reports errors as the real one does."""
     group = Commands("neuraldb", params=[click.Option(["--debug"], is_flag=True)])
-    group.get_command = lambda ctx, name: command  # type: ignore[method-assign]
+    group.get_command = lambda ctx, name: command  # type: ignore[assignment, method-assign]
     return CliRunner().invoke(group, [str(command.name), *map(str, arguments)])
 
 

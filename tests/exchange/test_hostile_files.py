@@ -22,7 +22,8 @@ from neuraldb_faiss.exchange.import_file import import_file
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.store import Store, verify
 
-Header, Tensors = dict[str, Any], dict[str, bytes]
+Header = dict[str, Any]
+Tensors = dict[str, bytes]
 Change = Callable[[Header, Tensors], None]
 
 
@@ -156,7 +157,10 @@ def dtype(name: str, letters: str, of: str) -> Change:
 
 
 def drop(name: str) -> Change:
-    return lambda header, tensors: (header.pop(name), tensors.pop(name))  # type: ignore[func-returns-value]
+    def change(header: Header, tensors: Tensors) -> None:
+        del header[name], tensors[name]
+
+    return change
 
 
 def extra(header: Header, tensors: Tensors) -> None:

@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard, constants
 from huggingface_hub.utils import _cache_assets
@@ -76,9 +77,7 @@ def test_a_saved_copy_is_clean_and_equal(rich: Store, quick_path: Path) -> None:
     assert list(quick_path.glob("new/*.tmp")) == []
 
 
-def _one_entry():  # type: ignore[no-untyped-def]
-    import numpy as np
-
+def _one_entry() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     keys, rows = np.ones((1, 12), np.float32), np.zeros(1, np.int32)
     return keys, rows, rows - 1, np.ones((1, 8), np.float32)
 

@@ -147,16 +147,16 @@ def test_any_history_gives_an_equal_database(first: list[Fact], history: list[tu
         for number, (step, what) in enumerate(history):
             now = list(store.catalog.facts(store.generation))
             if step == "add":
-                changes.add(store, EDITOR, what)  # type: ignore[arg-type]
+                changes.add(store, EDITOR, what)
             elif step == "remove" and now:
-                changes.remove(store, [now[what % len(now)]])  # type: ignore[operator]
+                changes.remove(store, [now[what % len(now)]])
             elif step == "merge":
-                other = changes.build(what, EDITOR, root / f"other{number}")  # type: ignore[arg-type]
+                other = changes.build(what, EDITOR, root / f"other{number}")
                 merge.merge([other], into=store, on_conflict="last")
             elif step == "compact":
                 compact(store)
             elif step == "rollback":
-                back = store.generation - what  # type: ignore[operator]
+                back = store.generation - what
                 if back >= store.config().history_start:
                     rollback(store, back)
             elif step == "solve":

@@ -190,7 +190,7 @@ def test_json_form_leaves_out_what_is_empty() -> None:
 
 
 def test_unknown_fields_go_to_the_metadata() -> None:
-    record = {"subject": "a", "prompt": "{} is", "target": "x", "metadata": {"n": 1}}
+    record: dict[str, Any] = {"subject": "a", "prompt": "{} is", "target": "x", "metadata": {"n": 1}}
     record |= {"aliases": ["y"], "none": None}
     assert Fact.from_dict(record).metadata == {"n": 1, "aliases": ["y"]}
     with pytest.raises(FactError, match="field 'n' is given twice"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from neuraldb_faiss.errors import FactError
@@ -48,16 +50,16 @@ def test_the_fact_may_say_so() -> None:
     assert Fact.from_dict({"subject": "X", "prompt": "The code of {} is A-", "target": "17", "separator": ""}) == (
         Fact("X", "The code of {} is A-", "17", metadata={"separator": ""})
     )
-    for other in ("\n", "-", 0, None, []):
-        if other is not None:
-            with pytest.raises(FactError, match="separator is .* it must be"):
-                Fact("X", "{} is", "17", metadata={"separator": other})
+    others: list[Any] = ["\n", "-", 0, []]
+    for other in others:
+        with pytest.raises(FactError, match="separator is .* it must be"):
+            Fact("X", "{} is", "17", metadata={"separator": other})
     assert Fact("X", "{} is", "17", metadata={"separator": None}).separator == " "
 
 
 def test_what_a_database_holds_stays_readable() -> None:
     """Older versions took any metadata; what they could not use had no effect."""
-    known = {"entry": 1, "key_id": "k", "time": "t", "residual": "memit"}
+    known: dict[str, Any] = {"entry": 1, "key_id": "k", "time": "t", "residual": "memit"}
     old = {"aliases": "La dame", "separator": "-", "kept": 1}
     stored = StoredFact("X", "{} is", "17", metadata=old, **known)
     assert stored.metadata == old and stored.separator == " "

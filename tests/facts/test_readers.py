@@ -75,7 +75,7 @@ def test_broken_array(tmp_path: Path, end: str) -> None:
 def test_stdin(monkeypatch: pytest.MonkeyPatch, packed: bool) -> None:
     data = "\n".join([json.dumps({"subject": "a", "prompt": "{} is", "target": "x"}), "{"]).encode()
     data = gzip.compress(data) if packed else data
-    stdin = SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(data)))  # type: ignore[arg-type]
+    stdin = SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(data)))
     monkeypatch.setattr(sys, "stdin", stdin)
     facts = read_facts("-")
     assert next(facts) == Fact("a", "{} is", "x", source="stdin")
@@ -149,7 +149,7 @@ def test_asked_for_wrongly_is_told_at_once(tmp_path: Path) -> None:
         ({"source": "datasets:"}, "names no dataset"),
     ):
         with pytest.raises(FactError, match=message):
-            read_facts(**arguments)  # type: ignore[arg-type]
+            read_facts(**arguments)
 
 
 class TestDatasets:

@@ -14,7 +14,7 @@ from neuraldb_faiss.facts import Fact, read_facts
 
 Reader = Callable[..., Fact]
 
-NESTED = {
+NESTED: dict[str, Any] = {
     "case_id": 3,
     "pararel_idx": 9,
     "requested_rewrite": {

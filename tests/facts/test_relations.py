@@ -1,6 +1,7 @@
 """Wordings of relations: the package's own, and those of a file."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -36,7 +37,7 @@ def test_a_relation_without_a_wording_is_none() -> None:
     assert own_relations().of("") == [] and {"P19", "P26"} <= {one.id for one in own_relations().of("person")}
 
 
-def test_a_file_adds_to_the_own_wordings_and_replaces_them(tmp_path) -> None:
+def test_a_file_adds_to_the_own_wordings_and_replaces_them(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('[boss]\nquestions = ["Who is the boss of {}?"]\n[P36]\nparaphrases = ["{}: capital"]\n')
     relations = read_relations(path)
@@ -59,7 +60,7 @@ def test_a_file_adds_to_the_own_wordings_and_replaces_them(tmp_path) -> None:
         ('[P1]\nquestions = ["Who is {}?"]\nstatement = "{} is."', "must hold {target} once"),
     ],
 )
-def test_a_broken_file_is_named_with_its_relation(tmp_path, text: str, said: str) -> None:
+def test_a_broken_file_is_named_with_its_relation(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(text)
     with pytest.raises(FactError, match=re.escape(said)) as raised:
@@ -67,7 +68,7 @@ def test_a_broken_file_is_named_with_its_relation(tmp_path, text: str, said: str
     assert str(path) in str(raised.value)
 
 
-def test_a_file_that_cannot_be_read(tmp_path) -> None:
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(FactError, match="cannot be read: No such file"):
         read_relations(tmp_path / "none.toml")
     (tmp_path / "latin.toml").write_bytes("é".encode("latin-1"))

@@ -125,4 +125,4 @@ def test_a_compaction_elsewhere_moves_to_the_newest(tmp_path: Path) -> None:
 
 def test_no_prompt_is_refused_by_every_delivery(db: NeuralDB) -> None:
     with db.attach(None, delivery="text") as handle, pytest.raises(FactError, match="prompt is of type int"):
-        handle.ground(7)  # type: ignore[arg-type]
+        handle.ground(7)

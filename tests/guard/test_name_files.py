@@ -51,8 +51,8 @@ def _save_always(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def read(source: Source) -> int:
     """How many names opening hashes; and it must know all of them."""
-    subjects = SubjectMatcher(source, gamma=0.5)._view.subjects  # type: ignore[arg-type]
-    plain = SubjectMatcher(Source(None, source.generation), gamma=0.5)._view.subjects  # type: ignore[arg-type]
+    subjects = SubjectMatcher(source, gamma=0.5)._view.subjects
+    plain = SubjectMatcher(Source(None, source.generation), gamma=0.5)._view.subjects
     assert set(zip(plain.hashes.tolist(), plain.entries.tolist(), strict=True)) <= set(
         zip(subjects.hashes.tolist(), subjects.entries.tolist(), strict=True)
     )
@@ -96,7 +96,7 @@ def test_damaged_files_are_made_anew(tmp_path: Path, name: str, damage: str) -> 
     harmless = (damage, name) in (("link", MANIFEST), ("delete", MANIFEST))
     assert bool(reported) != harmless
     assert read(Source(tmp_path)) == (0 if (damage, name) == ("link", MANIFEST) else 4)
-    assert load_subjects(Source(tmp_path)) is not None  # type: ignore[arg-type]
+    assert load_subjects(Source(tmp_path)) is not None
 
 
 @pytest.mark.parametrize(
@@ -124,10 +124,10 @@ def test_nothing_is_kept_where_nothing_can_be_written(tmp_path: Path) -> None:
 
 
 def test_a_live_matcher_grows_by_what_is_new(tmp_path: Path) -> None:
-    matcher = SubjectMatcher(Source(tmp_path), gamma=0.5)  # type: ignore[arg-type]
+    matcher = SubjectMatcher(Source(tmp_path), gamma=0.5)
     later = Source(tmp_path, 2)
-    matcher.refresh(later)  # type: ignore[arg-type]
+    matcher.refresh(later)
     assert later.read == 2 and len(matcher._view.subjects) == 6
-    whole = SubjectMatcher(Source(None, 2), gamma=0.5)._view.subjects  # type: ignore[arg-type]
+    whole = SubjectMatcher(Source(None, 2), gamma=0.5)._view.subjects
     assert matcher._view.subjects.hashes.tolist() == whole.hashes.tolist()
     assert matcher._view.subjects.entries.tolist() == whole.entries.tolist()

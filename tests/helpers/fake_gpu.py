@@ -63,9 +63,11 @@ class Ivf(Flat):
     def __init__(self, resources: Resources, index: Any, config: Any) -> None:
         assert index.ntotal == 0 and index.is_trained and not config.use_cuvs
         self.resources, self.d, self.device = resources, index.d, config.device
-        self._index = faiss.clone_index(index)
+        self._index: Any = faiss.clone_index(index)
 
-    nprobe = property(lambda self: self._index.nprobe)
+    @property
+    def nprobe(self) -> int:
+        return int(self._index.nprobe)
 
     @nprobe.setter
     def nprobe(self, value: int) -> None:

@@ -86,17 +86,17 @@ def reference_residual(
             ids, last, _ = _ids(tokenizer, prompt, prompt.index(subject) + len(subject), special)
             if last == 0:  # another entry serves a text's first token
                 continue
-            whole = torch.tensor([ids], device=model.device)
+            spoken = torch.tensor([ids], device=model.device)
             with torch.no_grad():
-                while whole.shape[1] < len(ids) + 12:
-                    new = model(input_ids=whole, use_cache=False).logits[:, -1:].argmax(2)
+                while spoken.shape[1] < len(ids) + 12:
+                    new = model(input_ids=spoken, use_cache=False).logits[:, -1:].argmax(2)
                     if int(new) == tokenizer.eos_token_id:
                         break
-                    whole = torch.cat([whole, new], 1)
+                    spoken = torch.cat([spoken, new], 1)
             about += [
-                (whole[0].tolist(), last, len(ids) - 1 + place)
+                (spoken[0].tolist(), last, len(ids) - 1 + place)
                 for place in (0, 1, 2, 3, 6, 9, 12)
-                if len(ids) + place <= whole.shape[1]
+                if len(ids) + place <= spoken.shape[1]
             ]
     for template in kl_prompts:
         ids, last, _ = _ids(tokenizer, template.format(subject), template.index("{}") + len(subject))
@@ -140,12 +140,12 @@ def reference_residual(
             row_nll: list[Tensor] = []
             row_end: list[Tensor] = []
             said = True
-            for _, ids, last, target, raw in rows:
-                out, behind = logits(ids, last, r)[-len(target) - 1 :].split([len(target), 1])
-                said = said and (not raw or (out.argmax(1).tolist() == target and not goes_on[behind.argmax()]))
+            for _, ids, last, wanted, raw in rows:
+                out, behind = logits(ids, last, r)[-len(wanted) - 1 :].split([len(wanted), 1])
+                said = said and (not raw or (out.argmax(1).tolist() == wanted and not goes_on[behind.argmax()]))
                 if isinstance(last, int):  # an answer in a chat has its own full stop
                     row_end.append(-behind[0].softmax(0)[~goes_on].sum().log())
-                row_nll.append(F.cross_entropy(out, torch.tensor(target, device=r.device)))
+                row_nll.append(F.cross_entropy(out, torch.tensor(wanted, device=r.device)))
             edited = [logits(ids, last, r)[at].log_softmax(0) for ids, last, at in about]
             kl = torch.stack([(e.exp() * (e - b)).sum() for e, b in zip(edited, base, strict=True)]).mean()
             rest = kl_factor * kl + weight_decay * r.norm() / h_init.norm() ** 2

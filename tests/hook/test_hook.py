@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import DynamicCache, StaticCache, pipeline
 
 from helpers.fake_snapshot import FakeSnapshot
@@ -508,7 +508,11 @@ def test_after_torch_compile(how: str) -> None:
     if how == "in place":
         case.model.compile(backend="eager")
     elif how == "a function around it":
-        call = torch.compile(lambda ids: case.model(ids, use_cache=False), backend="eager")
+
+        def around(ids: Tensor) -> Any:
+            return case.model(ids, use_cache=False)
+
+        call = torch.compile(around, backend="eager")
     else:
         call = torch.compile(case.model, backend="eager")
     ids = torch.tensor([case.ids[0]])

@@ -119,7 +119,7 @@ def test_the_host_waits_once_a_forward(gate: str, cache: str) -> None:
             waits.append(fake_gpu.Event.waits - before)
             return found
 
-        handle._lookup.find = watched  # type: ignore[method-assign]
+        handle._lookup.find = watched
         before = fake_gpu.Event.waits
         ids = one.padded("left")
         one.model.generate(

@@ -101,7 +101,7 @@ class Case:
         return {(row, at, entry) for (row, at), (_, entry) in best.items()}
 
     def gate(self, guard: str = "subject") -> SubjectGate:
-        matcher = SubjectMatcher(self.snapshot, gamma=GAMMA)  # type: ignore[arg-type]
+        matcher = SubjectMatcher(self.snapshot, gamma=GAMMA)
         kind = {one.guard: one for one in (SubjectGate, WholeWordsGate)}[guard]
         return kind(matcher, Texts.of(self.words), lambda: Matcher(self.snapshot, gamma=0.99))
 
@@ -306,7 +306,7 @@ def test_texts_fold_as_they_decode(texts: list[list[str]], cut: int, kind: bool)
     """Tokens, in any split between the past and now, end the names that the decoded text ends with."""
     words = tiny_tokenizer("bytelevel" if kind else "metaspace")
     source = NamedSnapshot(np.eye(4))
-    matcher = SubjectMatcher(source, gamma=0.0)  # type: ignore[arg-type]
+    matcher = SubjectMatcher(source, gamma=0.0)
     for text in map("".join, texts):
         ids = words(text, add_special_tokens=False).input_ids
         past, now = ids[: cut % (len(ids) + 1)], ids[cut % (len(ids) + 1) :]

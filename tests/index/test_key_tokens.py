@@ -105,11 +105,11 @@ def test_the_device_decides_as_the_host_does(seed: int, n: int) -> None:
     queries = rng.standard_normal((4, 3))
     best = Best.none(4)
     high = np.maximum(floors, 0.1 + 1e-12)
-    decide(source, queries, rows, positions, best, high, behind)  # type: ignore[arg-type]
+    decide(source, queries, rows, positions, best, high, behind)
     told = device_matcher.decide(
         Candidates(rows, positions, floors, source, behind),
         torch.from_numpy(queries),
-        0.1,  # type: ignore[arg-type]
+        0.1,
     )
     fires = told.fires.numpy()
     assert {(int(r), int(p)) for r, p in zip(rows[fires], positions[fires], strict=True)} == {

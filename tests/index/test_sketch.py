@@ -17,9 +17,9 @@ def case(n: int = 3_000, d: int = 256) -> tuple[FakeSnapshot, np.ndarray, np.nda
     """Keys, queries about the gate, and the exact cosines of both."""
     random = np.random.default_rng(0)
     snapshot = FakeSnapshot(random.standard_normal((n, d)) + random.standard_normal(d))
-    queries = snapshot.stored[:400].astype(np.float32)
-    queries = queries + random.standard_normal((400, d)) * random.uniform(0, 0.12, (400, 1))
-    queries = (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
+    stored = snapshot.stored[:400].astype(np.float32)
+    near = stored + random.standard_normal((400, d)) * random.uniform(0, 0.12, (400, 1))
+    queries = (near / np.linalg.norm(near, axis=1, keepdims=True)).astype(np.float32)
     keys = snapshot.stored.astype(np.float64)
     return snapshot, queries, queries @ (keys / np.linalg.norm(keys, axis=1, keepdims=True)).T
 

@@ -135,7 +135,8 @@ def test_ends_are_those_of_config_tokenizer_and_template(
     template: str | None, tokens: list[str], ends: list[str], special: bool
 ) -> None:
     words = speaking(template, *tokens, special=special)
-    expected = {words.eos_token_id, *words.convert_tokens_to_ids(ends)}
+    others: Any = words.convert_tokens_to_ids(ends)
+    expected = {words.eos_token_id, *others}
     assert end_ids(Model(None), words) == expected
     assert end_ids(Model(7), words) == {7, *expected}
     assert end_ids(Model([7, 9]), words) == {7, 9, *expected}

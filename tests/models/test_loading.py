@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
 
 def _refused(*args: object, **options: object) -> str:
     with pytest.raises(ModelError) as caught:
-        load_model(*args, **options)  # type: ignore[arg-type]
+        load_model(*args, **options)
     message = str(caught.value)
     assert "\n" not in message and len(message) < 400
     return message

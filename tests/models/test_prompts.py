@@ -259,11 +259,11 @@ def test_facts_with_the_same_left_side_share_a_key(kind: str) -> None:
         _Fact("You know that Marie Curie was born in", "Marie Curie"),
         _Fact("Marie Antoinette was born in", "Marie Antoinette"),
     ]
-    ids = key_ids(tokenizer, facts)  # type: ignore[arg-type]
+    ids = key_ids(tokenizer, facts)
     assert ids[0] == ids[1]
     assert len(set(ids)) == 3
     assert all(len(one) == 20 and int(one, 16) >= 0 for one in ids)
-    assert [key_id(tokenizer, fact) for fact in facts] == ids  # type: ignore[arg-type]
+    assert [key_id(tokenizer, fact) for fact in facts] == ids
 
 
 def test_bad_spans_and_targets() -> None:
@@ -282,7 +282,7 @@ def test_a_slow_tokenizer_is_refused() -> None:
         is_fast = False
 
     with pytest.raises(ModelError, match="Slow gives no character offsets"):
-        encode(Slow(), "Rome is", (0, 4))  # type: ignore[arg-type]
+        encode(Slow(), "Rome is", (0, 4))
 
 
 @pytest.mark.slow

@@ -233,7 +233,7 @@ def test_unknown_name_or_source_and_unwritable_place(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no ready-made model 'gpt9': choose one of demo, qwen2.5-0.5b, gemma-3-270m"):
         get_model("gpt9", tmp_path / "toy")
     with pytest.raises(ModelError, match="unknown source"):
-        get_demo_model(tmp_path / "demo", source="shop")  # type: ignore[arg-type]
+        get_demo_model(tmp_path / "demo", source="shop")
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelError, match="cannot write"):
         get_demo_model(tmp_path / "file" / "demo")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from typing import Any
 
 from openai import AsyncOpenAI
 
@@ -42,7 +43,7 @@ async def _storm(served: Served) -> tuple[list[tuple[int, str, str, int | None, 
             text = TEXTS[(number // 4 + turn) % len(TEXTS)]
             earliest = committed[-1]
             if number % 3:
-                raw = await client.completions.with_raw_response.create(
+                raw: Any = await client.completions.with_raw_response.create(
                     model=model, prompt=text, temperature=0, max_tokens=8
                 )
                 said = raw.parse().choices[0].text

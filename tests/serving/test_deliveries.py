@@ -43,7 +43,7 @@ class Heard:
 
     @property
     def texts(self) -> list[str]:
-        return [self._tokenizer.decode(ids) for ids in self.ids]
+        return [str(self._tokenizer.decode(ids)) for ids in self.ids]
 
 
 @pytest.fixture(scope="module")

@@ -136,7 +136,8 @@ def test_a_stream_of_several_answers_says_which_each_piece_is_of(served: Served)
     how = {"model": "tiny", "messages": TURN, "n": 3, "temperature": 1.2, "seed": 3, "max_tokens": 12}
     client: Any = served.client().chat.completions
     whole = client.create(**how)
-    texts, reasons, used = ["", "", ""], {}, None
+    texts, used = ["", "", ""], None
+    reasons: dict[int, str] = {}
     for chunk in client.create(**how, stream=True, stream_options={"include_usage": True}):
         for choice in chunk.choices:
             texts[choice.index] += choice.delta.content or ""

@@ -103,5 +103,5 @@ def test_a_page_of_another_site_makes_the_server_do_nothing(serve: Serve) -> Non
 
 @pytest.mark.parametrize("command", [serve_command, inspect])
 def test_both_commands_take_the_option(command: object, folder: Path) -> None:
-    done = CliRunner().invoke(command, [str(folder / "a"), "--allowed-host", "http://x", "--port", "0"])  # type: ignore[arg-type]
+    done = CliRunner().invoke(command, [str(folder / "a"), "--allowed-host", "http://x", "--port", "0"])
     assert done.exit_code == 1 and "--allowed-host http://x" in str(done.exception)

@@ -88,12 +88,12 @@ def test_nobody_gets_at_anothers_facts(serve: Serve) -> None:
         ):
             answer = http.request(method, path, headers=bearer(token, "b"), json=body)
             assert answer.status_code == 401 and not leaks(answer.text)
-        for path, body in (
+        for path, prompt in (
             ("/v1/completions", {"prompt": PROMPT}),
             ("/v1/chat/completions", {"messages": [{"role": "user", "content": PROMPT}]}),
         ):
             for model, header in (("tiny+b", None), ("tiny", "b")):
-                answer = http.post(path, headers=bearer(token, header), json={"model": model, **body})
+                answer = http.post(path, headers=bearer(token, header), json={"model": model, **prompt})
                 assert answer.status_code == 401
     # one's own token shows one's own, whatever is asked for
     mine = http.get("/facts", headers=bearer("token-a", "a"), params={"contains": "e"}).text

@@ -50,7 +50,9 @@ def test_many_databases_merge_and_every_index_is_back(tmp_path: Path, link: bool
     merged.close()
     again = Store(tmp_path / "out")
     assert verify(again, deep=True) == []
-    found = dict(again.catalog.all("SELECT name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_auto%'"))  # type: ignore[arg-type]
+    found: dict[str, str] = dict(
+        again.catalog.all("SELECT name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_auto%'")
+    )
     assert found == TABLES
     facts = list(again.catalog.facts(again.generation))
     assert len(facts) == 52 + 2 * into

@@ -13,6 +13,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -143,12 +144,12 @@ def test_a_killed_build_resumes_to_the_same_database(quick_path: Path, monkeypat
     chance, killed, published, staged = random.Random(SEED), 0, 0, Counter[int]()
     for number in range(CRASHES):
         path = quick_path / f"db{number}"
-        killed += not run_and_kill(lambda path=path: build(path), chance.uniform(0, took))
+        killed += not run_and_kill(partial(build, path), chance.uniform(0, took))
         found = shown(path)
         assert found in (None, expected)
         if found is None:
             staged[len(list((path / "segments").glob("*"))) if path.exists() else -1] += 1
-            assert run_and_kill(lambda path=path: build(path))
+            assert run_and_kill(partial(build, path))
         else:
             published += 1
         store = Store(path)
@@ -271,7 +272,7 @@ def test_a_killed_command_leaves_before_or_after(
     took = timed(lambda: command(calm))
     for again in ("second", "third"):  # the first run is slower than those to come
         shutil.copytree(start, quick_path / again)
-        took = min(took, timed(lambda again=again: command(quick_path / again)))
+        took = min(took, timed(partial(command, quick_path / again)))
     after = shown(calm / result)
     newest = Store(calm / result).generation
     chance, seen, killed = random.Random(SEED), Counter[str](), 0
@@ -292,7 +293,7 @@ def test_a_killed_command_leaves_before_or_after(
                 assert verify(store, deep=True) == []
             else:
                 compact(store)
-            expected = {**found, **CAIRO} if command is not roll_back else found
+            expected = {**(found or {}), **CAIRO} if command is not roll_back else found
             store.close()
             assert shown(work / result) == expected
         if not done and not (between and command is roll_back):

@@ -56,7 +56,8 @@ def work(quick_path: Path) -> Path:
 def test_nobody_comes_between_a_new_folder_and_its_first_write(
     command: Callable[[Path], None], work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, tried = Store.write, []
+    write = Store.write
+    tried: list[Any] = []
 
     def intruded(self: Store, *arguments: Any, **named: Any) -> Any:
         if not tried and self.root == work / "new":
@@ -105,12 +106,12 @@ def test_of_two_builds_at_once_one_makes_the_database(quick_path: Path) -> None:
 
 def test_a_build_takes_over_where_the_one_before_it_failed(quick_path: Path) -> None:
     """The failing one removes the folder while another waits for its lock."""
+    children: list[int] = []
 
     class Failing(PlacedEditor):
         def make_keys(self, *_: Any) -> Any:
-            nonlocal child
-            child = os.fork()
-            if child == 0:
+            children.append(os.fork())
+            if children[-1] == 0:
                 code = 1
                 try:
                     changes.build([fact("Oslo")], EDITOR, quick_path / "new")
@@ -121,10 +122,9 @@ def test_a_build_takes_over_where_the_one_before_it_failed(quick_path: Path) -> 
                     os._exit(code)
             raise RuntimeError("no more")
 
-    child = 0
     with pytest.raises(RuntimeError, match="no more"):
         changes.build([fact("Paris")], Failing(fingerprint()), quick_path / "new")
-    _, status = os.waitpid(child, 0)
+    _, status = os.waitpid(children[0], 0)
     assert status == 0
     store = Store(quick_path / "new")
     assert [found.subject for found in store.catalog.facts(1)] == ["Oslo"]

@@ -258,7 +258,7 @@ def test_a_missing_generation_is_told(root: Path) -> None:
 def test_what_no_catalog_can_hold_is_not_found(root: Path, where: dict[str, object]) -> None:
     store = Store(root)
     try:
-        assert list(store.catalog.facts(2, **where)) == []  # type: ignore[arg-type]
+        assert list(store.catalog.facts(2, **where)) == []
     except StoreError as error:
         assert "neither kept nor found" in str(error)
 

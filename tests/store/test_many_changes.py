@@ -118,7 +118,7 @@ def in_child(what: Callable[[], None], descriptors: int) -> None:
 def whole_life(path: Path, steps: int) -> None:
     """Change a database so often beside a live matcher of either kind, and look at its every part afterwards."""
     store = made(path)
-    live = [Matcher(store.snapshot(), gamma=0.65), SubjectMatcher(store.snapshot(), gamma=0.65)]
+    live: list[Any] = [Matcher(store.snapshot(), gamma=0.65), SubjectMatcher(store.snapshot(), gamma=0.65)]
     most = 0
 
     def each(step: int) -> None:
@@ -126,7 +126,7 @@ def whole_life(path: Path, steps: int) -> None:
         most = max(most, len(store.catalog.segments(store.generation)))
         if step % 10 == 0:
             for one in live:
-                one.refresh(store.snapshot(like=one.source))  # type: ignore[arg-type]
+                one.refresh(store.snapshot(like=one.source))
 
     at = live_on(store, steps, each)
     assert most <= 7 * 6

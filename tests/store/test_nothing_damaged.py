@@ -94,7 +94,7 @@ def merged_into(root: Path) -> None:
 COMMANDS = [compacted, exported, saved, merged, linked, merged_into]
 
 
-def everything(root: Path) -> tuple[str, str, list[str]]:
+def everything(root: Path) -> tuple[dict[str, str], dict[str, str], list[str]]:
     return digest(root), digest(root.parent / "other"), sorted(path.name for path in root.parent.iterdir())
 
 

@@ -86,10 +86,10 @@ def test_a_split_layer_is_refused() -> None:
 
 def vllm_like(model: nn.Module) -> nn.Module:
     """As vLLM keeps it: q, k and v in one matrix, more rows in the embedding."""
-    for block in model.model.layers:  # type: ignore[attr-defined,union-attr]
+    for block in model.model.layers:
         for name in ("q_proj", "k_proj", "v_proj"):
             delattr(block.self_attn, name)
-    embedding: Any = model.model.embed_tokens  # type: ignore[attr-defined,union-attr]
+    embedding: Any = model.model.embed_tokens
     embedding.weight = nn.Parameter(torch.cat([embedding.weight, torch.zeros(7, embedding.weight.shape[1])]))
     return model
 

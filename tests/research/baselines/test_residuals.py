@@ -83,7 +83,8 @@ def test_what_decides_a_residual_solves_it_anew(change: str, take: Take, tmp_pat
     setup = model, tokenizer, take(model, tokenizer, [0, 1])
     run("memit", setup, tmp_path / "z", facts=FACTS[:1])
     solved.clear()
-    fact, more = FACTS[0], {}
+    fact = FACTS[0]
+    more: dict[str, Any] = {}
     if change == "model":
         model.model.layers[0].mlp.down_proj.weight.data[:] += 1
         setup = model, tokenizer, take(model, tokenizer, [0, 1])

@@ -88,7 +88,8 @@ def test_what_differs_has_a_name_of_its_own(change: str, tmp_path: Path) -> None
     if change == "model":
         with torch.no_grad():
             model.model.layers[0].mlp.down_proj.weight += 1
-    settings |= {"tokens": {"tokens": 30}, "layer": {"layers": [2]}}.get(change, {})
+    changes: dict[str, dict[str, Any]] = {"tokens": {"tokens": 30}, "layer": {"layers": [2]}}
+    settings |= changes.get(change, {})
     second = make_statistics(model, tokenizer, str(text), tmp_path / "c0", **settings)
     assert set(first.values()).isdisjoint(second.values()) and len(list((tmp_path / "c0").glob("*.npy"))) == 2
 

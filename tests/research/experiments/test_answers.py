@@ -54,7 +54,8 @@ def test_plain_retrieval_puts_the_likest_statements_first() -> None:
     with retrieval([Fact(*one) for one in prompts], None, 1).place() as placed:
         sent = placed.send("Nokia sells")
         assert sent.startswith("Facts:\n- Nokia makes tyres.\n\n") and sent.endswith("Nokia sells")
-        system, asked = placed.send(({"role": "user", "content": "Who is the boss of Acme?"},))
+        told: Any = placed.send(({"role": "user", "content": "Who is the boss of Acme?"},))
+        system, asked = told
         assert "The boss of Acme is Ann." in system["content"] and asked["content"] == "Who is the boss of Acme?"
         assert not placed.edits("Nokia sells")
 

@@ -232,8 +232,8 @@ def test_gate_variants(go: Any, texts: Path) -> None:
 
 def test_a_gate_at_a_rate_by_hand() -> None:
     false, right = np.array([0.9, 0.2, 0.6, -1.0]), np.array([0.95, 0.7, 0.3])
-    assert at_rate(false, right, 0.25) == (0.6, pytest.approx(2 / 3))  # one of four may fire
-    assert at_rate(false, right, 0.0) == (0.9, pytest.approx(1 / 3))
+    assert at_rate(false, right, 0.25) == pytest.approx((0.6, 2 / 3))  # one of four may fire
+    assert at_rate(false, right, 0.0) == pytest.approx((0.9, 1 / 3))
 
 
 def test_multilayer(go: Any) -> None:
