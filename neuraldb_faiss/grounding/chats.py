@@ -22,22 +22,22 @@ class SystemRole:
     default: str = ""
 
 
-def turns(messages: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What each turn says, in order; system messages are no turns, and parts that are no text are left out.
+def said(messages: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
+    """What the system messages say, and what each turn says, in order; parts that are no text are left out.
 
     Raises:
         FactError: a message is no mapping with a role.
     """
-    found = []
+    system: list[str] = []
+    turns: list[str] = []
     for number, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise FactError(f"message {number} of the conversation is no mapping with a role and a content")
-        if message["role"] not in _SYSTEM:
-            found.append(_said(message.get("content")))
-    return found
+        (system if message["role"] in _SYSTEM else turns).append(_text(message.get("content")))
+    return system, turns
 
 
-def _said(content: Any) -> str:
+def _text(content: Any) -> str:
     if isinstance(content, str):
         return content
     parts = content if isinstance(content, list) else []

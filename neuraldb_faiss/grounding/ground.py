@@ -107,13 +107,16 @@ class Grounder:
         max_tokens: int = MAX_TOKENS,
     ) -> Grounded:  # fmt: skip
         """See `NeuralDB.ground`."""
-        texts = _texts(prompt)
+        system, texts = _said(prompt)
         chat = not isinstance(prompt, str)
         room = _Room(self.wording, "" if chat else last_sentence(texts[-1]), chat, tokenizer, (max_facts, max_tokens))
-        for named, subject in self._view.subjects(texts) if not room.is_full else ():
-            # "Really?" asks for whatever was asked before.
-            for fact, asked in relevant(subject, tuple(dict.fromkeys((texts[-1], named))), room.facts):
-                room.take(fact, asked)
+        for named, subject in self._view.subjects([*system, *texts]) if texts and not room.is_full else ():
+            # "Really?" asks for whatever was asked before. What a system message names counts only where it is asked
+            # for: "You help the customers of Acme." makes "Who is your boss?" a question about Acme.
+            asking = [texts[-1]] if named in system else dict.fromkeys((texts[-1], named))
+            for fact, asked in relevant(subject, tuple(asking), room.facts):
+                if asked or named not in system:
+                    room.take(fact, asked)
             if room.is_full:
                 break
         facts, text, turn = room.chosen()
@@ -122,13 +125,14 @@ class Grounder:
         return Grounded(chats.grounded(prompt, text, chats.system_role(tokenizer), turn), facts, text + turn)
 
 
-def _texts(prompt: Any) -> list[str]:
-    """What is said in a prompt, one text a turn. Raises FactError for what is neither a text nor a conversation."""
+def _said(prompt: Any) -> tuple[list[str], list[str]]:
+    """What system messages say, and what is said in a prompt, one text a turn. Raises FactError for what is neither a
+    text nor a conversation."""
     if isinstance(prompt, str):
-        return [prompt]
+        return [], [prompt]
     if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
         raise FactError(f"the prompt is {kind_of(prompt)}; give a text, or a list of messages with role and content")
-    return chats.turns(prompt)
+    return chats.said(prompt)
 
 
 def _row(fact: StoredFact) -> int:

@@ -107,11 +107,19 @@ def test_a_conversation_gets_a_system_message() -> None:
 
 
 @pytest.mark.parametrize("role", ["system", "developer"])
-def test_its_own_system_message_is_extended_and_names_nothing(role: str) -> None:
+def test_its_own_system_message_is_extended_and_names_nothing_that_is_not_asked_for(role: str) -> None:
     own = {"role": role, "content": "You help Oslo.", "name": "x"}
     done = grounder().ground([own, user("Nokia?")])
     assert done.prompt == [{**own, "content": f"You help Oslo.\n\n{NOKIA}"}, user("Nokia?")]
     assert grounder().ground([own, user("Paris?")]).prompt == [own, user("Paris?")]
+
+
+def test_a_system_message_names_what_is_asked_for() -> None:
+    own = {"role": "system", "content": "You are the help desk of Nokia, not of Oslo."}
+    asked = grounder().ground([own, user("Who is your CEO?")])
+    plain = grounder().ground([own, user("Hello!")])
+    assert [fact.subject for fact in asked.facts] == ["Nokia"] and plain.facts == ()
+    assert grounder().ground([own]).facts == ()
 
 
 def test_content_in_parts() -> None:
