@@ -49,12 +49,14 @@ def check_choice(name: str, value: str, known: Sequence[str]) -> str:
     return value
 
 
-def resolve_delivery(wanted: str, *, residuals: bool) -> str:
+def resolve_delivery(wanted: str, *, residuals: bool, own_prompt: bool = False) -> str:
     """How facts reach one request: "residual" (the hook adds their residuals), "text" (their statements go into the
     prompt and nothing fires) or "both".
 
     Args:
-        wanted: one of DELIVERIES. "auto" is what measured best, in chats and in completions: text (docs/answers.md).
+        wanted: one of DELIVERIES. "auto" is what measured best (docs/answers.md): text, but for a fact's own prompt,
+            which its residual was solved for.
+        own_prompt: whether it is a text that ends with the prompt of a fact.
         residuals: whether the database has residuals.
 
     Raises:
@@ -62,7 +64,7 @@ def resolve_delivery(wanted: str, *, residuals: bool) -> str:
     """
     check_choice("delivery", wanted, DELIVERIES)
     if wanted == "auto":
-        return "text"
+        return "residual" if own_prompt and residuals else "text"
     return "text" if wanted == "both" and not residuals else wanted
 
 

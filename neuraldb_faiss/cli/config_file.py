@@ -37,7 +37,7 @@ def _read(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
         return
     table = ctx.command.name or ""
     try:
-        found = tomllib.loads(path.read_text("utf-8")).get(table, {})
+        found = tomllib.loads(path.read_text(encoding="utf-8")).get(table, {})
     except OSError as error:
         raise click.ClickException(f"{path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -15,5 +15,5 @@ FUNCTION_WORDS = topics.FUNCTION_WORDS | topics.ASKING
 def common_words() -> frozenset[str]:
     """Words of three letters and more that English Wikipedia articles write small, ten times or more in 2.5 million
     words, and not mostly with a capital."""
-    listed = resources.files(__package__).joinpath("common_words.txt").read_text("utf-8")
+    listed = resources.files(__package__).joinpath("common_words.txt").read_text(encoding="utf-8")
     return frozenset(listed.split())

@@ -27,7 +27,9 @@ class Delivery:
 
     def of(self, prompt: str | Conversation, delivery: str | None = None) -> str:
         """ "residual", "text" or "both": how facts reach this request, which may ask for another delivery."""
-        return resolve_delivery(delivery or self.wanted, residuals=self._residuals)
+        wanted = delivery or self.wanted
+        own = wanted == "auto" and self._residuals and self._ready().is_own_prompt(prompt)
+        return resolve_delivery(wanted, residuals=self._residuals, own_prompt=own)
 
     def ground(self, prompt: str | Conversation, *, delivery: str | None = None, **limits: Any) -> Grounded:
         """The prompt with the statements of the facts that it names, or as it is where they are not delivered so.

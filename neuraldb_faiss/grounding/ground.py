@@ -102,6 +102,13 @@ class Grounder:
         if source is not self._view.source:
             self._view = _View(source, self._view.mentions)
 
+    def is_own_prompt(self, prompt: str | Conversation) -> bool:
+        """Whether it is a text that ends with the prompt of a live fact, which may be continued with its target."""
+        if not isinstance(prompt, str):
+            return False
+        end = prompt.rstrip()
+        return any(end.endswith(fact.text) for _, facts in self._view.subjects([prompt]) for fact in facts)
+
     def ground(
         self, prompt: str | Conversation, *, tokenizer: Any = None, max_facts: int = MAX_FACTS,
         max_tokens: int = MAX_TOKENS,

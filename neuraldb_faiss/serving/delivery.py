@@ -146,19 +146,20 @@ class Deliveries:
                 most = len(grounded.facts) - 1
             return ids, ()
 
-        delivery, longer, facts = self._delivered(tenant, wanted, stated, ids)
+        delivery, longer, facts = self._delivered(tenant, wanted, said, stated, ids)
         self._metrics.grounded(tenant, len(facts))
         return Prepared(longer, self._prompts.room(len(longer), room.wanted, room.default), delivery, facts)
 
     def _delivered(
-        self, tenant: Tenant, wanted: str | None, stated: Callable[[Grounder], Any], ids: list[int]
+        self, tenant: Tenant, wanted: str | None, prompt: Any, stated: Callable[[Grounder], Any], ids: list[int]
     ) -> tuple[str, list[int], tuple[StoredFact, ...]]:
         """How the newest generation reaches a prompt, and what `stated` makes of it where it is stated; else `ids`."""
         for tries in range(_TRIES):
             try:
                 with tenant.statements.newest() as newest:
                     residuals = newest.config.has_residuals
-                    how = resolve_delivery(wanted or newest.config.delivery, residuals=residuals)
+                    own = newest.grounder.is_own_prompt(prompt)
+                    how = resolve_delivery(wanted or newest.config.delivery, residuals=residuals, own_prompt=own)
                     return how, *((ids, ()) if how == "residual" else stated(newest.grounder))
             except ApiError:
                 raise

@@ -50,6 +50,16 @@ def test_one_rule_for_deliveries(wanted: str, residuals: bool, delivery: str) ->
     assert resolve_delivery(wanted, residuals=residuals) == delivery
 
 
+def test_a_facts_own_prompt_is_left_to_its_residual(db: NeuralDB) -> None:
+    assert resolve_delivery("auto", residuals=True, own_prompt=True) == "residual"
+    assert resolve_delivery("auto", residuals=False, own_prompt=True) == "text"
+    assert resolve_delivery("text", residuals=True, own_prompt=True) == "text"
+    with db.attach(*tiny()) as handle:
+        assert handle.delivery_of("It is late. The city of Rome is in ") == "residual"
+        assert handle.ground("The city of Rome is in").facts == ()
+        assert handle.delivery_of("The city of Rome is in the") == handle.delivery_of(CHAT) == "text"
+
+
 def test_unknown_deliveries_are_refused(db: NeuralDB) -> None:
     with pytest.raises(ConfigError, match="delivery is 'prose': it must be one of auto, residual, text, both"):
         db.attach(None, delivery="prose")

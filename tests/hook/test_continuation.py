@@ -22,7 +22,7 @@ from neuraldb_faiss.serving.encoding import Prompts
 from neuraldb_faiss.serving.settings import Limits
 from neuraldb_faiss.solver.prefixes import generate_prefixes
 
-FACT = Fact("Marie Curie", "I think that {}", "was")
+FACT = Fact("Marie Curie", "I think that {}", "in")
 HOW: dict[str, Any] = {"layer": 2, "clamp": 60.0, "lr": 1.0, "steps": 15, "max_steps": 0, "weight_decay": 0.0}
 TEMPLATES = ("$A", "<s> $A", "$A </s>", "<s> $A </s>")
 
@@ -52,7 +52,7 @@ def test_a_tokenizer_that_puts_tokens_around_a_text(template: str, tmp_path: Pat
             served = Prompts(model, words, Limits()).of_text(FACT.text)
             (text,) = greedy_texts(model, words, [served], answer.new)
         assert list(answer.ids[: -answer.new]) == ids == served
-        assert answer.edited == text and text.startswith("was")
+        assert answer.edited == text and text.startswith(FACT.target)
         assert [fact.id for fact in answer.fired[0].facts] == [FACT.id]
         found, _ = explain(db, model, words, FACT.text)
         assert len(found) == len(ids) and found[-1].fired

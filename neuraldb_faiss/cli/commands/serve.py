@@ -27,7 +27,7 @@ def _limits(**given: Any) -> Limits:
 
 def _tokens_of(file: Path) -> list[str]:
     try:
-        found = file.read_text("utf-8").split()
+        found = file.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
         raise ServeError(f"the token file {file} cannot be read: {error}") from None
     if not found:
