@@ -103,11 +103,15 @@ class Grounder:
             self._view = _View(source, self._view.mentions)
 
     def is_own_prompt(self, prompt: str | Conversation) -> bool:
-        """Whether it is a text that ends with the prompt of a live fact, which may be continued with its target."""
+        """Whether it is a text that ends with the prompt of a fact whose residual fires."""
         if not isinstance(prompt, str):
             return False
         end = prompt.rstrip()
-        return any(end.endswith(fact.text) for _, facts in self._view.subjects([prompt]) for fact in facts)
+        return any(
+            fact.state == "live" and end.endswith(fact.text)
+            for _, facts in self._view.subjects([prompt])
+            for fact in facts
+        )
 
     def ground(
         self, prompt: str | Conversation, *, tokenizer: Any = None, max_facts: int = MAX_FACTS,

@@ -158,8 +158,9 @@ class Deliveries:
             try:
                 with tenant.statements.newest() as newest:
                     residuals = newest.config.has_residuals
-                    own = newest.grounder.is_own_prompt(prompt)
-                    how = resolve_delivery(wanted or newest.config.delivery, residuals=residuals, own_prompt=own)
+                    chosen = wanted or newest.config.delivery
+                    own = chosen == "auto" and residuals and newest.grounder.is_own_prompt(prompt)
+                    how = resolve_delivery(chosen, residuals=residuals, own_prompt=own)
                     return how, *((ids, ()) if how == "residual" else stated(newest.grounder))
             except ApiError:
                 raise
