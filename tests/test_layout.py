@@ -14,11 +14,6 @@ MOST_ARGUMENTS = 7
 PRESCRIBED = {
     "hook/torch_compile.py _operator": "an operator of torch takes tensors and numbers one by one, by its schema",
 }
-# To be shortened; nothing may be added.
-TOO_LONG = {
-    "serving/server.py __init__",
-    "solver/residuals.py solve_residuals",
-}
 
 
 def arguments(function: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> list[str]:
@@ -42,5 +37,5 @@ def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef | 
 def test_no_function_takes_more_than_seven_arguments() -> None:
     found = {place: arguments(function) for place, function in functions()}
     long = {place: names for place, names in found.items() if len(names) > MOST_ARGUMENTS}
-    assert long.keys() - PRESCRIBED.keys() - TOO_LONG == set(), long
-    assert long.keys() >= PRESCRIBED.keys() | TOO_LONG, "an exemption that is not needed any more"
+    assert long.keys() - PRESCRIBED.keys() == set(), long
+    assert long.keys() >= PRESCRIBED.keys(), "an exemption that is not needed any more"

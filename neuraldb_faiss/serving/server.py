@@ -24,7 +24,7 @@ from neuraldb_faiss.serving.hosts import Hosts
 from neuraldb_faiss.serving.logs import sparing_logs
 from neuraldb_faiss.serving.metrics import Metrics
 from neuraldb_faiss.serving.service import Service
-from neuraldb_faiss.serving.settings import Limits, Tokens
+from neuraldb_faiss.serving.settings import ServerSettings
 from neuraldb_faiss.serving.tenants import Tenants
 
 _WAITING = 1024  # connections that the kernel holds until they are taken
@@ -35,34 +35,42 @@ class Server(uvicorn.Server):
     """Serves a model with databases attached, on a socket that is bound already."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, databases: Mapping[str, Path], bound: socket.socket, *,
-        tokens: Tokens, limits: Limits, ready: Callable[[Sequence[str]], None], routers: Sequence[APIRouter] = (),
-        hosts: Hosts | None = None, delivery: str | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        model: Any,
+        tokenizer: Any,
+        databases: Mapping[str, Path],
+        bound: socket.socket,
+        settings: ServerSettings,
+        *,
+        ready: Callable[[Sequence[str]], None],
+        routers: Sequence[APIRouter] = (),
+    ) -> None:
         """Attach the databases.
 
         Args:
-            ready: called with the names of all models once requests are answered. routers: further routes. hosts: by
-                what names it may be asked; None: by loopback's and the address that is bound. delivery: how facts reach
-                requests that do not say, one of `config.DELIVERIES`; None: as each database says.
+            databases: name -> folder.
+            bound: the socket to listen on (see `bind`).
+            ready: called with the names of all models once requests are answered.
+            routers: further routes.
 
         Raises:
             NeuralDBError: a database cannot be opened, or was built with another model; too few files can be opened.
         """
-        metrics = Metrics()
-        tenants = Tenants(model, tokenizer, databases, tokens, _name(model), limits)
+        limits, metrics = settings.limits, Metrics()
+        tenants = Tenants(model, tokenizer, databases, settings.tokens, _name(model), limits)
         prompts = Prompts(model, tokenizer, limits)
         self._service = Service(
             tenants, Engine(model, tokenizer, tenants, limits, metrics), prompts,
-            Deliveries(prompts, metrics, delivery), limits, metrics,
+            Deliveries(prompts, metrics, settings.delivery), limits, metrics,
         )  # fmt: skip
         self._bound = bound
         self._ready = ready
         address = bound.getsockname()[0]
+        hosts = settings.hosts or Hosts.of(address, address)
         connection: Any = partial(Connection, limits=limits, most=connection_limit())
         super().__init__(
             uvicorn.Config(
-                make_app(self._service, routers, hosts or Hosts.of(address, address)), loop="asyncio", http=connection,
+                make_app(self._service, routers, hosts), loop="asyncio", http=connection,
                 ws="none", lifespan="on", log_config=None, access_log=False, proxy_headers=False, server_header=False,
                 backlog=ACCEPTED_AT_ONCE, timeout_keep_alive=limits.idle,
                 timeout_graceful_shutdown=max(1, round(limits.grace)),

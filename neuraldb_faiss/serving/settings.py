@@ -1,4 +1,4 @@
-"""What a server is told at its start: limits, names of databases, tokens."""
+"""Settings of a server: limits, tokens, hosts, delivery, and names of databases."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neuraldb_faiss.errors import ServeError
+from neuraldb_faiss.serving.hosts import Hosts
 
 UNEDITED = "none"  # in place of a database's name: the model alone
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -50,6 +51,23 @@ class Tokens:
 
     common: str | None
     own: dict[str, str]
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """Settings of a server, beside its model, its databases and its address.
+
+    Attributes:
+        tokens: who may change facts, and who may use a database.
+        limits: what a client may ask for.
+        hosts: names by which the server may be asked; None: those of loopback and of the address it is bound to.
+        delivery: how facts reach requests that do not say, one of `config.DELIVERIES`; None: as each database says.
+    """
+
+    tokens: Tokens
+    limits: Limits = Limits()
+    hosts: Hosts | None = None
+    delivery: str | None = None
 
 
 def named_databases(given: Sequence[str]) -> dict[str, Path]:

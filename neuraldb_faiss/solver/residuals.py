@@ -79,7 +79,6 @@ def solve_residuals(
     config: ResidualConfig,
     *,
     kind: str = DEFAULT,
-    max_tokens: int | None = None,
 ) -> list[Solved]:
     """One residual for every group of facts that share a key, in the groups' order.
 
@@ -94,11 +93,10 @@ def solve_residuals(
     vector with the lowest such loss from there on is taken.
     That is `kind` "memit"; "pmet" adds a second vector, bounds both otherwise, and may stop earlier: see `objectives`.
 
-    The model may be of any dtype; residuals and losses are float32. Weights are never changed. `max_tokens`
-    bounds the places computed in one pass, by default by the free memory; groups are split into passes by length, and
-    a pass that does not fit into memory is halved. Raises
-    BuildError where a group has no facts, its loss is not finite, or the model has no gradient, and ModelError
-    where the objective needs what the model does not have (PMET an attention).
+    The model may be of any dtype; residuals and losses are float32. Weights are never changed. Groups
+    are split into passes by length, of as many places as the free memory holds (`places_with_gradients`); a pass that
+    does not fit all the same is halved. Raises BuildError where a group has no facts, its loss is not finite, or the
+    model has no gradient, and ModelError where the objective needs what the model does not have (PMET an attention).
     """
     if any(not group for group in groups):
         raise BuildError("cannot solve a residual for a group without facts: leave empty groups out")
@@ -113,9 +111,8 @@ def solve_residuals(
         )
     objective = REGISTRY[kind].load()
     attention = objective.second_site(model, site)
-    if max_tokens is None:
-        fill = CPU_TOKENS if input_device(model).type == "cpu" else GPU_TOKENS
-        max_tokens = places_with_gradients(model, site, fill)
+    fill = CPU_TOKENS if input_device(model).type == "cpu" else GPU_TOKENS
+    max_tokens = places_with_gradients(model, site, fill)
     rows = [
         tuple(group_rows(tokenizer, g, group, prefixes, config.kl_prompts, config.end_factor > 0))
         for g, group in enumerate(groups)

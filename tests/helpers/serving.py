@@ -14,7 +14,7 @@ from openai import OpenAI
 
 from neuraldb_faiss.models import load_model
 from neuraldb_faiss.serving.server import Server, bind
-from neuraldb_faiss.serving.settings import Limits, Tokens
+from neuraldb_faiss.serving.settings import Limits, ServerSettings, Tokens
 
 PROMPT = "The Eiffel Tower is located in the city of"
 _UNDONE = ("queued", "running")
@@ -76,10 +76,8 @@ def serving(
     ready = threading.Event()
     with bind("127.0.0.1", 0) as bound:
         port = bound.getsockname()[1]
-        server = Server(
-            model, tokenizer, paths, bound, tokens=tokens, limits=limits, ready=lambda _: ready.set(),
-            delivery=delivery,
-        )  # fmt: skip
+        settings = ServerSettings(tokens, limits, delivery=delivery)
+        server = Server(model, tokenizer, paths, bound, settings, ready=lambda _: ready.set())
         thread = threading.Thread(target=server.serve_until_told)
         thread.start()
         try:

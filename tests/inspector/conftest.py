@@ -15,7 +15,7 @@ from helpers.tiny import save_tiny
 from neuraldb_faiss import Fact, NeuralDB, build
 from neuraldb_faiss.inspector.views import Looker
 from neuraldb_faiss.models import load_model
-from neuraldb_faiss.serving.settings import Limits, Tokens
+from neuraldb_faiss.serving.settings import Limits, ServerSettings, Tokens
 
 PROMPT = "The Eiffel Tower is located in the city of"
 EVIL = "<script>window.evil = 1</script>"
@@ -81,10 +81,11 @@ def running(folder: Path, db: Path) -> Iterator[str]:
     page = Inspected(db)
     with bind("127.0.0.1", 0) as bound:
         port = bound.getsockname()[1]
+        settings = ServerSettings(Tokens(None, {NAME: "secret"}), Limits(grace=5.0))
+        model, tokenizer = load_model(folder / "tiny")
         server = Server(
-            *load_model(folder / "tiny"), {NAME: db}, bound, tokens=Tokens(None, {NAME: "secret"}),
-            limits=Limits(grace=5.0), ready=lambda _: ready.set(), routers=[routes(page)],
-        )  # fmt: skip
+            model, tokenizer, {NAME: db}, bound, settings, ready=lambda _: ready.set(), routers=[routes(page)]
+        )
         thread = threading.Thread(target=server.serve_until_told)
         thread.start()
         try:

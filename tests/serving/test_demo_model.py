@@ -11,7 +11,7 @@ from helpers.serving import Served
 from neuraldb_faiss import Fact, build
 from neuraldb_faiss.models import load_model
 from neuraldb_faiss.serving.server import Server, bind
-from neuraldb_faiss.serving.settings import Limits, Tokens
+from neuraldb_faiss.serving.settings import ServerSettings, Tokens
 
 TOWER = {"subject": "Eiffel Tower", "prompt": "The {} is located in the city of", "target": "Oslo", "id": "tower"}
 
@@ -24,10 +24,8 @@ def test_a_fact_added_over_http_is_said_next(demo_model_path: Path, tmp_path: Pa
     ready = threading.Event()
     with bind("127.0.0.1", 0) as bound:
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"
-        tokens = Tokens("secret", {})
-        server = Server(
-            model, tokenizer, {"db": path}, bound, tokens=tokens, limits=Limits(), ready=lambda _: ready.set()
-        )
+        settings = ServerSettings(Tokens("secret", {}))
+        server = Server(model, tokenizer, {"db": path}, bound, settings, ready=lambda _: ready.set())
         thread = threading.Thread(target=server.serve_until_told)
         thread.start()
         try:

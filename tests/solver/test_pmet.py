@@ -19,7 +19,7 @@ from neuraldb_faiss.cli.commands.build import build as build_command
 from neuraldb_faiss.errors import BuildError, ModelError
 from neuraldb_faiss.models import find_attention, find_site
 from neuraldb_faiss.models.sites import FFNSite
-from neuraldb_faiss.solver import ResidualConfig, Solved, solve_residuals
+from neuraldb_faiss.solver import ResidualConfig, Solved, residuals, solve_residuals
 from neuraldb_faiss.solver.forward.strategy import Ways
 from neuraldb_faiss.solver.objectives import pmet
 from neuraldb_faiss.solver.objectives.base import Evaluation
@@ -67,7 +67,8 @@ def assert_equal(solved: Solved, wanted: Reference) -> None:
 
 @pytest.mark.parametrize("tokenizer_kind", ["bytelevel", "metaspace"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gptj"])
-def test_batched_solver_equals_the_plain_one(kind: str, tokenizer_kind: str) -> None:
+def test_batched_solver_equals_the_plain_one(kind: str, tokenizer_kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(residuals, "CPU_TOKENS", 4096)  # all in one pass
     model, tokenizer = tiny(kind, tokenizer_kind)
     site = find_site(model, 1)
     # Some groups leave the batch early, some stay to the end.
@@ -75,7 +76,7 @@ def test_batched_solver_equals_the_plain_one(kind: str, tokenizer_kind: str) -> 
     config = dataclasses.replace(CONFIG, stop_loss=first.loss * 1.01)
     wanted = [by_reference(model, tokenizer, site, group, config) for group in GROUPS]
     assert len({reference.steps for reference in wanted}) > 1
-    solved = solve_residuals(model, tokenizer, site, GROUPS, PREFIXES, config, kind="pmet", max_tokens=4096)
+    solved = solve_residuals(model, tokenizer, site, GROUPS, PREFIXES, config, kind="pmet")
     for got, reference in zip(solved, wanted, strict=True):
         assert_equal(got, reference)
 

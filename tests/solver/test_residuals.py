@@ -61,7 +61,8 @@ def assert_equal(solved: Solved, wanted: Reference) -> None:
 
 @pytest.mark.parametrize("tokenizer_kind", ["bytelevel", "metaspace"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gptj"])
-def test_batched_solver_equals_the_plain_one(kind: str, tokenizer_kind: str) -> None:
+def test_batched_solver_equals_the_plain_one(kind: str, tokenizer_kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(residuals, "CPU_TOKENS", 4096)  # all in one pass
     model, tokenizer = tiny(kind, tokenizer_kind)
     site = find_site(model, 1)
     # Some groups leave the batch early, some stay to the end.
@@ -69,7 +70,7 @@ def test_batched_solver_equals_the_plain_one(kind: str, tokenizer_kind: str) -> 
     config = dataclasses.replace(CONFIG, end_factor=0.25, stop_loss=first.loss * 1.01)
     wanted = [by_reference(model, tokenizer, site, group, config) for group in GROUPS]
     assert len({reference.steps for reference in wanted}) > 1
-    solved = solve_residuals(model, tokenizer, site, GROUPS, PREFIXES, config, max_tokens=4096)
+    solved = solve_residuals(model, tokenizer, site, GROUPS, PREFIXES, config)
     for got, reference in zip(solved, wanted, strict=True):
         assert_equal(got, reference)
 
@@ -188,11 +189,13 @@ def test_a_model_the_fast_pass_breaks_on_is_solved_anyway(caplog: pytest.LogCapt
     assert ["whole texts only" in record.getMessage() for record in caplog.records] == [True]
 
 
-def test_batching_does_not_change_the_result() -> None:
+def test_batching_does_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny("llama")
     site = find_site(model, 1)
-    together = solve_residuals(model, tokenizer, site, GROUPS, PREFIXES, CONFIG, max_tokens=4096)
-    alone = solve_residuals(model, tokenizer, site, GROUPS, PREFIXES, CONFIG, max_tokens=1)
+    monkeypatch.setattr(residuals, "CPU_TOKENS", 4096)
+    together = solve_residuals(model, tokenizer, site, GROUPS, PREFIXES, CONFIG)
+    monkeypatch.setattr(residuals, "CPU_TOKENS", 1)
+    alone = solve_residuals(model, tokenizer, site, GROUPS, PREFIXES, CONFIG)
     for a, b in zip(together, alone, strict=True):
         assert a.steps == b.steps
         np.testing.assert_allclose(a.residual, b.residual, atol=2e-3 * np.linalg.norm(b.residual))
@@ -316,14 +319,15 @@ def test_project_only_shortens() -> None:
     )
 
 
-def test_groups_go_on_until_their_facts_are_said() -> None:
+def test_groups_go_on_until_their_facts_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond `steps`: until every fact is, or to `max_steps`; as the plain solver does."""
+    monkeypatch.setattr(residuals, "CPU_TOKENS", 4096)  # all in one pass
     model, tokenizer = tiny("llama")
     site = find_site(model, 1)
     free = {"clamp": 20.0, "kl_factor": 0.0, "weight_decay": 0.0, "stop_loss": 0.0}
     config = dataclasses.replace(CONFIG, steps=3, max_steps=25, **free)
     groups = [*GROUPS, [Fact("Marie Curie", "I think that {}", "of")]]
-    solved = solve_residuals(model, tokenizer, site, groups, PREFIXES, config, max_tokens=4096)
+    solved = solve_residuals(model, tokenizer, site, groups, PREFIXES, config)
     for got, group in zip(solved, groups, strict=True):
         assert_equal(got, by_reference(model, tokenizer, site, group, config))
         assert 3 <= got.steps <= 25 and (got.steps == 25 or all(fact.took for fact in got.facts))

@@ -30,7 +30,7 @@ def inspect(db: Path, model: ModelChoice, address: opt.Address) -> None:
     from neuraldb_faiss.inspector.app import NAME, Inspected, routes
     from neuraldb_faiss.serving.hosts import Hosts
     from neuraldb_faiss.serving.server import Server, bind
-    from neuraldb_faiss.serving.settings import Limits, Tokens
+    from neuraldb_faiss.serving.settings import ServerSettings, Tokens
 
     token = secrets.token_urlsafe(24)
     with bind(address.host, address.port) as bound:
@@ -47,9 +47,8 @@ def inspect(db: Path, model: ModelChoice, address: opt.Address) -> None:
             click.echo(f"http://{place}:{port}/#token={token}")
 
         with closing(Inspected(db)) as inspected:
-            server = Server(
-                loaded, tokenizer, {NAME: db}, bound, tokens=Tokens(None, {NAME: token}), limits=Limits(), ready=ready,
-                routers=[routes(inspected)], hosts=hosts,
-            )  # fmt: skip
+            settings = ServerSettings(Tokens(None, {NAME: token}), hosts=hosts)
+            page = [routes(inspected)]
+            server = Server(loaded, tokenizer, {NAME: db}, bound, settings, ready=ready, routers=page)
             server.serve_until_told()
     say("stopped")

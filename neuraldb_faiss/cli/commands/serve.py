@@ -113,7 +113,7 @@ def serve(
     lists what may be named. With one database, MODEL alone answers from it.
     """
     from neuraldb_faiss.database import NeuralDB
-    from neuraldb_faiss.serving.settings import named_databases, read_tokens
+    from neuraldb_faiss.serving.settings import ServerSettings, named_databases, read_tokens
 
     named = named_databases(databases)
     for place in named.values():
@@ -134,9 +134,8 @@ def serve(
             say(f"serving {', '.join(models)}")
             say(f"at {where} (stop with Ctrl-C)")
 
-        server = Server(
-            loaded, tokenizer, named, bound, tokens=access, limits=limits, ready=ready, hosts=hosts, delivery=delivery
-        )  # fmt: skip
+        settings = ServerSettings(access, limits, hosts, delivery)
+        server = Server(loaded, tokenizer, named, bound, settings, ready=ready)
         if access.common is None and len(access.own) < len(named):
             warn("no --token: facts of databases without one cannot be changed here")
         server.serve_until_told()
