@@ -182,12 +182,13 @@ class Subjects:
         """Code points of left context that can matter."""
         return self.longest + CASE_REACH + 1
 
-    def ends(self, text: Folded) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def ends(self, text: Folded, *, any_case: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The names that end inside a token of `text`, or at its end: (tokens int64, entries int64, floors float64).
 
         A name must begin where a word does. Inside a token it must also end where a word does; at a token's end what
         follows is not known yet, and must not matter, unless `text.ahead`: then a word that goes on there by more than
-        an s is another word. Each pair comes once, with its lowest floor.
+        an s is another word. Each pair comes once, with its lowest floor. With `any_case` those that only their case
+        keeps from counting come too, with an infinite floor.
         """
         none = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
         codes, tokens = text.codes, text.tokens
@@ -208,9 +209,12 @@ class Subjects:
             for entry in entries:
                 for own, floor in self.spellings(entry).get(spelled, ()):
                     if not as_written(cases, own):
-                        if not _one_case(codes, text.cases, a, b):
+                        if _one_case(codes, text.cases, a, b):
+                            floor = max(floor, _FLOORS_OF_ONE_CASE[SPACE not in codes[a:b]])
+                        elif any_case:
+                            floor = np.inf
+                        else:
                             continue
-                        floor = max(floor, _FLOORS_OF_ONE_CASE[SPACE not in codes[a:b]])
                     pair = int(tokens[b - 1]), entry
                     found[pair] = min(floor, found.get(pair, floor))
         if not found:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,13 +14,14 @@ from neuraldb_faiss.config import check_gamma
 from neuraldb_faiss.guard.gate import UNKNOWN, Fired, Tokens
 from neuraldb_faiss.guard.name_files import Names, subjects_of
 from neuraldb_faiss.guard.name_index import Folded, Speller, Subjects
+from neuraldb_faiss.guard.named import CASE, FLOOR, GAMMA, NEARER, PLACE, WAITS, WORD, Named
 from neuraldb_faiss.guard.none import PlainGate
 from neuraldb_faiss.guard.texts import Texts
 from neuraldb_faiss.index.base import EntrySource
 from neuraldb_faiss.index.device_matcher import Candidates
 from neuraldb_faiss.index.key_tokens import YIELD, as_bare
 from neuraldb_faiss.index.matcher import Best, Matcher, Matches, as_rows, decide
-from neuraldb_faiss.index.vectors import unit_rows
+from neuraldb_faiss.index.vectors import exact_cosines, unit_rows
 
 UTF8 = 4  # bytes a code point takes, at most
 
@@ -130,6 +131,45 @@ class SubjectMatcher:
         fits = source.live[positions] & (bare | (tokens == first))
         return Candidates(rows[fits], positions[fits], floors[fits], source, np.where(bare, YIELD, 0.0)[fits])
 
+    def named(self, queries: torch.Tensor, text: Folded, first_tokens: np.ndarray) -> list[Named]:
+        """The live facts' entries whose subjects end at each token, in any case; arguments as for `match`."""
+        view, source = self._view, self._view.source
+        matches = self.match(queries, text, first_tokens)
+        firing = {(at, int(matches.entry_ids[at])) for at in np.flatnonzero(matches.fired.numpy()).tolist()}
+        heard = {pair[:2] for pair in _pairs(view.subjects.ends(text, any_case=True))}
+        rows = as_rows(queries)
+        usable = unit_rows(rows)[1]
+        found = []
+        for at, entry, floor in _pairs(view.subjects.ends(replace(text, ahead=False), any_case=True)):
+            if not source.fact_ids(entry):
+                continue  # the entry of facts that were removed
+            positions = view.keys_of(np.array([entry]))[1]
+            tokens, first = source.key_tokens[positions], first_tokens[at]
+            fits = positions[(tokens == first) | (tokens == as_bare(first))]
+            score = None
+            if len(fits) and usable[at]:
+                score = float(exact_cosines(source, rows, np.full(len(fits), at), fits).max())
+            needed = max(self.gamma, floor) if np.isfinite(floor) else self.gamma
+            reason = None
+            if (at, entry) not in firing:
+                if not source.live[positions].any():
+                    reason = WAITS
+                elif (at, entry) not in heard:
+                    reason = WORD
+                elif not np.isfinite(floor):
+                    reason = CASE
+                elif score is None:
+                    reason = PLACE
+                else:
+                    reason = GAMMA if score <= self.gamma else FLOOR if score < needed else NEARER
+            found.append(Named(at, entry, score, needed, reason))
+        return found
+
+
+def _pairs(ends: tuple[np.ndarray, np.ndarray, np.ndarray]) -> list[tuple[int, int, float]]:
+    """(token, entry, floor) of `Subjects.ends`."""
+    return list(zip(*(column.tolist() for column in ends), strict=True))
+
 
 class SubjectGate:
     """Entries whose subject (or an alias of it) the text ends with at a token; of these the nearest by cosine, where
@@ -167,6 +207,10 @@ class SubjectGate:
             return self._unguarded().fired(keys, tokens)
         text = self._text(tokens)
         return Fired.of(self._matcher.match(keys, text, tokens.first_tokens().reshape(-1)), None)
+
+    def named(self, keys: torch.Tensor, tokens: Tokens) -> list[Named]:
+        """Which entries the text names, and why they do not fire (`guard.named.NamesSubjects`)."""
+        return self._matcher.named(keys, self._text(tokens), tokens.first_tokens().reshape(-1))
 
     def candidates(self, keys: torch.Tensor, tokens: Callable[[], Tokens]) -> Candidates | None:
         known = tokens()

@@ -1,4 +1,5 @@
-"""Why a text is answered as it is: for every token the entry that fires, or comes nearest."""
+"""Why a text is answered as it is: for every token the entry that fires, or comes nearest, and the subjects that end
+there without firing."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import torch
 
 from neuraldb_faiss.errors import FactError
 from neuraldb_faiss.guard.gate import Gate, Tokens
+from neuraldb_faiss.guard.named import Named, NamesSubjects
 from neuraldb_faiss.index import Matcher
 from neuraldb_faiss.models import FFNSite
 from neuraldb_faiss.models.identity import check_model
@@ -24,6 +26,30 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """An entry that the text names at a token and that does not fire there.
+
+    Attributes:
+        entry: its id. facts: what it serves.
+        score: the best exact cosine of its keys that may answer there; None where none may.
+        needed: the cosine asked for: γ, or the floor of names as the text writes this one.
+        reason: a key of `guard.named.WHY`. why: the same in words.
+    """
+
+    entry: int
+    facts: tuple[StoredFact, ...]
+    score: float | None
+    needed: float
+    reason: str
+    why: str
+
+    @classmethod
+    def of(cls, named: Named, facts: tuple[StoredFact, ...]) -> Held:
+        """From what the gate tells of an entry that does not fire."""
+        return cls(named.entry, facts, named.score, named.needed, named.reason or "", named.why)
+
+
+@dataclass(frozen=True, slots=True)
 class Nearest:
     """One token of a text and the entry nearest to its key.
 
@@ -33,6 +59,7 @@ class Nearest:
             position 0 only keys taken on the same first token may, and nowhere else may those).
         score: the exact cosine of the two keys, 0 without an entry. fired: whether it passes guard and gate.
         facts: what the entry serves.
+        held: entries whose subjects end here and that do not fire, where the guard reads names.
     """
 
     position: int
@@ -41,6 +68,7 @@ class Nearest:
     score: float
     fired: bool
     facts: tuple[StoredFact, ...]
+    held: tuple[Held, ...] = ()
 
 
 def explain(
@@ -76,13 +104,21 @@ def nearest_of(
         entries[place], scores[place] = int(entry), float(score)
     firing = set(fired.places.tolist())
     served: dict[int, tuple[StoredFact, ...]] = {-1: ()}
-    found = []
-    for position, (token, entry, score) in enumerate(zip(ids, entries, scores, strict=True)):
+
+    def facts_of(entry: int) -> tuple[StoredFact, ...]:
         if entry not in served:
             served[entry] = tuple(db.facts(entry=entry))
+        return served[entry]
+
+    held: dict[int, list[Held]] = {}
+    for named in gate.named(keys, tokens) if isinstance(gate, NamesSubjects) else ():
+        if named.reason is not None:
+            held.setdefault(named.place, []).append(Held.of(named, facts_of(named.entry)))
+    found = []
+    for position, (token, entry, score) in enumerate(zip(ids, entries, scores, strict=True)):
         known = None if entry < 0 else entry
-        word = tokenizer.decode([token])
-        found.append(Nearest(position, word, known, score, position in firing, served[entry]))
+        word, quiet = tokenizer.decode([token]), tuple(held.get(position, ()))
+        found.append(Nearest(position, word, known, score, position in firing, facts_of(entry), quiet))
     return found
 
 

@@ -13,7 +13,7 @@ from neuraldb_faiss.cli.loading import ModelChoice
 from neuraldb_faiss.cli.output import console, count, emit_json, fact_summaries, plain, say
 
 if TYPE_CHECKING:
-    from neuraldb_faiss.inference.explain import Nearest
+    from neuraldb_faiss.inference.explain import Held, Nearest
     from neuraldb_faiss.store import StoredFact
 
 
@@ -53,8 +53,8 @@ class _Page:
 def explain(
     db: Path, prompt: str, model: ModelChoice, top: int | None, page: _Page, gate: opt.GateChoice, as_json: bool
 ) -> None:  # fmt: skip
-    """Show for every token of PROMPT the nearest entry, its cosine, and whether it fires; and which facts the delivery
-    text would state in front of it.
+    """Show for every token of PROMPT the nearest entry, its cosine, and whether it fires; of subjects that are named
+    and do not fire, why; and which facts the delivery text would state in front of it.
 
     Of a database without a model only these are shown.
     """
@@ -97,6 +97,7 @@ def explain(
                         "score": round(one.score, 6),
                         "fired": one.fired,
                         "facts": fact_summaries(one.facts),
+                        "held": [_held_json(held) for held in one.held],
                     }
                     for one in found
                 ],
@@ -105,6 +106,7 @@ def explain(
         )
         return
     _print_table(found)
+    _print_held(found)
     say(f"{count(sum(one.fired for one in found), 'token')} fired at gamma {used.gamma:g}, guard {used.guard}")
     _show_stated(prompt, stated, as_json)
 
@@ -116,6 +118,21 @@ def _show_stated(prompt: str, stated: tuple[StoredFact, ...], as_json: bool) -> 
     for fact in stated:
         console().print(f"stated  {plain(fact.statement)}", markup=False, highlight=False, soft_wrap=True)
     say(f"{count(len(stated), 'fact')} would be stated (--delivery text)")
+
+
+def _held_json(held: Held) -> dict[str, object]:
+    score = None if held.score is None else round(held.score, 6)
+    known = {"entry": held.entry, "score": score, "needed": held.needed, "reason": held.reason, "why": held.why}
+    return {**known, "facts": fact_summaries(held.facts)}
+
+
+def _print_held(found: list[Nearest]) -> None:
+    for one in found:
+        for held in one.held:
+            names = "; ".join(f"{plain(fact.subject)} → {plain(fact.target)}" for fact in held.facts)
+            cosine = "" if held.score is None else f" (cosine {held.score:.3f}, asked for {held.needed:g})"
+            line = f"held at {one.position}  {names}: {held.why}{cosine}"
+            console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_table(found: list[Nearest]) -> None:
