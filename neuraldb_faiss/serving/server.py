@@ -57,7 +57,7 @@ class Server(uvicorn.Server):
             NeuralDBError: a database cannot be opened, or was built with another model; too few files can be opened.
         """
         limits, metrics = settings.limits, Metrics()
-        tenants = Tenants(model, tokenizer, databases, settings.tokens, _name(model), limits)
+        tenants = Tenants(model, tokenizer, databases, settings, _name(model))
         prompts = Prompts(model, tokenizer, limits)
         self._service = Service(
             tenants, Engine(model, tokenizer, tenants, limits, metrics), prompts,

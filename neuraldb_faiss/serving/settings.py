@@ -45,12 +45,37 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Token:
+    """A token with a name, for logs. database: the one that it opens; None: all that have no token of their own."""
+
+    value: str
+    name: str
+    database: str | None = None
+
+
+@dataclass(frozen=True)
 class Tokens:
-    """common: needed for changes, of any database that has none of its own. own: database -> the token that is needed
-    for whatever touches it."""
+    """Who may do what.
+
+    Attributes:
+        common: needed for changes, of any database that has no token of its own.
+        own: database -> the token that is needed for whatever touches it.
+        named: further ones of both kinds, each with the name of who has it.
+    """
 
     common: str | None
     own: dict[str, str]
+    named: tuple[Token, ...] = ()
+
+    def to_use(self, database: str) -> list[Token]:
+        """Those of which one is needed for whatever touches this database; none: anybody may use it."""
+        mine = [Token(self.own[database], database, database)] if database in self.own else []
+        return [*mine, *(one for one in self.named if one.database == database)]
+
+    def to_change(self, database: str) -> list[Token]:
+        """Those of which one is needed to change its facts; none: nobody may."""
+        common = [Token(self.common, "common")] if self.common is not None else []
+        return self.to_use(database) or [*common, *(one for one in self.named if one.database is None)]
 
 
 @dataclass(frozen=True)
@@ -62,12 +87,14 @@ class ServerSettings:
         limits: what a client may ask for.
         hosts: names by which the server may be asked; None: those of loopback and of the address it is bound to.
         delivery: how facts reach requests that do not say, one of `config.DELIVERIES`; None: as each database says.
+        default: the database of requests that name none, or `UNEDITED`; None: the only one there is, or else none.
     """
 
     tokens: Tokens
     limits: Limits = Limits()
     hosts: Hosts | None = None
     delivery: str | None = None
+    default: str | None = None
 
 
 def named_databases(given: Sequence[str]) -> dict[str, Path]:
@@ -97,25 +124,41 @@ def named_databases(given: Sequence[str]) -> dict[str, Path]:
     return found
 
 
+def check_default(name: str | None, databases: Sequence[str]) -> str | None:
+    """The default database's name. Raises ServeError where none is called so."""
+    if name is not None and name != UNEDITED and name not in databases:
+        raise ServeError(f"--default {name}: the databases are {', '.join(databases)} ({UNEDITED!r}: the model alone)")
+    return name
+
+
 def read_tokens(given: Sequence[str], databases: Sequence[str]) -> Tokens:
-    """Tokens from "token", for all databases, and "name=token", for one.
+    """Tokens from "token", for all databases, and "database=token", for one; with "who@" in front, as in
+    "anna@database=token" or "anna@=token", there may be several of both, each with its own name.
 
     Raises:
         ServeError: a name is no database's, a token is no token, or there are two for the same.
     """
     common: str | None = None
     own: dict[str, str] = {}
+    named: dict[tuple[str, str], Token] = {}
     for one in given:
-        named = _NAMED_TOKEN.fullmatch(one)
-        name, token = named.groups() if named else (None, one)
-        if name is not None and name not in databases:
+        parts = _NAMED_TOKEN.fullmatch(one)
+        place, token = parts.groups() if parts else ("", one)
+        who, at, name = place.rpartition("@")
+        if name and name not in databases:
             raise ServeError(f"there is a token for {name!r}, but the databases are {', '.join(databases)}")
-        if not _TOKEN.fullmatch(token):
-            raise ServeError("a token holds letters, digits and any of . _ ~ + / - only, as HTTP wants it")
-        if name in own or (name is None and common is not None):
-            raise ServeError(f"there are two tokens for {name or 'all databases'}: give one")
-        if name is None:
+        if not _TOKEN.fullmatch(token) or (at and not _NAME.fullmatch(who)):
+            raise ServeError(
+                "a token holds letters, digits and any of . _ ~ + / - only, as HTTP wants it (DATABASE=TOKEN for one"
+                " database, WHO@DATABASE=TOKEN or WHO@=TOKEN for who has it)"
+            )
+        whose = f"{who} at {name or 'all databases'}" if at else name or "all databases"
+        if at and (who, name) not in named:
+            named[who, name] = Token(token, who, name or None)
+        elif not at and name and name not in own:
+            own[name] = token
+        elif not at and not name and common is None:
             common = token
         else:
-            own[name] = token
-    return Tokens(common, own)
+            raise ServeError(f"there are two tokens for {whose}: give one")
+    return Tokens(common, own, tuple(named.values()))

@@ -1,12 +1,10 @@
-"""The databases that one model serves, each for itself."""
+"""Databases attached to the model that serves them, each for its own rows."""
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 from neuraldb_faiss.config import DatabaseConfig
 from neuraldb_faiss.database import NeuralDB
@@ -14,29 +12,23 @@ from neuraldb_faiss.errors import NeuralDBError
 from neuraldb_faiss.hook import Fire, Handle, Shown, attach
 from neuraldb_faiss.hook.text_handle import TextHandle
 from neuraldb_faiss.models.identity import check_model
-from neuraldb_faiss.options import FactFilter
-from neuraldb_faiss.serving.errors import ApiError
+from neuraldb_faiss.serving.databases import Database, Databases
 from neuraldb_faiss.serving.row_gate import RowGate
-from neuraldb_faiss.serving.settings import UNEDITED, Limits, Tokens
-from neuraldb_faiss.serving.statements import Statements
+from neuraldb_faiss.serving.settings import ServerSettings
 from neuraldb_faiss.store import Snapshot, Store, StoredFact
 
 
-class Tenant:
+class Tenant(Database):
     """One database, attached to the model for the rows that ask for it.
 
-    The worker's thread alone uses it, but for `name`, `path`, `statements`, `read` and `check`.
-
-    Attributes: statements: its facts as prompts state them.
+    The worker's thread alone uses it, but for what any `Database` has.
     """
 
     def __init__(self, name: str, path: Path, model: Any, tokenizer: Any, trace_size: int) -> None:
         """Raises NeuralDBError: no database there, or one of another model."""
-        self.name = name
-        self.path = path
+        super().__init__(name, path)
         self._model, self._tokenizer, self._trace_size = model, tokenizer, trace_size
         self._open()
-        self.statements = Statements(path, self._check)
 
     def _open(self) -> None:
         """Attach what lies at the path now, as a whole. Where it cannot be, nothing changes here."""
@@ -79,28 +71,7 @@ class Tenant:
             self.facts = len(self._db)
             self.generation = self._db.generation
 
-    def read(self, **where: Unpack[FactFilter]) -> tuple[int, list[StoredFact]]:
-        """The newest generation and its facts that fit (see `Catalog.facts`), for any thread. Raises as `check`."""
-        with self._reading() as store:
-            generation = store.generation
-            return generation, list(store.catalog.facts(generation, **where))
-
-    def check(self) -> None:
-        """For any thread: whether what lies at the path can answer, so that it may be read and changed.
-
-        Raises NeuralDBError where it cannot be read, or was built with another model.
-        """
-        with self._reading():
-            pass
-
-    @contextmanager
-    def _reading(self) -> Iterator[Store]:
-        """What lies at the path, opened anew: so it is never one that was replaced."""
-        with closing(Store(self.path)) as store:
-            self._check(store.config())
-            yield store
-
-    def _check(self, config: DatabaseConfig) -> None:
+    def check_config(self, config: DatabaseConfig) -> None:
         """Raises NeuralDBError where a database with these settings was built with another model."""
         if config.has_model and _belongs_to(config) != self._belongs_to:
             check_model(config, self._model)
@@ -129,7 +100,7 @@ class Tenant:
     def close(self) -> None:
         self._handle.remove()
         self._store.close()
-        self.statements.close()
+        super().close()
 
 
 def _belongs_to(config: DatabaseConfig) -> tuple[Any, ...]:
@@ -137,116 +108,19 @@ def _belongs_to(config: DatabaseConfig) -> tuple[Any, ...]:
     return (config.fingerprint, config.layer, config.ffn_module, config.d1, config.d2)
 
 
-class Tenants:
-    """All of them, and who may touch which."""
+class Tenants(Databases[Tenant]):
+    """The databases that are attached to one model."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, databases: Mapping[str, Path], tokens: Tokens, model_name: str, limits: Limits
+        self, model: Any, tokenizer: Any, databases: Mapping[str, Path], settings: ServerSettings, model_name: str
     ) -> None:
         """Raises NeuralDBError where a database cannot be opened or attached; none stays attached then."""
-        self.model_name = model_name
-        self._tokens = tokens
-        self._all: dict[str, Tenant] = {}
+        attached: dict[str, Tenant] = {}
         try:
             for name, path in databases.items():
-                self._all[name] = Tenant(name, path, model, tokenizer, limits.batch_tokens)
+                attached[name] = Tenant(name, path, model, tokenizer, settings.limits.batch_tokens)
         except NeuralDBError:
-            self.close()
+            for tenant in attached.values():
+                tenant.close()
             raise
-
-    def __iter__(self) -> Iterator[Tenant]:
-        return iter(self._all.values())
-
-    def close(self) -> None:
-        for tenant in self:
-            tenant.close()
-
-    # ---- which one a request means
-
-    @property
-    def names(self) -> list[str]:
-        """What `model` of a request may be, by whatever token."""
-        return self._models(self._all)
-
-    def models(self, token: str | None) -> list[str]:
-        """`names` without those of databases that this token does not open."""
-        return self._models(name for name, tenant in self._all.items() if self._opens(tenant, token))
-
-    def _models(self, names: Iterable[str]) -> list[str]:
-        return [self.model_name, *(f"{self.model_name}+{name}" for name in (*names, UNEDITED))]
-
-    def of_model(self, model: str, header: str | None, token: str | None) -> Tenant | None:
-        """The database that a request for this model means; None for the model alone.
-
-        Args:
-            model: the model's name, alone or with "+" and a database's. header: X-NeuralDB, a database's name.
-
-        Raises:
-            ApiError: there is none such, the two contradict each other, or the token does not open it.
-        """
-        alone, plus, named = model.partition(f"{self.model_name}+")
-        if model != self.model_name and (alone or not plus):
-            raise _no_model(model)
-        if plus and header is not None and named != header:
-            raise ApiError(400, f"the model names the database {named!r}, X-NeuralDB names {header!r}", param="model")
-        name = named if plus else header
-        if name is None:
-            name = next(iter(self._all)) if len(self._all) == 1 else UNEDITED
-        if name == UNEDITED:
-            return None
-        if name not in self._all:
-            raise _no_model(model) if plus else _no_database(name)
-        return self._opened(self._all[name], token)
-
-    def of_header(self, header: str | None, token: str | None) -> Tenant:
-        """The database that a request about facts means. Raises ApiError as `of_model`."""
-        if header is None:
-            if len(self._all) > 1:
-                raise ApiError(
-                    400, "name the database in the header X-NeuralDB", param="X-NeuralDB", code="no_database"
-                )  # fmt: skip
-            header = next(iter(self._all))
-        if header not in self._all:
-            raise _no_database(header)
-        return self._opened(self._all[header], token)
-
-    def check_change(self, tenant: Tenant, token: str | None) -> None:
-        """Raises ApiError unless the token may change this database's facts."""
-        needed = self._tokens.own.get(tenant.name, self._tokens.common)
-        if needed is None:
-            raise ApiError(
-                403, "facts cannot be changed here: start the server with --token, or with NEURALDB_TOKEN set",
-                code="changes_off",
-            )  # fmt: skip
-        _check(needed, token)
-
-    def _opened(self, tenant: Tenant, token: str | None) -> Tenant:
-        if not self._opens(tenant, token):
-            _check(self._tokens.own[tenant.name], token)
-        return tenant
-
-    def _opens(self, tenant: Tenant, token: str | None) -> bool:
-        needed = self._tokens.own.get(tenant.name)
-        return needed is None or (token is not None and _same(needed, token))
-
-
-def _same(one: str, other: str) -> bool:
-    return hmac.compare_digest(one.encode(), other.encode("utf-8", "surrogateescape"))
-
-
-def _check(needed: str, token: str | None) -> None:
-    if token is None or not _same(needed, token):
-        told = "needs its token" if token is None else "is not opened by this token"
-        raise ApiError(
-            401, f"this {told}: send the header Authorization: Bearer TOKEN", code="invalid_api_key",
-            headers={"WWW-Authenticate": "Bearer"},
-        )  # fmt: skip
-
-
-def _no_model(name: str) -> ApiError:
-    message = f"there is no model {name!r}: GET /v1/models lists them"
-    return ApiError(404, message, param="model", code="model_not_found")
-
-
-def _no_database(name: str) -> ApiError:
-    return ApiError(404, f"there is no database {name!r}", param="X-NeuralDB", code="no_database")
+        super().__init__(attached, settings.tokens, model_name, settings.default)

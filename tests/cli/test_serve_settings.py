@@ -42,6 +42,9 @@ def test_the_environment_comes_before_the_file_and_options_before_both(
     assert (found["port"], found["batch"], found["queue"]) == (9001, 5, 7)
     assert (found["databases"], found["allowed_hosts"]) == (("en=a", "fr=b"), ("one", "two"))
     assert read(["--max-batch", "6"])["batch"] == 6
+    assert found["default"] is None
+    monkeypatch.setenv("NEURALDB_SERVE_DEFAULT", "fr")
+    assert read([])["default"] == "fr" and read(["--default", "none"])["default"] == "none"
     monkeypatch.setenv("NEURALDB_SERVE_DATABASES", "x y")
     assert read([])["databases"] == ("x", "y")
 

@@ -70,13 +70,15 @@ class Served:
 
 @contextmanager
 def serving(
-    folder: Path, paths: dict[str, Path], tokens: Tokens, limits: Limits, delivery: str | None = "residual"
-) -> Iterator[Served]:
+    folder: Path, paths: dict[str, Path], tokens: Tokens, limits: Limits, delivery: str | None = "residual",
+    **more: Any,
+) -> Iterator[Served]:  # fmt: skip
+    """more: of `ServerSettings`."""
     model, tokenizer = load_model(folder / "tiny")
+    settings = ServerSettings(tokens, limits, delivery=delivery, **more)
     ready = threading.Event()
     with bind("127.0.0.1", 0) as bound:
         port = bound.getsockname()[1]
-        settings = ServerSettings(tokens, limits, delivery=delivery)
         server = Server(model, tokenizer, paths, bound, settings, ready=lambda _: ready.set())
         thread = threading.Thread(target=server.serve_until_told)
         thread.start()

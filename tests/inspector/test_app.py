@@ -35,12 +35,12 @@ def http(folder: Path, db: Path) -> Iterator[Any]:
     from neuraldb_faiss.serving.engine import Engine
     from neuraldb_faiss.serving.metrics import Metrics
     from neuraldb_faiss.serving.service import Service
-    from neuraldb_faiss.serving.settings import Limits, Tokens
+    from neuraldb_faiss.serving.settings import Limits, ServerSettings, Tokens
     from neuraldb_faiss.serving.tenants import Tenants
 
     model, tokenizer = load_model(folder / "tiny")
     limits, metrics, page = Limits(grace=5.0, new_tokens=64), Metrics(), Inspected(db)
-    tenants = Tenants(model, tokenizer, {NAME: db}, Tokens(None, {NAME: "secret"}), "tiny", limits)
+    tenants = Tenants(model, tokenizer, {NAME: db}, ServerSettings(Tokens(None, {NAME: "secret"}), limits), "tiny")
     engine = Engine(model, tokenizer, tenants, limits, metrics)
     prompts = Prompts(model, tokenizer, limits)
     service = Service(tenants, engine, prompts, Deliveries(prompts, metrics, None), limits, metrics)

@@ -22,6 +22,7 @@ TEMPLATE = (
     "{% if not quiet %}A conversation.\n{% endif %}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
+SETTINGS = {"default"}  # of `ServerSettings`, that a test may give `serve`; all else is of `Limits`
 TARGETS = {"a": ["Rome", "Steve", "Tokyo", "Italy"], "b": ["Berlin", "Microsoft", "Madrid", "Japan"]}
 
 
@@ -58,11 +59,12 @@ def serve(folder: Path, paths: dict[str, Path]) -> Iterator[Serve]:
 
         def start(
             *names: str, common: str | None = "secret", own: dict[str, str] | None = None,
-            delivery: str | None = "residual", **limits: Any,
+            delivery: str | None = "residual", **more: Any,
         ) -> Served:  # fmt: skip
             chosen = {name: paths[name] for name in names or ("a",)}
-            how = Limits(**{"grace": 5.0, **limits})
-            return stack.enter_context(serving(folder, chosen, Tokens(common, own or {}), how, delivery))
+            further = {name: more.pop(name) for name in SETTINGS & more.keys()}
+            limits = Limits(**{"grace": 5.0, **more})
+            return stack.enter_context(serving(folder, chosen, Tokens(common, own or {}), limits, delivery, **further))
 
         yield start
 

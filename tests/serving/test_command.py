@@ -24,15 +24,17 @@ CODE = "from neuraldb_faiss.cli.commands.serve import serve; serve()"
 
 
 @contextmanager
-def started(*arguments: object, before: str = "", **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The process, which runs the code `before` first, and the URL it says it serves at."""
+def started(
+    *arguments: object, before: str = "", told: list[str] | None = None, **environment: str
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The process, which runs the code `before` first, and the URL it says it serves at; `told` gets what it says."""
     process = subprocess.Popen(
         [sys.executable, "-c", before + CODE, *map(str, arguments), "--port", "0"],
         stderr=subprocess.PIPE, text=True, cwd=Path(__file__).resolve().parents[2], env={**os.environ, **environment},
     )  # fmt: skip
     try:
         assert process.stderr is not None
-        lines = []
+        lines = [] if told is None else told
         for line in process.stderr:
             lines.append(line)
             if line.startswith("at http://"):
@@ -90,6 +92,7 @@ def test_a_change_that_is_too_long_for_the_grace_is_not_made(folder: Path, paths
         (["a={a}", "--model", "{folder}/nothing"], "nothing"),
         (["a={a}", "b={b}", "--token", "c=x"], "there is a token for 'c'"),
         (["a={a}", "a={b}"], "two databases are called 'a'"),
+        (["a={a}", "b={b}", "--default", "c"], "--default c: the databases are a, b"),
         (["a={a}", "--host", "256.1.1.1"], "cannot serve on 256.1.1.1"),
     ],
 )
@@ -97,6 +100,19 @@ def test_what_cannot_be_served_is_said(folder: Path, paths: dict[str, Path], arg
     filled = [one.format(folder=folder, **paths) for one in arguments]
     done = CliRunner().invoke(command, [*filled, "--port", "0"])
     assert done.exit_code == 1 and told in str(done.exception)
+
+
+def test_several_databases_without_a_default_are_warned_of(folder: Path, paths: dict[str, Path]) -> None:
+    both = (f"a={paths['a']}", f"b={paths['b']}", "--model", folder / "tiny")
+    with started(*both, "--default", "b") as (_, url):
+        body = {"model": "tiny", "prompt": PROMPT, "temperature": 0, "max_tokens": 2}
+        answer = httpx2.post(f"{url}/v1/completions", json=body, timeout=60)
+        assert answer.headers["X-NeuralDB-Generation"] == "1"
+    told: list[str] = []
+    with started(*both, told=told):
+        pass
+    (warning,) = [line for line in told if "alone get no facts" in line]
+    assert "tiny+a" in warning and "--default and one of a, b, none" in warning
 
 
 def test_a_database_of_another_model_is_refused(folder: Path, paths: dict[str, Path], tmp_path: Path) -> None:

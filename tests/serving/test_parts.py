@@ -53,10 +53,21 @@ def test_tokens_are_for_all_or_for_one() -> None:
     assert read_tokens([], ["legal"]) == read_tokens([], [])
 
 
+def test_tokens_may_say_who_has_them() -> None:
+    tokens = read_tokens(["c", "anna@legal=x1", "ben@legal=x2", "carl@=x3"], ["legal", "base"])
+    assert [(one.name, one.value) for one in tokens.to_use("legal")] == [("anna", "x1"), ("ben", "x2")]
+    assert tokens.to_change("legal") == tokens.to_use("legal") and tokens.to_use("base") == []
+    assert [(one.name, one.value) for one in tokens.to_change("base")] == [("common", "c"), ("carl", "x3")]
+    assert [one.name for one in read_tokens(["legal=x"], ["legal"]).to_change("legal")] == ["legal"]
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
-    [(["legla=x"], "legla"), (["a", "b"], "two tokens"), (["legal=a", "legal=b"], "for legal"), (["a b"], "letters")],
-)
+    [
+        (["legla=x"], "legla"), (["a", "b"], "two tokens"), (["legal=a", "legal=b"], "for legal"), (["a b"], "letters"),
+        (["anna@legla=x"], "legla"), (["anna@legal=a", "anna@legal=b"], "anna at legal"), (["@legal=a"], "WHO@"),
+    ],
+)  # fmt: skip
 def test_bad_tokens_are_refused(given: list[str], told: str) -> None:
     with pytest.raises(ServeError, match=told) as refused:
         read_tokens(given, ["legal"])

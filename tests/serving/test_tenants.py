@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from pathlib import Path
 
 import openai
 import pytest
@@ -67,6 +68,20 @@ def test_a_header_or_the_model_names_the_database(serve: Serve) -> None:
     with pytest.raises(openai.NotFoundError):
         said("tiny", "c")
     assert served.http.get("/facts").json()["error"]["code"] == "no_database"
+
+
+def test_a_default_database_is_meant_where_none_is_named(serve: Serve, paths: dict[str, Path]) -> None:
+    served = serve("a", "b", default="b", own={"b": "token-b"})
+    with pytest.raises(openai.AuthenticationError):
+        served.say(PROMPT)  # and not the model alone
+    assert (
+        served.say(PROMPT, token="token-b") == served.say(PROMPT, "tiny+b", "token-b") != served.say(PROMPT, "tiny+a")
+    )
+    listed = served.http.get("/facts", headers=bearer("token-b")).json()
+    assert listed["database"] == "b" and listed["data"][0]["target"] == "Berlin"
+    alone = serve("a", default="none")
+    assert alone.say(PROMPT) == alone.say(PROMPT, "tiny+none") != alone.say(PROMPT, "tiny+a")
+    assert alone.http.get("/facts").json()["error"]["code"] == "no_database"
 
 
 def test_nobody_gets_at_anothers_facts(serve: Serve) -> None:

@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from neuraldb_faiss.cli import options as opt
+from neuraldb_faiss.cli import serve_options as options
 from neuraldb_faiss.cli.config_file import config_option, with_environment
 from neuraldb_faiss.cli.loading import ModelChoice, require_server_packages
 from neuraldb_faiss.cli.output import say, warn
 from neuraldb_faiss.config import DELIVERIES
-from neuraldb_faiss.errors import ServeError
 
 if TYPE_CHECKING:
     from neuraldb_faiss.serving.settings import Limits
-
-
-def _limits(**given: Any) -> Limits:
-    from neuraldb_faiss.serving.settings import Limits
-
-    return Limits(**given)
-
-
-def _tokens_of(file: Path) -> list[str]:
-    try:
-        found = file.read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ServeError(f"the token file {file} cannot be read: {error}") from None
-    if not found:
-        raise ServeError(f"the token file {file} holds no token")
-    return found
 
 
 @click.command(
@@ -45,15 +28,7 @@ def _tokens_of(file: Path) -> list[str]:
 @config_option()
 @opt.model
 @opt.address(8000)
-@click.option(
-    "--token",
-    "tokens",
-    metavar="[NAME=]TOKEN",
-    multiple=True,
-    envvar="NEURALDB_TOKEN",
-    help="Token that clients need to change facts; with a database's NAME, to use that database at all."
-    " Repeatable (in NEURALDB_TOKEN: separated by spaces). [default: facts cannot be changed]",
-)
+@options.tokens
 @click.option(
     "--delivery",
     type=click.Choice(DELIVERIES),
@@ -61,64 +36,31 @@ def _tokens_of(file: Path) -> list[str]:
     " both, or auto (the best for the kind of request). [default: as each database says, which is auto]",
 )
 @click.option(
-    "--token-file",
-    "token_files",
-    metavar="FILE",
-    multiple=True,
-    type=click.Path(path_type=Path, dir_okay=False),
-    envvar="NEURALDB_TOKEN_FILE",
-    help="File with such tokens, separated by white space, as secrets are mounted. Repeatable.",
+    "--default",
+    metavar="NAME",
+    help="Database of requests that name none; 'none' for the model alone. [default: the only database; with several,"
+    " the model alone]",
 )
-@opt.bundle(
-    "limits",
-    _limits,
-    click.option(
-        "--max-prompt-tokens", "prompt_tokens", type=click.IntRange(1), default=4096, show_default=True, metavar="N",
-        help="Maximum length of a prompt.",
-    ),
-    click.option(
-        "--max-new-tokens", "new_tokens", type=click.IntRange(1), default=1024, show_default=True, metavar="N",
-        help="Maximum length of an answer.",
-    ),
-    click.option(
-        "--max-batch", "batch", type=click.IntRange(1), default=16, show_default=True, metavar="N",
-        help="Maximum number of requests answered at once.",
-    ),
-    click.option(
-        "--max-queue", "queue", type=click.IntRange(1), default=128, show_default=True, metavar="N",
-        help="Maximum number of waiting requests; the next one is refused (429).",
-    ),
-    click.option(
-        "--max-body", "body", type=click.IntRange(1), default=1 << 20, show_default=True, metavar="BYTES",
-        help="Maximum size of a request.",
-    ),
-    click.option(
-        "--timeout", type=click.FloatRange(0, min_open=True), default=120.0, show_default=True, metavar="SECONDS",
-        help="How long a request may wait and run.",
-    ),
-    click.option(
-        "--grace", type=click.FloatRange(0), default=30.0, show_default=True, metavar="SECONDS",
-        help="How long running requests may take to finish once the server is told to stop.",
-    ),
-)  # fmt: skip
+@options.limits
 def serve(
-    databases: tuple[str, ...], model: ModelChoice, address: opt.Address, tokens: tuple[str, ...],
-    token_files: tuple[Path, ...], delivery: str | None, limits: Limits,
+    databases: tuple[str, ...], model: ModelChoice, address: opt.Address, tokens: list[str],
+    delivery: str | None, default: str | None, limits: Limits,
 ) -> None:  # fmt: skip
     """Serve a model with databases attached, for clients of OpenAI's API.
 
     Every option can be set in the environment too, as NEURALDB_SERVE_PORT, and in a file (--config).
 
     DB is a database's folder, or NAME=folder; requests name it behind a plus: "model": "MODEL+NAME". GET /v1/models
-    lists what may be named. With one database, MODEL alone answers from it.
+    lists what may be named. MODEL alone answers from --default, or from the only database.
     """
     from neuraldb_faiss.database import NeuralDB
-    from neuraldb_faiss.serving.settings import ServerSettings, named_databases, read_tokens
+    from neuraldb_faiss.serving.settings import ServerSettings, check_default, named_databases, read_tokens
 
     named = named_databases(databases)
     for place in named.values():
         NeuralDB.open(place).close()
-    access = read_tokens([*tokens, *(token for file in token_files for token in _tokens_of(file))], list(named))
+    access = read_tokens(tokens, list(named))
+    check_default(default, list(named))
     require_server_packages()
     from neuraldb_faiss.serving.hosts import Hosts
     from neuraldb_faiss.serving.server import Server, bind
@@ -132,11 +74,16 @@ def serve(
 
         def ready(models: Sequence[str]) -> None:
             say(f"serving {', '.join(models)}")
+            if len(named) > 1 and default is None:
+                warn(
+                    f"requests for {models[0]} alone get no facts, for there are several databases: clients choose one"
+                    f" by its name, as in {models[1]}, or start with --default and one of {', '.join(named)}, none"
+                )
             say(f"at {where} (stop with Ctrl-C)")
 
-        settings = ServerSettings(access, limits, hosts, delivery)
+        settings = ServerSettings(access, limits, hosts, delivery, default)
         server = Server(loaded, tokenizer, named, bound, settings, ready=ready)
-        if access.common is None and len(access.own) < len(named):
+        if not all(access.to_change(name) for name in named):
             warn("no --token: facts of databases without one cannot be changed here")
         server.serve_until_told()
     say("stopped")
