@@ -183,6 +183,11 @@ class DatabaseConfig:
             ValueError: one is missing, or has a value that it cannot have.
         """
         check_settings({**_OWN, **stored})
+        return cls.of_checked(stored)
+
+    @classmethod
+    def of_checked(cls, stored: Mapping[str, Any]) -> DatabaseConfig:
+        """`from_json` of what `check_settings` has passed."""
         found = {one.name: stored[one.name] for one in fields(cls) if stored.get(one.name) is not None}
         found |= {"ffn_module": stored["ffn_module"], "prefixes": tuple(stored["prefixes"]), "stored": dict(stored)}
         if "index" in found:

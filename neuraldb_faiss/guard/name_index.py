@@ -152,6 +152,8 @@ class Subjects:
             numbers.append(entry)
             names.append(name)
         spell = self._spell
+        if not names and len(self):
+            return Subjects(self.hashes, self.entries, self.longest, names_of, floors, self._maybe, spell)
         hashes, lengths = hash_names(names if spell is None else spell(names))
         entries, longest = np.array(numbers, np.int64), max(self.longest, int(lengths.max(initial=0)))
         order = np.lexsort((entries, hashes))

@@ -249,7 +249,7 @@ class Catalog:
         settings = self.settings(generation)
         if not settings:
             raise CorruptError(f"{self.path}: its settings are missing")
-        return DatabaseConfig.from_json(settings)
+        return DatabaseConfig.of_checked(settings)
 
     def check_history(self, newest: int) -> int:
         """The first generation that is kept, `newest` being the last. Raises CorruptError where there is none."""

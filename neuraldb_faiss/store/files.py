@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -183,10 +184,10 @@ def within(root: Path, path: Path) -> Path:
     Raises:
         CorruptError: one is.
     """
-    here = root
+    here = str(root)
     for part in path.relative_to(root).parts:
-        here = here / part
-        if here.is_symlink():
+        here = os.path.join(here, part)
+        if os.path.islink(here):
             raise CorruptError(
                 f"{here} is a link, which may lead outside the database {root}: it was not followed. Put the file or"
                 " folder itself in its place"
@@ -218,8 +219,7 @@ def stream_array(
             digest.update(data)
             write(file, data)
 
-    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
-    npy.write_array_header_1_0(Tee(), header)
+    Tee().write(header_of(dtype, shape))
     for chunk in chunks:
         data = np.ascontiguousarray(chunk, dtype=dtype)
         if data.shape[1:] != shape[1:]:
@@ -251,22 +251,15 @@ def open_whole(path: Path, dtype: str, shape: tuple[int, ...]) -> tuple[bytes, n
     """
     try:
         with open(path, "rb") as file:
-            try:
-                version = npy.read_magic(file)
-                if version != (1, 0):
-                    raise ValueError(f"version {version}")
-                found, fortran, kind = npy.read_array_header_1_0(file, max_header_size=_MAX_HEADER)
-            except Exception as error:  # numpy raises many kinds over a damaged header
-                raise CorruptError(f"{path}: not a readable array header ({error})") from None
-            if found != shape or fortran or kind != np.dtype(dtype):
-                raise CorruptError(f"{path}: holds {kind} {found}, the catalog says {np.dtype(dtype)} {shape}")
-            start = file.tell()
+            written = header_of(dtype, shape)
+            header = file.read(len(written))
+            if header != written:
+                header = _other_header(path, file, dtype, shape)
+            start = len(header)
             want = start + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
             have = os.fstat(file.fileno()).st_size
             if have != want:
                 raise CorruptError(f"{path}: {have} bytes long, should be {want} (a half-copied file?)")
-            file.seek(0)
-            header = file.read(start)
             if 0 in shape:
                 return header, np.empty(shape, dtype)
             if want <= SMALL:
@@ -280,3 +273,28 @@ def open_whole(path: Path, dtype: str, shape: tuple[int, ...]) -> tuple[bytes, n
         raise StoreError(f"{path} is missing (a half-copied database?)") from None
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def header_of(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """What `write_array` puts before an array. Comparing with it takes a tenth of the time of NumPy's parser."""
+    header = io.BytesIO()
+    npy.write_array_header_1_0(header, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape})
+    return header.getvalue()
+
+
+def _other_header(path: Path, file: BinaryIO, dtype: str, shape: tuple[int, ...]) -> bytes:
+    """A header that is not ours to the letter; `file` stands behind it then. Raises CorruptError unless it says the
+    same."""
+    file.seek(0)
+    try:
+        version = npy.read_magic(file)
+        if version != (1, 0):
+            raise ValueError(f"version {version}")
+        found, fortran, kind = npy.read_array_header_1_0(file, max_header_size=_MAX_HEADER)
+    except Exception as error:  # NumPy raises many kinds over a damaged header
+        raise CorruptError(f"{path}: not a readable array header ({error})") from None
+    if found != shape or fortran or kind != np.dtype(dtype):
+        raise CorruptError(f"{path}: holds {kind} {found}, the catalog says {np.dtype(dtype)} {shape}")
+    start = file.tell()
+    file.seek(0)
+    return file.read(start)

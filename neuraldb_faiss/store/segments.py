@@ -189,8 +189,9 @@ class Segment:
         self.folder = root / "segments" / record.name
         counts = {"key": record.keys, "entry": record.entries}
         widths = {"d1": (d1,), "d2": (d2,), None: ()}
+        files.within(root, self.folder)
         for name, (dtype, per, width) in ARRAYS.items():
-            path = files.within(root, self.folder / f"{name}.npy")
+            path = files.within(self.folder, self.folder / f"{name}.npy")
             self.headers[name], array = files.open_whole(path, dtype, (counts[per], *widths[width]))
             setattr(self, f"_{name}", array)
         # Without it the kernel reads ahead around every row: 114 ms instead of 7 ms for 32 cold rows.

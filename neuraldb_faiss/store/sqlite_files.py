@@ -23,7 +23,7 @@ def check_files(path: Path, *, write: bool) -> None:
         CorruptError: a link, something that is no file, a journal that names another file, a write-ahead log.
         StoreError: the catalog has a second name, where a change would be seen too; the journal cannot be read.
     """
-    catalog = _plain(path)
+    catalog = _plain(str(path))
     journal = check_beside(path)
     if catalog is not None and catalog.st_nlink > 1 and (write or journal):
         raise StoreError(
@@ -35,13 +35,13 @@ def check_files(path: Path, *, write: bool) -> None:
 def check_beside(path: Path) -> bool:
     """The part of `check_files` that looks at SQLite's own files, which can come while the catalog is open: SQLite acts
     on them whenever it begins to read. Returns whether there is a journal."""
-    journal = _beside(path, "journal")
-    found = _plain(journal) is not None
+    # Asked before every statement: names are put together as texts, for a Path costs more than looking.
+    found = _plain(f"{path}-journal") is not None
     if found:
-        _check_journal(journal)
-    if _plain(_beside(path, "wal")) is not None:
-        raise CorruptError(f"{_beside(path, 'wal')} is a write-ahead log, which this program does not use. {_NO_WAL}")
-    _plain(_beside(path, "shm"))
+        _check_journal(Path(f"{path}-journal"))
+    if _plain(f"{path}-wal") is not None:
+        raise CorruptError(f"{path}-wal is a write-ahead log, which this program does not use. {_NO_WAL}")
+    _plain(f"{path}-shm")
     return found
 
 
@@ -57,11 +57,7 @@ _NO_WAL = (
 )
 
 
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(f"{path.name}-{suffix}")
-
-
-def _plain(path: Path) -> os.stat_result | None:
+def _plain(path: str) -> os.stat_result | None:
     """What the plain file at `path` is; None where there is none. Raises CorruptError for anything else."""
     try:
         found = os.lstat(path)

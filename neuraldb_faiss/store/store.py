@@ -121,19 +121,19 @@ class Store:
             CorruptError: an array is not what the catalog says.
         """
         while True:
-            newest = self.catalog.generation
+            newest: int | None = None
             try:
                 with self.catalog.reading():
                     newest = self.catalog.generation
                     wanted = newest if generation is None else generation
-                    config = self.check_generation(wanted)
+                    config = self._kept(wanted, newest)
                     snapshot = self._snapshot(wanted, config, like)
                 if not self.catalog.in_place:
                     raise StoreError(f"{self.root} was moved or replaced since it was opened: open it again")
                 return snapshot
             except StoreError:
                 # Between reading the catalog and opening the arrays a compaction may have replaced them.
-                if self.catalog.generation == newest:
+                if newest is None or self.catalog.generation == newest:
                     raise
 
     def _snapshot(self, generation: int, config: DatabaseConfig, like: Snapshot | None) -> Snapshot:
@@ -160,13 +160,17 @@ class Store:
 
     def check_generation(self, generation: int) -> DatabaseConfig:
         """The settings at `generation`. Raises StoreError where it does not exist, CompactedError where it is gone."""
-        newest = self.catalog.generation
-        first = self.catalog.config(newest).history_start
+        return self._kept(generation, self.catalog.generation)
+
+    def _kept(self, generation: int, newest: int) -> DatabaseConfig:
+        """`check_generation`, where the newest one is known."""
+        config = self.catalog.config(newest)
+        first = config.history_start
         if not first <= generation <= newest:
             gone = 0 < generation < first
             kind, why = (CompactedError, "was compacted away") if gone else (StoreError, "does not exist")
             raise kind(f"{self.root}: generation {generation} {why}; there are {first} to {newest}")
-        return self.catalog.config(generation)
+        return config if generation == newest else self.catalog.config(generation)
 
     @contextmanager
     def write(self, command: str, *, wait: float = 10.0) -> Iterator[Transaction]:

@@ -379,6 +379,15 @@ def test_fuzzed_bytes_of_a_good_file(
     check_map(tmp_path_factory.getbasetemp() / "fuzz.npy", bytes(data)[:cut])
 
 
+def test_a_header_that_another_program_spells_otherwise_is_read(tmp_path: Path) -> None:
+    spelled = GOOD.replace(b"'fortran_order': False, 'shape': (3, 2), ", b"'shape':(3,2),'fortran_order':False")
+    path = tmp_path / "spelled.npy"
+    path.write_bytes(spelled[:-1].ljust(len(GOOD) - 1) + b"\n" + bytes(range(12)))
+    assert path.read_bytes()[: len(GOOD)] != files.header_of("<f2", (3, 2)) == GOOD
+    header, found = files.open_whole(path, "<f2", (3, 2))
+    assert found.tobytes() == bytes(range(12)) and header == path.read_bytes()[: len(GOOD)]
+
+
 # ---- JSON beside the catalog
 
 
