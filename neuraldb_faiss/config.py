@@ -42,6 +42,13 @@ def check_guard(guard: str) -> str:
     return GUARDS[guard].name
 
 
+def check_kl_prompts(templates: Sequence[str]) -> None:
+    """Raises BuildError for one without one {}, where the subject goes."""
+    for template in templates:
+        if template.count("{}") != 1:
+            raise BuildError(f"the KL prompt {template!r} must hold one {{}}, where the subject goes")
+
+
 def check_choice(name: str, value: str, known: Sequence[str]) -> str:
     """The value of the setting `name`. Raises ConfigError where it is not one of `known`."""
     if value not in known:
@@ -103,9 +110,7 @@ class ResidualConfig:
 
     def __post_init__(self) -> None:
         """Raises BuildError for a KL prompt without one {}."""
-        for template in self.kl_prompts:
-            if template.count("{}") != 1:
-                raise BuildError(f"the KL prompt {template!r} must hold one {{}}, where the subject goes")
+        check_kl_prompts(self.kl_prompts)
         object.__setattr__(self, "kl_prompts", tuple(self.kl_prompts))  # JSON has lists
 
 

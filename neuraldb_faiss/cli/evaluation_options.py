@@ -31,12 +31,9 @@ class MethodChoice:
 
     def make(self, db: NeuralDB, model: Any, tokenizer: Any) -> Method:
         """The method, after a check that the model is the database's."""
-        from neuraldb_faiss.config import check_gamma
         from neuraldb_faiss.models.identity import check_model
         from neuraldb_faiss.research.evaluation.methods import make_method
 
-        if self.gamma is not None:
-            check_gamma(self.gamma)
         check_model(db.config, model)
         given = {
             "batch": self.batch, "statistics": self.statistics, "gamma": self.gamma, "guard": self.guard,

@@ -117,16 +117,28 @@ class ModelChoice:
         Raises:
             ModelError: no name was given and none is recorded, or the model cannot be loaded.
         """
-        name = self.model
-        if name is None and not db.config.has_model:
+        return load_model(self._name_for(db), self.device, self.dtype)
+
+    def check(self) -> None:
+        """Raise ModelError where the name that is given cannot be that of a model; nothing is imported for it."""
+        if self.model is not None:
+            check_model_name(self.model)
+
+    def check_for(self, db: NeuralDB) -> None:
+        """Raise as `load_for` where the name cannot be that of a model; nothing is imported for it."""
+        check_model_name(self._name_for(db))
+
+    def _name_for(self, db: NeuralDB) -> str:
+        if self.model is not None:
+            return self.model
+        if not db.config.has_model:
             raise ModelError(f"{db.path} was built without a model: name the one that is to answer with --model")
+        name = db.config.model_name
         if name is None:
-            name = db.config.model_name
-            if name is None:
-                raise ModelError(f"{db.path} does not record where its model is: name it with --model")
-            if Path(name).is_absolute() and not Path(name).exists():
-                raise ModelError(f"the model of {db.path} is no longer at {name}: name it with --model")
-        return load_model(name, self.device, self.dtype)
+            raise ModelError(f"{db.path} does not record where its model is: name it with --model")
+        if Path(name).is_absolute() and not Path(name).exists():
+            raise ModelError(f"the model of {db.path} is no longer at {name}: name it with --model")
+        return name
 
 
 def load_model(name: str, device: str | None, dtype: str | None) -> tuple[Any, Any]:

@@ -15,8 +15,8 @@ import click
 
 from neuraldb_faiss.cli.loading import FactFiles, ModelChoice
 from neuraldb_faiss.cli.param_types import Kinds
-from neuraldb_faiss.config import DELIVERIES
-from neuraldb_faiss.errors import SearchError
+from neuraldb_faiss.config import DELIVERIES, check_gamma
+from neuraldb_faiss.errors import SearchError, StoreError
 from neuraldb_faiss.facts import FORMATS, Fact
 from neuraldb_faiss.guard import registry as guard_registry
 from neuraldb_faiss.index import registry as index_registry
@@ -177,12 +177,28 @@ def given_facts(subject: str | None, prompt: str | None, target: str | None, **h
     return FactFiles(**how, inline=fact)
 
 
+def _checked_gamma(_ctx: click.Context, _param: click.Parameter, value: float | None) -> float | None:
+    return None if value is None else check_gamma(value)
+
+
+def _gamma(text: str) -> Any:
+    """The option --gamma with this help; a value out of range is refused before anything is loaded."""
+    return click.option("--gamma", type=float, callback=_checked_gamma, help=text)
+
+
+def _in_folder(_ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    if value is not None and not value.absolute().parent.is_dir():
+        raise StoreError(f"{param.opts[0]} {value}: there is no folder {value.parent} to write it in")
+    return value
+
+
+def new_file(name: str, **how: Any) -> Any:
+    """An option that names a file to write, in a folder that is there."""
+    return click.option(name, type=click.Path(dir_okay=False, path_type=Path), callback=_in_folder, **how)
+
+
 fact_files = bundle("files", given_facts, reading)
-gamma = click.option(
-    "--gamma",
-    type=float,
-    help="The gate: a fact fires where the cosine exceeds this. [default: 0.45 with a guard, 0.65 without]",
-)
+gamma = _gamma("The gate: a fact fires where the cosine exceeds this. [default: 0.45 with a guard, 0.65 without]")
 guards = Kinds(lambda: guard_registry.REGISTRY.kinds)
 guard = click.option(
     "--guard",
@@ -199,7 +215,7 @@ delivery = click.option(
 kinds = Kinds(index_registry.names)
 index = click.option("--index", type=kinds, default="auto", show_default=True, help="How keys are searched.")
 gate_now = both(
-    click.option("--gamma", type=float, help="Use this gate in place of the database's, for this call."),
+    _gamma("Use this gate in place of the database's, for this call."),
     click.option("--guard", type=guards, help="Use this guard in place of the database's, for this call."),
 )
 gate_choice = bundle("gate", GateChoice, gate_now, index)
@@ -239,7 +255,7 @@ destination = bundle(
         show_default=True,
         help="For a fact that comes with several targets: refuse, or take the first or the last (--into comes first).",
     ),
-    click.option("--gamma", type=float, help="The gate from now on; required where the gates differ."),
+    _gamma("The gate from now on; required where the gates differ."),
 )
 
 

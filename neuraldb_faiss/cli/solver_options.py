@@ -22,13 +22,12 @@ def solver_settings(**given: Any) -> dict[str, Any]:
         UsageError: options contradict each other.
         NeuralDBError: a value is out of range; nothing slow has been done by then.
     """
-    from neuraldb_faiss.config import check_gamma
+    from neuraldb_faiss.config import check_kl_prompts
 
     given.update(_with_preset(given.pop("preset"), given))
     given["index"] = opt.index_settings(given["index"], given.pop("nlist"), given.pop("nprobe"))
     given = {name: value for name, value in given.items() if value is not None}
-    if "gamma" in given:
-        check_gamma(given["gamma"])
+    check_kl_prompts(given.get("kl_prompts", ()))
     return given
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -12,7 +12,6 @@ from neuraldb_faiss.config import DatabaseConfig, IndexConfig, check_gamma
 from neuraldb_faiss.edits.pipeline import edit_into, group_by_key
 from neuraldb_faiss.errors import FactError, FingerprintError, StoreError
 from neuraldb_faiss.options import WAIT, JoinOptions, MergeOptions, check_names
-from neuraldb_faiss.solver.editor import Editor
 from neuraldb_faiss.store import Merged, Store, StoredFact, Transaction, merge_into
 from neuraldb_faiss.store.merge import Settling, SolveGroups
 
@@ -46,9 +45,7 @@ def merge(
     if len(stores) < 2:
         raise StoreError("nothing to merge: name at least two databases")
     configs = [store.config() for store in stores]
-    for store, other in zip(stores[1:], configs[1:], strict=True):
-        check_alike(stores[0].root, configs[0], store.root, other)
-    gate = common_gate(configs, gamma)
+    gate = _common_gate(stores, gamma)
     settling = Settling(on_conflict, solver(configs[0], options), gate)
     link, command, wait = options.get("link", False), options.get("command", "merge"), options.get("wait", WAIT)
     index = _common_index([one.index for one in configs])
@@ -57,6 +54,22 @@ def merge(
     with making as target:
         done = merge_into(target, sources, settling, link=link, command=command, wait=wait)
     return target, done
+
+
+def check_mergeable(paths: Sequence[Path], gamma: float | None) -> None:
+    """Raises StoreError or FingerprintError where `merge` would refuse these databases; for callers that load a model
+    first."""
+    with ExitStack() as opened:
+        stores = [opened.enter_context(closing(Store(path))) for path in paths]
+        _common_gate(stores, gamma)
+
+
+def _common_gate(stores: Sequence[Store], gamma: float | None) -> dict[str, Any]:
+    """`common_gate` of databases that are alike (`check_alike`)."""
+    configs = [store.config() for store in stores]
+    for store, other in zip(stores[1:], configs[1:], strict=True):
+        check_alike(stores[0].root, configs[0], store.root, other)
+    return common_gate(configs, gamma)
 
 
 def _common_index(kinds: Sequence[IndexConfig]) -> IndexConfig:
@@ -73,6 +86,8 @@ def solver(config: DatabaseConfig, options: JoinOptions) -> SolveGroups | None:
     """What solves facts that come to share a key in a database of these settings; None without a model."""
     if options.get("model") is None:
         return None
+    from neuraldb_faiss.solver.editor import Editor
+
     editor, report = Editor.of(config, options["model"], options.get("tokenizer")), options.get("report")
 
     def solve(transaction: Transaction, groups: list[list[StoredFact]]) -> None:

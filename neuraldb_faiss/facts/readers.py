@@ -103,14 +103,19 @@ def read_records(source: str) -> Iterator[tuple[int, Any]]:
         yield line, item
 
 
+def check_texts(source: str | Path) -> None:
+    """Raises FactError where `read_texts` would find no file; for callers that load a model first."""
+    if not str(source).startswith(_DATASETS) and not Path(source).is_file():
+        raise FactError(f"there is no text file {source}: name a file of JSON lines with a `text` field")
+
+
 def read_texts(source: str | Path) -> Iterator[str]:
     """The field ``text`` of every record of a source as ``read_facts`` takes it.
 
     Raises FactError where there is no such file, and for the first record without a text.
     """
     source = str(source)
-    if not source.startswith(_DATASETS) and not Path(source).is_file():
-        raise FactError(f"there is no text file {source}: name a file of JSON lines with a `text` field")
+    check_texts(source)
     for line, record in read_records(source):
         text = record.get("text") if isinstance(record, dict) else None
         if not isinstance(text, str):

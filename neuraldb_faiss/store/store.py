@@ -236,6 +236,10 @@ def check_new(root: Path) -> None:
     `Store.create` checks the same under its lock. This one is for callers that load a model first.
     """
     if not root.exists():
+        above = next(one for one in root.absolute().parents if one.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            why = "nothing can be written there" if above.is_dir() else "that is a file"
+            raise StoreError(f"{root} cannot be made in {above}: {why}")
         return
     try:
         _check_contents(root)

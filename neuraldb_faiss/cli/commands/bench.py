@@ -15,7 +15,7 @@ from neuraldb_faiss.cli import options as opt
 from neuraldb_faiss.cli.loading import ModelChoice
 from neuraldb_faiss.cli.output import emit_json, key_values, say
 
-WHAT = ("lookup", "build", "search", "merge", "refresh", "open", "ground")
+WHAT = ("lookup", "build", "search", "merge", "refresh", "open", "ground", "start")
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,12 @@ class _Sizes:
 
 
 @click.command(
-    epilog=opt.example("neuraldb bench lookup --db db", "neuraldb bench open --facts 1000000", "neuraldb bench ground")
+    epilog=opt.example(
+        "neuraldb bench lookup --db db", "neuraldb bench open --facts 1000000", "neuraldb bench start --db db"
+    )
 )
 @click.argument("what", type=click.Choice(WHAT))
-@click.option("--db", type=click.Path(path_type=Path), metavar="DB", help="lookup, build, search: the database.")
+@click.option("--db", type=click.Path(path_type=Path), metavar="DB", help="lookup, build, search, start: the database.")
 @opt.model
 @opt.bundle(
     "sizes",
@@ -71,7 +73,9 @@ def bench(what: str, db: Path | None, model: ModelChoice, sizes: _Sizes, as_json
     `cp -r` of the same bytes. refresh: a live matcher moving to the generation that added 100 facts, against opening
     the database anew, with and without guard. open: opening to the first answer, and adding 100 facts. ground: finding
     the facts that a prompt of 1,000 tokens names among --facts, and editing them, without a model; with --model also
-    the tokens that their statements add to a chat, and the time to the first token with them.
+    the tokens that their statements add to a chat, and the time to the first token with them. start: processor seconds
+    of new processes until a wrong command is refused, of --help, facts and info, and with --db those of `generate`
+    against transformers alone.
     """
     if what in ("lookup", "build", "search"):
         if db is None:
@@ -79,6 +83,8 @@ def bench(what: str, db: Path | None, model: ModelChoice, sizes: _Sizes, as_json
         found = _on_database(what, db, model, sizes)
     elif what == "ground":
         found = _grounding(model, sizes)
+    elif what == "start":
+        found = _starting(db, sizes)
     else:
         from neuraldb_faiss.research.benchmarks import lifecycle
 
@@ -106,6 +112,13 @@ def _grounding(model: ModelChoice, sizes: _Sizes) -> dict[str, Any]:
         return bench_grounding(
             Path(folder), facts=facts, repeats=sizes.repeats, model=loaded, tokenizer=tokenizer
         )  # fmt: skip
+
+
+def _starting(db: Path | None, sizes: _Sizes) -> dict[str, Any]:
+    from neuraldb_faiss.research.benchmarks.start import bench_start
+
+    with tempfile.TemporaryDirectory(dir=sizes.work, prefix="neuraldb-bench-") as folder:
+        return bench_start(Path(folder), db=db, repeats=sizes.repeats)
 
 
 def _on_database(what: str, db: Path, model: ModelChoice, sizes: _Sizes) -> dict[str, Any]:

@@ -35,7 +35,9 @@ def calibrate(
     """
     from neuraldb_faiss.database import NeuralDB
     from neuraldb_faiss.edits.pipeline import Progress
+    from neuraldb_faiss.facts.readers import check_texts
 
+    check_texts(text)
     with NeuralDB.open(db, "rw") as database:
         loaded, tokenizer = model.load_for(database)
         with progress("reading text", "token") as report:

@@ -82,15 +82,16 @@ def evaluate(
     """
     from neuraldb_faiss.database import NeuralDB
 
-    NeuralDB.open(db).close()  # a wrong path is told before torch is imported
+    NeuralDB.open(db).close()  # wrong paths are told before torch is imported
     from neuraldb_faiss.research.datasets.cases import in_place, read_cases
+
+    every = read_cases(cases.file, cases.dataset, references=cases.references)
     from neuraldb_faiss.research.evaluation.evaluate import BASE, Settings, Source
     from neuraldb_faiss.research.evaluation.evaluate import evaluate as measure
     from neuraldb_faiss.research.evaluation.statistics import differences, summarise
 
     names = None if measures.metrics is None else tuple(name.strip() for name in measures.metrics.split(","))
     settings = Settings(cases.dataset, names, measures.generations, seed=measures.seed, quirks=measures.quirks)
-    every = read_cases(cases.file, cases.dataset, references=cases.references)
     with NeuralDB.open(db) as database:
         facts = database.facts()
         known = in_place(every, facts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from neuraldb_faiss.cli.loading import load_model
 from neuraldb_faiss.cli.output import count, emit_json, progress, say
 from neuraldb_faiss.cli.setting_values import parse_settings
 from neuraldb_faiss.errors import EvaluationError
+from neuraldb_faiss.models.paths import check_model_name
 from neuraldb_faiss.research.experiments.registry import EXPERIMENTS
 
 
@@ -56,14 +58,16 @@ def experiment(
 
     If it is interrupted, run the same command again to resume.
     """
+    named = {name: value for one in given for name, value in one.items()}
+    if not show:
+        _check(named, out)
     from neuraldb_faiss.research.experiments.lab import COMMON, Lab, merged
 
     kind = EXPERIMENTS[name]
     if show:
-        click.echo(_toml({**COMMON, **kind.defaults, **{k: v for one in given for k, v in one.items()}}), nl=False)
+        click.echo(_toml({**COMMON, **kind.defaults, **named}), nl=False)
         return
-    if out is None:
-        raise click.UsageError("Missing option '--out'.")
+    assert out is not None  # checked above
     settings = merged(kind.defaults, *given)
     loaded, tokenizer = load_model(settings["model"], device, dtype)
     lab = Lab(settings, out, loaded, tokenizer, progress)
@@ -74,6 +78,18 @@ def experiment(
     else:
         click.echo(result.table, nl=False)
     say(f"{count(len(result.rows), 'figure')}; {', '.join(path.name for path in paths)} in {out}")
+
+
+def _check(named: Mapping[str, Any], out: Path | None) -> None:
+    """Refuse what can be refused before torch is imported: no folder, no model, no file of cases."""
+    if out is None:
+        raise click.UsageError("Missing option '--out'.")
+    if not named.get("model"):
+        raise EvaluationError("the experiment needs 'model': give --model, or set it in the --config file")
+    check_model_name(str(named["model"]))
+    cases = str(named.get("cases", ""))
+    if cases and not cases.startswith("datasets:") and not Path(cases).exists():
+        raise EvaluationError(f"there is no file of cases {cases}: check the path")
 
 
 def _read(config: Path | None) -> dict[str, Any]:

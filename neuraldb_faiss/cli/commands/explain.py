@@ -33,9 +33,8 @@ class _Page:
 @opt.bundle(
     "page",
     _Page,
-    click.option(
+    opt.new_file(
         "--html",
-        type=click.Path(dir_okay=False, path_type=Path),
         metavar="FILE",
         help="Write a page instead, with the answers of the model alone and with the database.",
     ),

@@ -25,7 +25,8 @@ def inspect(db: Path, model: ModelChoice, address: opt.Address) -> None:
     """
     from neuraldb_faiss.database import NeuralDB
 
-    NeuralDB.open(db).close()  # a wrong path is told at once
+    with NeuralDB.open(db) as database:
+        model.check_for(database)  # before the server's packages are imported
     require_server_packages()
     from neuraldb_faiss.inspector.app import NAME, Inspected, routes
     from neuraldb_faiss.serving.hosts import Hosts

@@ -44,8 +44,9 @@ def lm_eval(
     from neuraldb_faiss.research.evaluation.methods import base, facts_identity
     from neuraldb_faiss.runs import base_path
 
-    tasks = read_arguments(arguments, data)
     with NeuralDB.open(db) as database:
+        model.check_for(database)
+        tasks = read_arguments(arguments, data)
         loaded, tokenizer = model.load_for(database)
         editor = method.make(database, loaded, tokenizer)
         about = {"model": model_text(database), **facts_identity(database.facts())}

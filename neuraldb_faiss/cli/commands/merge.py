@@ -25,10 +25,9 @@ def merge(
     destination.require("merge")
     out, into = destination.out, destination.into
     from neuraldb_faiss.create import merge as merge_databases
-    from neuraldb_faiss.database import NeuralDB
+    from neuraldb_faiss.edits.merge import check_mergeable
 
-    for source in sources:
-        NeuralDB.open(source).close()  # refused before a model is loaded
+    check_mergeable([*([into] if into else []), *sources], destination.gamma)  # before a model is loaded
     loaded, tokenizer = model.load()
     command = " ".join(["merge", *map(str, sources), "--into" if into else "--out", str(into or out)])
     with progress("merging") as report:

@@ -10,6 +10,7 @@ import click
 from neuraldb_faiss.cli import options as opt
 from neuraldb_faiss.cli.loading import ModelChoice
 from neuraldb_faiss.cli.output import count, emit_json, emit_json_list, fact_line, progress, say
+from neuraldb_faiss.errors import FactError
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def remove(
                     click.echo(fact_line(fact))
                 say(f"{count(len(doomed), 'fact')} would be removed")
             return
-        database.doomed(ids, subject=subject, source=source)  # refused before a model is loaded
+        if not database.doomed(ids, subject=subject, source=source):  # before a model is loaded
+            raise FactError("nothing to remove: no live fact fits (`neuraldb facts` lists them)")
         loaded, tokenizer = model.load()
         with progress("solving what shared an entry") as report:
             done = database.remove(

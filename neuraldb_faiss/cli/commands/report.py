@@ -11,7 +11,7 @@ from neuraldb_faiss.cli.output import count, say
 
 
 @click.command(epilog=opt.example("neuraldb report runs/*.jsonl --out page.html"))
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUNS...")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True), metavar="RUNS...")
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), metavar="PAGE.html", help="The page."
 )

@@ -61,6 +61,8 @@ def serve(
         NeuralDB.open(place).close()
     access = read_tokens(tokens, list(named))
     check_default(default, list(named))
+    with NeuralDB.open(next(iter(named.values()))) as database:
+        model.check_for(database)
     require_server_packages()
     from neuraldb_faiss.serving.hosts import Hosts
     from neuraldb_faiss.serving.server import Server, bind

@@ -38,6 +38,10 @@ def statistics(
     TEXT is a file of JSON lines (plain or gzipped) with a field "text", for instance Wikipedia articles, or
     datasets:NAME[:SPLIT]. Statistics that exist already for the same text are not computed again.
     """
+    from neuraldb_faiss.facts.readers import check_texts
+
+    check_texts(text)
+    model.check()
     from neuraldb_faiss.research.baselines import METHODS, default_settings, make_statistics
 
     loaded, tokenizer = model.load()

@@ -78,15 +78,20 @@ def tune_layer(model: ModelChoice, sample: _Sample, sweep: _Sweep, out: Path | N
     Solves the facts at each layer and measures whether their own prompts and paraphrases get the new answer, whether
     prompts about other subjects stay as they were, and, for every gamma, what fires there and in ordinary text.
     """
+    from neuraldb_faiss.facts.readers import check_texts
+    from neuraldb_faiss.research.evaluation import sample as ours
+
+    model.check()
+    files = FactFiles((str(sample.facts or ours.FACTS),), limit=sample.limit, on_conflict="first")
+    facts = files.load().folded.facts
+    check_texts(sample.text or ours.TEXT)
     from neuraldb_faiss.research.evaluation import tuning
     from neuraldb_faiss.research.evaluation import tuning_report as told
 
-    files = FactFiles((str(sample.facts or tuning.SAMPLE_FACTS),), limit=sample.limit, on_conflict="first")
-    facts = files.load().folded.facts
     loaded, tokenizer = model.load()
     done = tuning.tune(
         loaded, tokenizer, facts, layers=sweep.layers, gammas=sweep.gammas or tuning.GAMMAS,
-        guard=sweep.guard or "subject", text=sample.text or tuning.SAMPLE_TEXT, out=out,
+        guard=sweep.guard or "subject", text=sample.text or ours.TEXT, out=out,
         ffn_module=sweep.ffn_module, stage=progress,
     )  # fmt: skip
     written = [] if out is None else told.write(done, out)

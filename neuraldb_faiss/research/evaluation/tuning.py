@@ -24,6 +24,7 @@ from neuraldb_faiss.models.tokenization import encode_prompts
 from neuraldb_faiss.research.datasets.cases import Pair, sha256, strings
 from neuraldb_faiss.research.evaluation.generation import greedy_texts
 from neuraldb_faiss.research.evaluation.methods import silent
+from neuraldb_faiss.research.evaluation.sample import TEXT
 from neuraldb_faiss.research.evaluation.scoring import score_pairs, separators_of
 from neuraldb_faiss.runs import Row, RunWriter, surroundings
 
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from neuraldb_faiss.database import NeuralDB
     from neuraldb_faiss.research.evaluation.methods import Stage
 
-_SAMPLE = Path(__file__).parent / "sample"
-SAMPLE_FACTS, SAMPLE_TEXT = _SAMPLE / "facts.jsonl", _SAMPLE / "text.jsonl"
 GAMMAS = (0.35, 0.45, 0.55, 0.65, 0.75, 0.85)
 TRIED = 5  # layers, beside the model's default one
 PIECE, TOKENS = 64, 20_000  # ordinary text: tokens of a piece, and of all pieces
@@ -133,7 +132,7 @@ def spread(model: Any, ffn_module: str | None = None) -> list[int]:
 
 def tune(
     model: Any, tokenizer: Any, facts: Sequence[Fact], *, layers: Sequence[int] | None = None,
-    gammas: Sequence[float] = GAMMAS, guard: str = "subject", text: Path = SAMPLE_TEXT, out: Path | None = None,
+    gammas: Sequence[float] = GAMMAS, guard: str = "subject", text: Path = TEXT, out: Path | None = None,
     ffn_module: str | None = None, stage: Stage = silent,
 ) -> Tuning:  # fmt: skip
     """Solve `facts` at every layer, measure each with the γ of `gammas` that suits it, and choose.

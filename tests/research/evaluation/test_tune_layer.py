@@ -18,6 +18,8 @@ from neuraldb_faiss.errors import EvaluationError, FactError, ModelError
 from neuraldb_faiss.facts import read_facts
 from neuraldb_faiss.research.evaluation import tuning
 from neuraldb_faiss.research.evaluation import tuning_report as told
+from neuraldb_faiss.research.evaluation.sample import FACTS as SAMPLE_FACTS
+from neuraldb_faiss.research.evaluation.sample import TEXT as SAMPLE_TEXT
 
 Loaded = tuple[Any, Any]
 TEXT = ["Steve plays chess in Rome, and the language of Italy is Italian.", "You know that Windows is by Apple."]
@@ -165,7 +167,7 @@ def _sample(paraphrases: int, neighbours: int) -> tuning.Sample:
     probes = {"paraphrase_prompts": [f"Rome {n}" for n in range(paraphrases)],
               "neighborhood_prompts": [f"Bonn {n}" for n in range(neighbours)]}  # fmt: skip
     facts = [Fact("Rome", "{} is", "x", metadata=probes), Fact("Bern", "{} is", "y")]
-    return tuning.Sample.of(facts, tuning.SAMPLE_TEXT)
+    return tuning.Sample.of(facts, SAMPLE_TEXT)
 
 
 def _row(layer: int, *shares: float, probability: float) -> dict[str, Any]:
@@ -211,11 +213,11 @@ def test_no_layer_takes_the_facts() -> None:
 
 def test_what_ships_can_be_asked() -> None:
     """Ten facts with probes; each paraphrase names its subject, no neighbour names any."""
-    facts = list(read_facts(tuning.SAMPLE_FACTS))
-    sample = tuning.Sample.of(facts, tuning.SAMPLE_TEXT)
+    facts = list(read_facts(SAMPLE_FACTS))
+    sample = tuning.Sample.of(facts, SAMPLE_TEXT)
     assert len(facts) == 10 and len(sample.named) == len(sample.paraphrases) >= 10 and len(sample.neighbours) >= 15
     assert not [(fact.subject, text) for fact in facts for text in sample.neighbours if fact.subject in text]
     with pytest.raises(EvaluationError, match="no facts"):
-        tuning.Sample.of([], tuning.SAMPLE_TEXT)
+        tuning.Sample.of([], SAMPLE_TEXT)
     with pytest.raises(FactError, match="neighborhood_prompts"):
-        tuning.Sample.of([Fact("Rome", "{} is", "x", metadata={"neighborhood_prompts": {"a": 1}})], tuning.SAMPLE_TEXT)
+        tuning.Sample.of([Fact("Rome", "{} is", "x", metadata={"neighborhood_prompts": {"a": 1}})], SAMPLE_TEXT)
