@@ -116,7 +116,7 @@ class CreateOptions(BuildOptions, total=False):
     Attributes:
         on_conflict: "error", "first" or "last" where two targets are given for one subject and prompt.
         drop_failed: leave out facts whose target is not the arg-max after solving.
-        report: called with a `Progress` after every staged piece.
+        report: called with a `Progress` at the beginning, and whenever some facts are solved.
         command: what the history calls this.
     """
 
@@ -142,7 +142,7 @@ class WriteOptions(TypedDict, total=False):
     """Named arguments of every change.
 
     Attributes:
-        report: called with a `Progress` after every staged piece.
+        report: called with a `Progress` at the beginning, and whenever some facts are solved.
         command: what the history calls this.
         wait: seconds to wait for another writer; 10 by default.
     """

@@ -124,6 +124,7 @@ class Asker:
         if not left:
             return
         with self._stage(doing, "fact") as report:
+            report(Progress(0, len(left), 0, None))
             for at in range(0, len(left), _CASES):
                 yield left[at : at + _CASES]
                 report(Progress(min(at + _CASES, len(left)), len(left), 0, None))

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neuraldb_faiss.cli.output import say, warn
+from neuraldb_faiss.cli.output import say, slow, warn
 from neuraldb_faiss.errors import ModelError, ServeError
 from neuraldb_faiss.facts import BadRecord, Fact, Folded, fold, read_facts
 from neuraldb_faiss.facts.relations import read_relations
@@ -78,7 +78,8 @@ class FactFiles:
                 )  # fmt: skip
 
         facts: Iterator[Fact] = islice(read(), self.limit)
-        folded = fold(facts if self.shard is None else slice_of(facts, *self.shard), self.on_conflict)
+        with slow("reading the facts"):
+            folded = fold(facts if self.shard is None else slice_of(facts, *self.shard), self.on_conflict)
         if skipped > SHOWN:
             warn(f"skipped: {skipped - SHOWN} more")
         return Input(folded, skipped)

@@ -6,6 +6,7 @@ import codecs
 import io
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from neuraldb_faiss.store import StoredFact
 
 LOG_EVERY = 5.0  # seconds between two progress lines where there is no terminal
+QUIET = 1.5  # seconds without a first one, after which a line says what is done
 PLAIN_WIDTH = 100
 
 
@@ -100,7 +102,8 @@ def progress(doing: str, noun: str = "fact") -> Iterator[Callable[[Progress], No
         with _bar(doing, noun) as report:
             yield report
     else:
-        yield _lines(doing, noun)
+        with _lines(doing, noun) as report:
+            yield report
 
 
 @contextmanager
@@ -116,34 +119,58 @@ def _bar(doing: str, noun: str) -> Iterator[Callable[[Progress], None]]:
         rich.TextColumn("{task.fields[rate]}"),
         rich.TimeElapsedColumn(),
     )
-    started = time.monotonic()
+    started: float | None = None
     with rich.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(doing, total=None, rate="")
 
         def report(now: Progress) -> None:
+            nonlocal started
+            started = time.monotonic() if started is None else started
             bar.update(task, total=now.total, completed=now.done, rate=_rate(now, time.monotonic() - started, noun))
 
         yield report
 
 
-def _lines(doing: str, noun: str) -> Callable[[Progress], None]:
-    started = time.monotonic()
-    last = started
+@contextmanager
+def _lines(doing: str, noun: str) -> Iterator[Callable[[Progress], None]]:
+    """The first report is a line, so is the first that knows a rate, then one every LOG_EVERY seconds, and the last.
+    Where nothing is reported for QUIET seconds, a line says at least what is done."""
+    started: float | None = None  # the first report: what was before is not the facts' time
+    last, shown, rated = 0.0, -1, False
 
     def report(now: Progress) -> None:
-        nonlocal last
+        nonlocal started, last, shown, rated
+        silence.cancel()
         moment = time.monotonic()
-        if moment - last >= LOG_EVERY or now.done == now.total:
-            last = moment
-            say(f"{doing}: {now.done:,} of {count(now.total, noun)}{_rate(now, moment - started, noun)}")
+        begun, started = started is not None, moment if started is None else started
+        first_rate = now.done > now.resumed and not rated
+        if (begun and not (first_rate or moment - last >= LOG_EVERY or now.done == now.total)) or now.done == shown:
+            return
+        last, shown, rated = moment, now.done, rated or first_rate
+        say(f"{doing}: {now.done:,} of {count(now.total, noun)}{_rate(now, moment - started, noun)}")
 
-    return report
+    with slow(doing) as silence:
+        yield report
+
+
+@contextmanager
+def slow(doing: str) -> Iterator[threading.Timer]:
+    """Say what is done where the block takes longer than QUIET seconds; the timer may be cancelled."""
+    timer = threading.Timer(QUIET, say, [f"{doing} ..."])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield timer
+    finally:
+        timer.cancel()
 
 
 def _rate(now: Progress, seconds: float, noun: str) -> str:
     """Items a second and the time left, over what this run did itself; and the mean loss."""
-    rate = (now.done - now.resumed) / max(seconds, 1e-6)
-    left = f", {duration((now.total - now.done) / rate)} left" if rate and now.done < now.total else ""
+    if now.done == now.resumed or seconds <= 0:
+        return ""  # not known yet
+    rate = (now.done - now.resumed) / seconds
+    left = f", {duration((now.total - now.done) / rate)} left" if now.done < now.total else ""
     loss = "" if now.loss is None else f", mean loss {now.loss:.3f}"
     return f", {rate:.2g} {noun}s/s{left}{loss}" if rate < 10 else f", {rate:,.0f} {noun}s/s{left}{loss}"
 

@@ -13,6 +13,7 @@ from neuraldb_faiss.config import DatabaseConfig
 from neuraldb_faiss.errors import BuildError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.solver.objectives.registry import REGISTRY
+from neuraldb_faiss.solver.reporting import listening
 from neuraldb_faiss.store import StoredFact, Transaction
 from neuraldb_faiss.store.records import canonical
 from neuraldb_faiss.store.transaction import now
@@ -26,7 +27,7 @@ HEAD = "@0"
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a build stands; `loss` is the mean over the facts solved by this call, None where there is none.
+    """Where a build stands; `loss` is the mean over the facts staged by this call, None where there is none.
 
     `unheard` are the facts that were left out because they could never fire (`Planner.unheard`).
     """
@@ -137,14 +138,42 @@ def solve_into(
     pieces = _pieces(groups, getattr(planner, "piece", REGISTRY[planner.residual].piece))
     staged = transaction.resume(_plan(planner, groups, drop_failed)) if resume else 0
     sizes = [sum(len(group.facts) for group in piece) for piece in pieces]
-    total, done = sum(sizes), sum(sizes[:staged])
-    resumed, losses = done, []
-    for solved, size in zip(solve(pieces[staged:]), sizes[staged:], strict=True):
-        transaction.stage(solved.keys, solved.key_rows, solved.key_tokens, solved.residuals, solved.facts)
-        losses += solved.losses
-        done += size
-        if report is not None:
-            report(Progress(done, total, resumed, float(np.mean(losses)) if losses else None))
+    told = _Telling(report, sizes, staged)
+    with listening(told.solved):
+        for solved in solve(pieces[staged:]):
+            transaction.stage(solved.keys, solved.key_rows, solved.key_tokens, solved.residuals, solved.facts)
+            told.staged(solved.losses)
+
+
+class _Telling:
+    """Reports of where a build stands: at once, after every batch, and after every piece."""
+
+    def __init__(self, report: Report | None, sizes: Sequence[int], staged: int) -> None:
+        self._report = report
+        self._left = list(sizes[staged:])
+        self._total, self._done = sum(sizes), sum(sizes[:staged])
+        self._resumed = self._done
+        self._within = 0  # facts of this piece that are solved, but not staged
+        self._losses: list[float] = []
+        self._tell()
+
+    def solved(self, facts: int) -> None:
+        """So many more of the piece; the last batch is told once the piece is staged."""
+        self._within += facts
+        if self._left and self._within < self._left[0]:
+            self._tell()
+
+    def staged(self, losses: Sequence[float]) -> None:
+        """The piece is on disk."""
+        self._done += self._left.pop(0)
+        self._within = 0
+        self._losses += losses
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._report is not None:
+            loss = float(np.mean(self._losses)) if self._losses else None
+            self._report(Progress(self._done + self._within, self._total, self._resumed, loss))
 
 
 def _pieces(groups: Sequence[Group], size: int) -> list[list[Group]]:

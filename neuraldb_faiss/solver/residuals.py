@@ -29,6 +29,7 @@ from neuraldb_faiss.solver.forward.strategy import Ways, is_packed
 from neuraldb_faiss.solver.objectives.base import Objective, Step
 from neuraldb_faiss.solver.objectives.registry import DEFAULT, REGISTRY
 from neuraldb_faiss.solver.optimizer import Adam, outcomes, project
+from neuraldb_faiss.solver.reporting import tell_solved
 from neuraldb_faiss.solver.target_end import continuing
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ def solve_residuals(
                         "load the model in another dtype (--dtype float32) or leave the fact out"
                     )
                 solved[g] = result
+            tell_solved(sum(len(groups[g]) for g in members))
     return [solved[g] for g in range(len(groups))]
 
 

@@ -14,12 +14,13 @@ import pytest
 from helpers.exchanged import EDITOR
 from neuraldb_faiss.edits import changes, merge
 from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.solver.editor import Editor
 from neuraldb_faiss.store import Store
 
 
 @pytest.fixture(autouse=True)
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merge.Editor, "of", lambda settings, model, tokenizer: EDITOR)
+    monkeypatch.setattr(Editor, "of", lambda settings, model, tokenizer: EDITOR)
 
 
 @pytest.fixture

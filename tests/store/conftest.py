@@ -9,7 +9,7 @@ import pytest
 
 from helpers.fake_editor import FakeEditor
 from neuraldb_faiss import config
-from neuraldb_faiss.edits import merge
+from neuraldb_faiss.solver.editor import Editor
 from neuraldb_faiss.store import joining
 
 
@@ -33,7 +33,7 @@ class FakeFingerprint:
 @pytest.fixture(autouse=True)
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "Fingerprint", FakeFingerprint)
-    monkeypatch.setattr(merge.Editor, "of", lambda config, model, tokenizer: FakeEditor(config.fingerprint))
+    monkeypatch.setattr(Editor, "of", lambda config, model, tokenizer: FakeEditor(config.fingerprint))
 
 
 @pytest.fixture

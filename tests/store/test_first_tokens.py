@@ -11,7 +11,7 @@ import pytest
 from helpers.fake_editor import FakeEditor
 from neuraldb_faiss.edits import changes, merge
 from neuraldb_faiss.facts import Fact
-from neuraldb_faiss.solver.editor import Edited
+from neuraldb_faiss.solver.editor import Edited, Editor
 from neuraldb_faiss.solver.keys import KeyRows
 from neuraldb_faiss.store import Store, verify
 
@@ -42,7 +42,7 @@ EDITOR = HeadEditor()
 
 @pytest.fixture(autouse=True)
 def heads_in_merges(monkeypatch: pytest.MonkeyPatch, no_model: None) -> None:
-    monkeypatch.setattr(merge.Editor, "of", lambda settings, model, tokenizer: EDITOR)
+    monkeypatch.setattr(Editor, "of", lambda settings, model, tokenizer: EDITOR)
 
 
 def rows(store: Store) -> list[tuple[str, int, str]]:

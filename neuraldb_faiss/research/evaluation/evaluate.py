@@ -179,6 +179,7 @@ def evaluate(
             with applied(method, stage) as edit, stage(method.name, "case") as report:
                 if hasattr(edit, "settings"):  # a weight editor tells what it did in full
                     run.note("edit", {"settings": edit.settings, "batch": edit.batch})
+                report(Progress(resumed, len(cases), resumed, None))
                 for start in range(0, len(todo), size):
                     some = todo[start : start + size]
                     run.add(_rows(model, tokenizer, some, settings, table, beside))
