@@ -6,15 +6,14 @@ import hashlib
 import json
 import re
 import sqlite3
-import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
 from neuraldb_faiss.config import DatabaseConfig, check_settings
 from neuraldb_faiss.errors import CorruptError, StoreError
-from neuraldb_faiss.store import files, schema, sqlite_files
+from neuraldb_faiss.store import schema
+from neuraldb_faiss.store.connection import CURE, Connection
 from neuraldb_faiss.store.digests import digest_of
 from neuraldb_faiss.store.fact_filter import STATES, VISIBLE, RowFilter, conditions
 from neuraldb_faiss.store.records import (
@@ -22,7 +21,6 @@ from neuraldb_faiss.store.records import (
     Generation,
     StoredFact,
     canonical,
-    check_columns,
     from_row,
     to_row,
 )
@@ -30,148 +28,12 @@ from neuraldb_faiss.store.segments import ARRAYS, Manifest, SegmentRecord
 from neuraldb_faiss.strict_json import MAX_TEXT, is_count, parse, parse_object, parse_strings
 
 FIRING = ("live", "contested")
-_ROWS = 500  # streamed at once
-_MAX_VALUE = 1 << 29  # bytes of one text in any column or parameter; SQLite itself would take 1 GB
 _MAX_ROWS = 1 << 31  # keys or entries of one segment: its arrays number them with 32 bits
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
-class Catalog:
-    """Reads and writes rows; knows no arrays. Threads may share one (its calls are serialised).
-
-    Whatever is read is checked for its type and size by the name of its column, and JSON by `strict_json`: the file may
-    come from a stranger.
-
-    Raises:
-        StoreError, FormatError, CorruptError: as `schema.connect`, wherever SQLite fails, and CorruptError for a row
-            that holds what it cannot hold.
-    """
-
-    def __init__(self, root: Path, *, write: bool = False, create: bool = False) -> None:
-        self.root = root
-        self.path = root / schema.NAME
-        self._lock = threading.RLock()
-        self._connection, self.place = schema.connect(root, write=write, create=create)
-        self._connection.row_factory = sqlite3.Row
-        self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE)
-
-    def close(self) -> None:
-        with self._lock:
-            self._connection.close()
-
-    @property
-    def in_place(self) -> bool:
-        """Whether the file at our path is the one that is open: False once that was moved, removed or replaced."""
-        return files.place_of(self.path) == self.place
-
-    def check_place(self) -> None:
-        """Raises StoreError where another file lies at the catalog's path than the one that is open here."""
-        if not self.in_place:
-            raise StoreError(
-                f"{self.root} was moved or replaced since it was opened: nothing was written; open it again"
-            )
-        sqlite_files.check_files(self.path, write=True)
-
-    # ---- running statements
-
-    def all(self, sql: str, values: Any = ()) -> list[sqlite3.Row]:
-        with self._lock, self._naming():
-            self._check_beside()
-            cursor = self._connection.execute(sql, values)
-            rows = cursor.fetchall()
-        if rows:
-            try:
-                check_columns([column[0] for column in cursor.description], rows)
-            except CorruptError as error:
-                raise CorruptError(f"{self.path}: {error} ({_CURE})") from None
-        return rows
-
-    def _check_beside(self) -> None:
-        if not self._connection.in_transaction:
-            sqlite_files.check_beside(self.path)
-
-    def one(self, sql: str, values: Any = ()) -> Any:
-        """The first column of the first row, or None."""
-        rows = self.all(sql, values)
-        return rows[0][0] if rows else None
-
-    def run(self, sql: str, values: Any = ()) -> int:
-        """Execute inside a transaction; returns the number of rows changed."""
-        with self._naming():
-            return self._connection.execute(sql, values).rowcount
-
-    def many(self, sql: str, rows: Iterable[Any]) -> None:
-        with self._naming():
-            self._connection.executemany(sql, rows)
-
-    @contextmanager
-    def _naming(self) -> Iterator[None]:
-        """Errors of a statement become ours, and name the file."""
-        try:
-            yield
-        except sqlite3.Error as error:
-            if _UNREADABLE.match(str(error)):
-                raise CorruptError(f"{self.path}: {' '.join(str(error).split())[:200]} ({_CURE})") from error
-            raise schema.as_store_error(error, self.path) from error
-        except UnicodeEncodeError:
-            raise StoreError(f"{self.path}: half of a surrogate pair can be neither kept nor found") from None
-        except OverflowError:
-            raise StoreError(f"{self.path}: a number of more than 64 bits can be neither kept nor found") from None
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All or nothing; one inside another is part of it."""
-        with self._lock:
-            if self._connection.in_transaction:
-                yield
-                return
-            sqlite_files.check_beside(self.path)
-            self.run("BEGIN IMMEDIATE")
-            try:
-                yield
-                self.run("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
-
-    @property
-    def changing(self) -> bool:
-        """Whether a transaction is open."""
-        return self._connection.in_transaction
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """One state of the database for every statement inside, whatever is committed meanwhile."""
-        with self._lock:
-            nested = self._connection.in_transaction
-            if not nested:
-                self.all("BEGIN")
-            try:
-                yield
-            finally:
-                if not nested:
-                    self.all("COMMIT")
-
-    @contextmanager
-    def attached(self, path: Path) -> Iterator[str]:
-        """Another catalog, already checked, readable in our statements under the name this yields."""
-        sqlite_files.check_files(path, write=False)
-        with self._lock:
-            self.all("ATTACH ? AS other", (f"{path.absolute().as_uri()}?mode=ro",))
-            try:
-                yield "other"
-            finally:
-                self.all("DETACH other")
-
-    def copy_to(self, path: Path) -> None:
-        """Write what is committed into the new file `path`; a writer may go on meanwhile."""
-        with self._lock, closing(sqlite3.connect(path)) as target:
-            sqlite_files.check_beside(self.path)
-            try:
-                self._connection.backup(target)
-            except sqlite3.Error as error:
-                raise schema.as_store_error(error, self.path) from error
+class Catalog(Connection):
+    """Reads and writes the rows of each table; knows no arrays. Its JSON is read by `strict_json`, within bounds."""
 
     def clean(self) -> None:
         """Drop what is staged, and what deleted rows leave in the file's free pages."""
@@ -216,7 +78,7 @@ class Catalog:
         """What the catalog says of one generation. Raises CorruptError where it says nothing."""
         for row in self.all("SELECT * FROM generations WHERE generation = ?", (generation,)):
             return Generation(**dict(row))
-        raise CorruptError(f"{self.path}: the row of generation {generation} is missing ({_CURE})")
+        raise CorruptError(f"{self.path}: the row of generation {generation} is missing ({CURE})")
 
     def keeps(self, generation: int) -> bool:
         """Whether all rows that are visible at `generation` are still there. A compaction forgets those that ended by
@@ -224,7 +86,7 @@ class Catalog:
         found = self.one("SELECT value FROM settings WHERE name = 'history_start' ORDER BY made DESC LIMIT 1")
         start = parse(found) if isinstance(found, str) else None
         if not isinstance(start, int):
-            raise CorruptError(f"{self.path}: its settings do not say where its history starts ({_CURE})")
+            raise CorruptError(f"{self.path}: its settings do not say where its history starts ({CURE})")
         return generation >= start - 1
 
     def settings(self, generation: int) -> dict[str, Any]:
@@ -241,7 +103,7 @@ class Catalog:
                 check_settings(settings)
         except ValueError as error:
             which = f"the setting {name[:40]!r} cannot be read: " if name else ""
-            raise CorruptError(f"{self.path}: {which}{error} ({_CURE})") from None
+            raise CorruptError(f"{self.path}: {which}{error} ({CURE})") from None
         return settings
 
     def config(self, generation: int) -> DatabaseConfig:
@@ -255,7 +117,7 @@ class Catalog:
         """The first generation that is kept, `newest` being the last. Raises CorruptError where there is none."""
         start = self.config(newest).history_start
         if start > newest:
-            raise CorruptError(f"{self.path}: its settings do not say where its history starts ({_CURE})")
+            raise CorruptError(f"{self.path}: its settings do not say where its history starts ({CURE})")
         return start
 
     def put_setting(self, name: str, value: Any, generation: int) -> None:
@@ -289,7 +151,7 @@ class Catalog:
                 if not (isinstance(file, dict) and is_count(file.get("bytes")) and _is_sha256(file.get("sha256"))):
                     raise ValueError(f"size or checksum of {name} is missing")
         except ValueError as error:
-            raise CorruptError(f"{self.path}: row {row['segment']} of table segments: {error} ({_CURE})") from None
+            raise CorruptError(f"{self.path}: row {row['segment']} of table segments: {error} ({CURE})") from None
         return SegmentRecord(row["segment"], row["made"], row["entries"], row["keys"], prefixes, files)
 
     def put_segment(self, record: SegmentRecord) -> None:
@@ -379,7 +241,7 @@ class Catalog:
         try:
             return from_row(row, states)
         except CorruptError as error:
-            raise CorruptError(f"{self.path}: {error} ({_CURE})") from None
+            raise CorruptError(f"{self.path}: {error} ({CURE})") from None
 
     def count_facts(self, generation: int) -> int:
         """Distinct facts that live at `generation` (counted; `generations` keeps the figure)."""
@@ -440,22 +302,6 @@ class Catalog:
         """See `digests`."""
         return digest_of(self, generation)
 
-    def stream(self, sql: str, values: Any = ()) -> Generator[tuple[Any, ...]]:
-        """Rows as they are, unchecked, a block at a time."""
-        with self._lock, self._naming():
-            self._check_beside()
-            cursor = self._connection.cursor()
-            cursor.row_factory = None
-            rows = cursor.execute(sql, values).fetchmany(_ROWS)
-        try:
-            while rows:
-                yield from rows
-                with self._lock, self._naming():
-                    rows = cursor.fetchmany(_ROWS)
-        finally:
-            with suppress(sqlite3.Error):  # the connection may be closed by now
-                cursor.close()
-
     def put_generation(self, generation: Generation) -> None:
         """Insert it and set its digest; its rows must be in place."""
         values = tuple(generation.to_dict().values())
@@ -464,11 +310,6 @@ class Catalog:
             "UPDATE generations SET digest = ? WHERE generation = ?",
             (self.digest(generation.generation), generation.generation),
         )
-
-
-# What SQLite says of a text that is no UTF-8, of JSON that it cannot take apart, of a value of another type.
-_UNREADABLE = re.compile("Could not decode|malformed JSON|string or blob too big|cannot store")
-_CURE = "`neuraldb verify --deep` lists all that is wrong"
 
 
 def _is_sha256(value: object) -> bool:
