@@ -119,22 +119,21 @@ class IndexConfig:
     """How keys are searched.
 
     Attributes:
-        kind: "flat", "ivf" or "sketch".
-        nlist: clusters of "ivf"; None: by the number of keys.
-        nprobe: clusters that "ivf" looks into; None: by `nlist`.
+        kind: its name in `index.registry`.
+        options: those of the kind that are set, by the names that its row has; whole numbers of at least 1.
     """
 
     kind: str = "flat"
-    nlist: int | None = None
-    nprobe: int | None = None
+    options: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> IndexConfig:
-        return cls(stored["kind"], stored.get("nlist"), stored.get("nprobe"))
+        """Read kind and options from one JSON object; an option that is None is not set."""
+        return cls(stored["kind"], {name: stored[name] for name in stored if name != "kind" and stored[name]})
 
     def to_json(self) -> dict[str, Any]:
-        """Without the sizes that are not set."""
-        return {one.name: value for one in fields(self) if (value := getattr(self, one.name)) is not None}
+        """Kind and options as one JSON object."""
+        return {"kind": self.kind, **self.options}
 
 
 @dataclass(frozen=True)
@@ -279,7 +278,7 @@ def _is_config(value: object) -> bool:
 def _is_index(value: object) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
         return False
-    sizes = (value.get("nlist"), value.get("nprobe"))
+    sizes = [size for name, size in value.items() if name != "kind"]
     return all(size is None or (is_count(size, 1 << 31) and size > 0) for size in sizes)
 
 

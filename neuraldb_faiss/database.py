@@ -264,10 +264,8 @@ class NeuralDB:
         if search not in ("auto", index.kind):
             index = IndexConfig(search)
         gate = self.gamma if gamma is None else check_gamma(gamma)
-        return Matcher(
-            self._snapshot, index.kind, gamma=gate, nlist=index.nlist, nprobe=index.nprobe,
-            directory=self.path / "search", device=device,
-        )  # fmt: skip
+        folder = self.path / "search"
+        return Matcher(self._snapshot, index.kind, gamma=gate, directory=folder, device=device, **index.options)
 
     def attach(
         self,
@@ -490,18 +488,23 @@ class NeuralDB:
         self.refresh()
         return done
 
-    def reindex(
-        self, kind: str, *, nlist: int | None = None, nprobe: int | None = None, wait: float = 10.0
-    ) -> Generation:
-        """Choose how keys are searched ("flat", "ivf" or "sketch") from now on; makes the index at once."""
+    def reindex(self, kind: str, *, wait: float = 10.0, **options: int | None) -> Generation:
+        """Choose how keys are searched from now on; makes the index at once.
+
+        Args:
+            kind: "flat", "ivf", "sketch", or a kind that another package brings.
+            wait: seconds to wait for another writer.
+            options: of the kind: nlist and nprobe of "ivf". None: by default.
+
+        Raises:
+            SearchError: an unknown kind or option.
+        """
         from neuraldb_faiss.index import Matcher
 
-        index = {name: value for name, value in (("kind", kind), ("nlist", nlist), ("nprobe", nprobe)) if value}
+        given = {name: value for name, value in options.items() if value is not None}
         with self._store.write(f"reindex --index {kind}", wait=wait) as transaction:
-            Matcher(
-                self._snapshot, kind, gamma=self.gamma, nlist=nlist, nprobe=nprobe, directory=self.path / "search"
-            )  # fmt: skip
-            transaction.set_setting("index", index)
+            Matcher(self._snapshot, kind, gamma=self.gamma, directory=self.path / "search", device=None, **given)
+            transaction.set_setting("index", IndexConfig(kind, given).to_json())
             done = transaction.commit()
         self.refresh()
         return done
@@ -518,7 +521,7 @@ class NeuralDB:
             return None
         stores = [Store(source) for source in sources]
         pairs = [(store.snapshot(), store.root / "search") for store in stores]
-        used = share_clustering(self._snapshot, self.path / "search", pairs, nlist=index.nlist)
+        used = share_clustering(self._snapshot, self.path / "search", pairs, nlist=index.options.get("nlist"))
         for store in stores:
             store.close()
         return None if used is None else stores[used].root

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from neuraldb_faiss.config import IndexConfig
-from neuraldb_faiss.errors import ConfigError
 
 if TYPE_CHECKING:
     from neuraldb_faiss.edits.pipeline import Report
@@ -40,7 +39,8 @@ class BuildConfig:
         gamma: the gate, a cosine; the guard's own default otherwise.
         ffn_module: the down-projection's name with {} for the layer, where it is not found by itself.
         seed: of the context prefixes.
-        index: how the keys are searched: an `IndexConfig`, or its fields as a mapping. Flat by default.
+        index: how the keys are searched: an `IndexConfig`, or a mapping of `kind` and the kind's options. Flat by
+            default.
         delivery: how facts reach a request unless it says otherwise: "residual" (the hook adds residuals), "text"
             (their statements go into the prompt), "both", or "auto" (what measured best for its kind).
         steps, max_steps, lr, weight_decay, clamp, kl_factor, stop_loss, kl_prompts, chat, end_factor: of the residual's
@@ -74,12 +74,10 @@ class BuildConfig:
         return replace(config or cls(), **given)  # type: ignore[arg-type]
 
     def search(self) -> IndexConfig:
-        """`index` as an IndexConfig. Raises ConfigError where a mapping has another field."""
+        """`index` as an IndexConfig."""
         if isinstance(self.index, IndexConfig) or self.index is None:
             return self.index or IndexConfig()
-        if unknown := sorted(set(self.index) - {one.name for one in fields(IndexConfig)}):
-            raise ConfigError(f"index has no field {unknown[0]!r}: it has kind, nlist and nprobe")
-        return IndexConfig(**self.index)
+        return IndexConfig.from_json({"kind": "flat", **self.index})
 
     def objective(self) -> dict[str, Any]:
         """The settings of the objective that are given."""

@@ -53,7 +53,7 @@ def test_golden_database_keeps_its_settings() -> None:
 
 def test_replaced_settings_are_stored_beside_the_others() -> None:
     config = DatabaseConfig.from_json({**STORED, "of a later version": 1})
-    changed = replace(config, gamma=0.5, index=IndexConfig("ivf", nprobe=3), floors={"Rome": 0.7})
+    changed = replace(config, gamma=0.5, index=IndexConfig("ivf", {"nprobe": 3}), floors={"Rome": 0.7})
     wanted = {"gamma": 0.5, "index": {"kind": "ivf", "nprobe": 3}, "floors": {"Rome": 0.7}}
     assert changed.to_json() == {**STORED, **wanted, "of a later version": 1}
     assert DatabaseConfig.from_json(changed.to_json()) == changed

@@ -13,7 +13,7 @@ import pytest
 from helpers.tiny import tiny
 from neuraldb_faiss import Fact, NeuralDB, build, merge
 from neuraldb_faiss.config import IndexConfig
-from neuraldb_faiss.errors import ConfigError
+from neuraldb_faiss.errors import SearchError
 from neuraldb_faiss.options import BuildConfig, BuildOptions
 
 ROME = Fact("Rome", "{} is the capital of", "France")
@@ -54,7 +54,7 @@ def test_config_and_named_arguments_say_the_same(folder: Path) -> None:
     one = build([ROME], model, tokenizer, folder / "one", config=wanted)
     two = build(
         [ROME], model, tokenizer, folder / "two", layer=1, residual="none", guard="none",
-        index=IndexConfig("ivf", 2), steps=3,
+        index=IndexConfig("ivf", {"nlist": 2}), steps=3,
     )  # fmt: skip
     assert one.config == two.config and one.config.objective.steps == 3
     assert build([ROME], model, tokenizer, folder / "three", config=wanted, gamma=0.5).gamma == 0.5
@@ -66,8 +66,12 @@ def test_an_unknown_name_is_refused_before_anything_is_made(folder: Path) -> Non
     model, tokenizer = tiny()
     with pytest.raises(TypeError, match="stepz"):
         build([ROME], model, tokenizer, folder / "new", stepz=3)  # type: ignore[call-arg]
-    with pytest.raises(ConfigError, match="index has no field 'lists'"):
+    with pytest.raises(SearchError, match="no index kind has an option 'lists'"):
         build([ROME], model, tokenizer, folder / "new", index={"kind": "ivf", "lists": 3})
+    with pytest.raises(SearchError, match="nlist is '3': it must be a whole number"):
+        build([ROME], model, tokenizer, folder / "new", index={"kind": "ivf", "nlist": "3"})
+    with pytest.raises(SearchError, match="unknown index kind 'hnsw'"):
+        build([ROME], model, tokenizer, folder / "new", index={"kind": "hnsw"})
     assert not (folder / "new").exists()
 
 

@@ -6,7 +6,7 @@ A command takes a group of options as one argument: `bundle` makes a typed objec
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -222,6 +222,14 @@ gate_choice = bundle("gate", GateChoice, gate_now, index)
 lists = both(
     click.option("--nlist", type=click.IntRange(1), help="ivf: number of lists. [default: by the number of keys]"),
     click.option("--nprobe", type=click.IntRange(1), help="ivf: lists searched. [default: by the number of lists]"),
+    click.option(
+        "--index-option",
+        "index_options",
+        type=(str, click.IntRange(1)),
+        multiple=True,
+        metavar="NAME N",
+        help="Option of an index kind that another package brings. Repeatable.",
+    ),
 )
 ffn_module = click.option(
     "--ffn-module",
@@ -278,9 +286,11 @@ def address(port: int) -> Any:
     )  # fmt: skip
 
 
-def index_settings(index: str, nlist: int | None, nprobe: int | None) -> dict[str, Any]:
+def index_settings(
+    index: str, nlist: int | None, nprobe: int | None, index_options: Sequence[tuple[str, int]]
+) -> dict[str, Any]:
     """The setting `index` of a database; auto is flat, the kind that is exact."""
-    options = {name: value for name, value in (("nlist", nlist), ("nprobe", nprobe)) if value}
+    options = {name: value for name, value in (("nlist", nlist), ("nprobe", nprobe), *index_options) if value}
     try:
         return {"kind": index_registry.check_kind(index, options), **options}
     except SearchError as error:

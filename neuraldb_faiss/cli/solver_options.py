@@ -25,7 +25,9 @@ def solver_settings(**given: Any) -> dict[str, Any]:
     from neuraldb_faiss.config import check_kl_prompts
 
     given.update(_with_preset(given.pop("preset"), given))
-    given["index"] = opt.index_settings(given["index"], given.pop("nlist"), given.pop("nprobe"))
+    given["index"] = opt.index_settings(
+        given["index"], given.pop("nlist"), given.pop("nprobe"), given.pop("index_options")
+    )
     given = {name: value for name, value in given.items() if value is not None}
     check_kl_prompts(given.get("kl_prompts", ()))
     return given

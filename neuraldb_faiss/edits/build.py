@@ -12,6 +12,7 @@ from neuraldb_faiss.edits import changes
 from neuraldb_faiss.edits.unsolved import Unsolved
 from neuraldb_faiss.errors import BuildError
 from neuraldb_faiss.facts import Fact, fold
+from neuraldb_faiss.index.registry import checked
 from neuraldb_faiss.options import BuildConfig, CreateOptions
 from neuraldb_faiss.store import Store
 
@@ -26,7 +27,7 @@ def build_store(
     report, command = rest.pop("report", None), rest.pop("command", "build")
     wanted = BuildConfig.of(config, rest)
     folded = fold(facts, on_conflict)
-    index = wanted.search()
+    index = checked(wanted.search())
     if model is None:
         editor: Any = unsolved(wanted)
     else:

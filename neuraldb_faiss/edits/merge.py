@@ -73,13 +73,12 @@ def _common_gate(stores: Sequence[Store], gamma: float | None) -> dict[str, Any]
 
 
 def _common_index(kinds: Sequence[IndexConfig]) -> IndexConfig:
-    """How all of them are searched; flat where they differ in kind, and sizes only where they agree."""
+    """How all of them are searched; flat where they differ in kind, and options only where they agree."""
     first, *others = kinds
     if any(other.kind != first.kind for other in others):
         return IndexConfig()
-    same_nlist = all(other.nlist == first.nlist for other in others)
-    same_nprobe = all(other.nprobe == first.nprobe for other in others)
-    return IndexConfig(first.kind, first.nlist if same_nlist else None, first.nprobe if same_nprobe else None)
+    alike = {name: n for name, n in first.options.items() if all(other.options.get(name) == n for other in others)}
+    return IndexConfig(first.kind, alike)
 
 
 def solver(config: DatabaseConfig, options: JoinOptions) -> SolveGroups | None:

@@ -114,17 +114,23 @@ class Matcher:
     """
 
     def __init__(
-        self, source: EntrySource, kind: str = "auto", *, gamma: float, nlist: int | None = None,
-        nprobe: int | None = None, directory: Path | None = None, device: torch.device | None = None,
+        self, source: EntrySource, kind: str = "auto", *, gamma: float, directory: Path | None = None,
+        device: torch.device | None = None, **options: int,
     ) -> None:  # fmt: skip
-        """source: a snapshot of the store. kind: auto (= flat), flat, ivf or sketch; nlist and nprobe belong to ivf.
-        gamma: the gate, 0 <= gamma < 1. directory: the database's `search/` folder, or None to keep nothing. device:
-        where the queries will come from; a GPU that FAISS can use gets the index.
+        """Open the index.
 
-        Raises SearchError for an unknown kind, bad settings, or where FAISS is missing.
+        Args:
+            source: a snapshot of the store.
+            kind: "auto" (= flat), or a kind of `index.registry`.
+            gamma: the gate, 0 <= gamma < 1.
+            directory: the database's `search/` folder, or None to keep nothing.
+            device: where the queries will come from; a GPU that FAISS can use gets the index.
+            options: of the kind, as its row names them.
+
+        Raises:
+            SearchError: an unknown kind or option, or FAISS is missing.
         """
         self.gamma = check_gamma(gamma)
-        options = {name: value for name, value in (("nlist", nlist), ("nprobe", nprobe)) if value is not None}
         self._make = partial(make_searcher, kind=kind, options=options, directory=directory, device=device)
         self._lock = ReadWriteLock()
         self._searcher: Searcher = self._make(source)

@@ -7,9 +7,10 @@ group `neuraldb_faiss.index_kinds`, whose object is an `IndexKind`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from neuraldb_faiss.config import IndexConfig
 from neuraldb_faiss.errors import SearchError
 from neuraldb_faiss.registry import Registry, load
 
@@ -73,6 +74,11 @@ def names() -> tuple[str, ...]:
     return (AUTO, *REGISTRY.kinds)
 
 
+def checked(index: IndexConfig) -> IndexConfig:
+    """`index` under the kind's own name. Raises SearchError as `check_kind`."""
+    return replace(index, kind=check_kind(index.kind, index.options))
+
+
 def check_kind(kind: str, options: Mapping[str, int] | None = None) -> str:
     """The kind's own name: that of the default for "auto".
 
@@ -93,6 +99,6 @@ def check_kind(kind: str, options: Mapping[str, int] | None = None) -> str:
                 f"{' and '.join(owners[0].options)} belong to the index kind {owners[0].name!r}: ask for it, or leave"
                 " them out"
             )
-        if value < 1:
-            raise SearchError(f"{name} is {value}: it must be 1 or more")
+        if type(value) is not int or value < 1:
+            raise SearchError(f"{name} is {value!r}: it must be a whole number of at least 1")
     return row.name

@@ -23,6 +23,7 @@ from neuraldb_faiss.database import NeuralDB
 from neuraldb_faiss.errors import BuildError
 from neuraldb_faiss.facts import Fact, fold
 from neuraldb_faiss.facts.metadata import clip
+from neuraldb_faiss.index.registry import checked
 from neuraldb_faiss.models.defaults import guessed_layer
 from neuraldb_faiss.options import BuildConfig, RayOptions
 
@@ -71,7 +72,7 @@ def build_on_ray(
     drop_failed, folded = rest.pop("drop_failed", False), fold(facts, rest.pop("on_conflict", "error"))
     report, command = rest.pop("report", None), rest.pop("command", "build")
     wanted = BuildConfig.of(config, rest)
-    index = wanted.search()
+    index = checked(wanted.search())
     with Workers(address, workers, model, device, dtype) as crew:
         from neuraldb_faiss.edits import changes
 

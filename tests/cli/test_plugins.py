@@ -22,7 +22,7 @@ TOY_INDEX = """
     from neuraldb_faiss.index.base import Searcher
     from neuraldb_faiss.index.registry import IndexKind
 
-    row = IndexKind("toy", "every key, by NumPy", "toy_index:ToySearcher")
+    row = IndexKind("toy", "every key, by NumPy", "toy_index:ToySearcher", {"block": "keys read at once"})
     made = []
 
 
@@ -30,8 +30,9 @@ TOY_INDEX = """
         kind = "toy"
         tolerance = 1e-4
 
-        def __init__(self, source, place):
+        def __init__(self, source, place, block=4):
             self._keys = np.empty((0, source.d1), np.float32)
+            self.block = block
             made.append(place.directory)
 
         @property
@@ -108,6 +109,11 @@ def test_another_packages_index_kind_builds_reindexes_and_searches(run: Run, mod
     assert run("reindex", path, "--index", "flat").exit_code == 0
     done = run("reindex", path, "--index", "toy")
     assert done.exit_code == 0, done.output
+    done = run("reindex", path, "--index", "toy", "--index-option", "block", 2)
+    assert done.exit_code == 0, done.output
+    assert json.loads(run("info", path, "--json").stdout)["index"] == {"kind": "toy", "block": 2}
+    with NeuralDB.open(path) as db:
+        assert db.matcher()._searcher.block == 2
     asked = run("generate", path, FACTS[0]["prompt"].replace("{}", FACTS[0]["subject"]), "--max-new-tokens", 1)
     assert asked.exit_code == 0, asked.output
     refused = run("reindex", path, "--index", "toy", "--nlist", 2)

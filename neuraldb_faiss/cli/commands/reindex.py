@@ -26,5 +26,5 @@ def reindex(db: Path, settings: dict[str, Any], wait: float, as_json: bool) -> N
     from neuraldb_faiss.database import NeuralDB
 
     with NeuralDB.open(db, "rw") as database, progress("making the index"):
-        done = database.reindex(settings["kind"], nlist=settings.get("nlist"), nprobe=settings.get("nprobe"), wait=wait)
+        done = database.reindex(**settings, wait=wait)
     print_generation(done, as_json, f"generation {done.generation}: the keys are searched by {settings['kind']}")
