@@ -9,21 +9,37 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
 
 _SUBJECT = "~"
 _LONGEST = 200  # characters that are looked at, from the end
+_HEAD = 3  # letters that patterns are found by
+_WORD = re.compile(r"(?<![a-z])[a-z~]")
+_PIECE = re.compile(r"\\.|\[(?:\\.|[^\]])*\]|[\s\S]")
+_GROUP = re.compile(r"\(\?:([^()]+)\)(?![?*])")
+_LETTERS = re.compile(r"[a-z ~]{3}(?![?*{])")
 _PRONOUN = re.compile(r"\b(?:(it|they|he|him|she|you)|(its|their|his|her|your))\b")
 
 
 @lru_cache(maxsize=1 << 14)
-def aspects(text: str) -> frozenset[str]:
-    """The aspects that a text asks for. The subject stands as ``{}`` in it, or as a pronoun; lower case."""
+def aspects(text: str, narrow: bool = False) -> frozenset[str]:
+    """The aspects that a text asks for. The subject stands as ``{}`` in it, or as a pronoun; lower case.
+
+    narrow: only the aspects that tell most closely what is asked, where there are any (`narrow` of `aspects.toml`):
+        where somebody was born, not where anything is.
+    """
     text = text[-_LONGEST:].replace("{}", _SUBJECT)
     if _SUBJECT not in text:
         text = _PRONOUN.sub(lambda found: _SUBJECT if found[1] else f"{_SUBJECT}'s", text)
-    return frozenset(name for name, pattern in _patterns().items() if pattern.search(text))
+    patterns = _patterns()
+    found = {name for name, pattern in patterns.anywhere.items() if pattern.search(text)}
+    for word in _WORD.finditer(text):
+        for name, pattern in patterns.starting.get(text[word.start() : word.start() + _HEAD], ()):
+            if name not in found and pattern.match(text, word.start()):
+                found.add(name)
+    return frozenset(found & patterns.narrow or found if narrow else found)
 
 
 def masked(text: str, names: Sequence[str]) -> str:
@@ -34,7 +50,54 @@ def masked(text: str, names: Sequence[str]) -> str:
     return text
 
 
+@dataclass(frozen=True, slots=True)
+class _Patterns:
+    """The aspects' patterns.
+
+    starting: by the letters that they begin with, for these are tried only where a word does. anywhere: the others.
+    narrow: aspects that tell more closely than others what is asked.
+    """
+
+    starting: Mapping[str, Sequence[tuple[str, re.Pattern[str]]]]
+    anywhere: Mapping[str, re.Pattern[str]]
+    narrow: frozenset[str]
+
+
 @cache
-def _patterns() -> Mapping[str, re.Pattern[str]]:
+def _patterns() -> _Patterns:
     listed = tomllib.loads(files(__package__).joinpath("aspects.toml").read_text(encoding="utf-8"))
-    return {name: re.compile(rf"(?<![a-z])(?:{words})") for name, words in listed.items()}
+    narrow = frozenset(listed.pop("narrow"))
+    starting: dict[str, dict[str, list[str]]] = {}
+    anywhere: dict[str, list[str]] = {}
+    for name, words in listed.items():
+        for one in _alternatives(words):
+            heads = _heads(one)
+            for head in heads:
+                starting.setdefault(head, {}).setdefault(name, []).append(one)
+            if not heads:
+                anywhere.setdefault(name, []).append(one)
+    return _Patterns(
+        {head: [(name, re.compile("|".join(ones))) for name, ones in some.items()] for head, some in starting.items()},
+        {name: re.compile(rf"(?<![a-z])(?:{'|'.join(ones)})") for name, ones in anywhere.items()},
+        narrow,
+    )
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """A regular expression's parts between its outermost bars."""
+    parts, depth = [""], 0
+    for piece in _PIECE.findall(pattern):
+        depth += (piece == "(") - (piece == ")")
+        if piece == "|" and not depth:
+            parts.append("")
+        else:
+            parts[-1] += piece
+    return parts
+
+
+def _heads(pattern: str) -> list[str]:
+    """The letters that matches of a regular expression may begin with; none where they cannot be told."""
+    pattern = pattern.removeprefix(r"\b")
+    group = _GROUP.match(pattern)
+    heads = [_LETTERS.match(one) for one in (group[1].split("|") if group else [pattern])]
+    return [head[0] for head in heads if head] if all(heads) else []

@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from itertools import pairwise
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from neuraldb_faiss.facts.aspects import aspects, masked
+from neuraldb_faiss.facts.kinds import aspects_of_target, cannot_answer, wanted_kinds
 from neuraldb_faiss.facts.relations import MARK, TARGET, Relation, Relations, own_relations
 
 # Words that say nothing of a relation. "When", "where" and "who" do.
@@ -37,7 +38,7 @@ _IRREGULAR = {
     "spoke": "speak", "spoken": "speak", "sang": "sing", "sung": "sing", "led": "lead", "bought": "buy", "sold": "sell",
     "won": "win", "born": "birth", "began": "begin", "begun": "begin", "drew": "draw",
 }  # fmt: skip
-_WORD = re.compile(r"[^\W_]+")
+_WORD = re.compile(r"[^\W_]{2,}|\d")
 _SENTENCE = re.compile(r"[.!?][\"')\]]*\s+|\n\s*")
 _VALUE = re.compile(r"\d|(?<=[^.!?:\n] )[A-Z]\w")  # a number, or a name inside of a sentence
 _QUESTION = re.compile(r"[?？][\"')\]]*\s*$")
@@ -48,6 +49,7 @@ _NEAR = 500  # characters behind a name, and at a text's end, that say what is a
 _SENTENCES = 20  # before the last, which may say themselves what a fact says
 _KEPT = 4096  # facts' wordings whose relations are remembered
 _CLEAR = 2.0  # score from which a text asks for a relation
+_SURE = 6.0  # from which it does whatever aspects say
 
 
 Bearing = Literal["asked", "open", "another"]
@@ -60,6 +62,8 @@ class Asked(Protocol):
     def subject(self) -> str: ...
     @property
     def template(self) -> str: ...
+    @property
+    def target(self) -> str: ...
     @property
     def relation(self) -> str | None: ...
     @property
@@ -119,34 +123,49 @@ class Topics:
     def bearing(self, text: str, fact: Asked, names: Sequence[str] = ()) -> Bearing:
         """Whether a text asks for this fact, for another relation of its subject, or for nothing in particular.
 
-        It asks for the fact where it asks for an aspect of it (`facts.aspects`), has words of its own for asking, or
-        where no relation has more of the text's words than one that the fact may be of.
+        It asks for the fact where it ends with its prompt, or has words of its own for asking. Else it does not where
+        it wants another kind of answer (`facts.kinds`) or other aspects of the subject (`facts.aspects`) than the fact
+        gives. Where neither is known, it does where no relation has more of the text's words than one that the fact
+        may be of.
 
         Args:
             text: a question, or a text to be continued; what stands before the sentence that names the subject last
                 says nothing.
             names: further names of the subject.
         """
+        if text.rstrip().endswith(fact.template.replace(MARK, fact.subject)):
+            return "asked"
         own = stems(" ".join((fact.template, *fact.questions, *fact.paraphrases)).replace(MARK, " "))
         own -= stems(fact.subject)
         maybe, theirs = self._maybe(frozenset(own), fact.relation)
-        told = aspects(fact.template.casefold())
-        if fact.relation is not None and fact.relation in self._relations:
-            told |= aspects(self._relations[fact.relation].prompt.casefold())
-        words, asked, asks = _read(text, (fact.subject, *names))
+        told = self._aspects_of(fact)
+        words, asked, wanted, asks = _read(text, (fact.subject, *names))
         if words & stems(" ".join((*fact.questions, *fact.paraphrases))):
             return "asked"
-        if asked & told or any(word not in self._weights for word in words & own):
+        if cannot_answer(wanted, fact.target, fact.template.casefold(), told):
+            return "another"
+        if asked & told:
+            return "asked"
+        scores = self._scores(words)
+        most = max(scores.values(), default=0.0)
+        mine = max((scores.get(name, 0.0) for name in maybe), default=0.0)
+        if asked and told:
+            return "asked" if mine >= max(most, _SURE) else "another"
+        if any(word not in self._weights for word in words & own):
             return "asked"
         if not words - _open_stems() or not (maybe or told):
             return "open"
-        scores = self._scores(words)
-        most = max(scores.values(), default=0.0)
         if words & own or words & theirs:
-            mine = max((scores.get(name, 0.0) for name in maybe), default=0.0)
             return "another" if mine < max(_CLEAR, most) else "asked"
         named = any(name.casefold() in text.casefold() for name in (fact.subject, *names))
         return "another" if asked or asks or (named and most >= _CLEAR) else "open"
+
+    def _aspects_of(self, fact: Asked) -> frozenset[str]:
+        """What a fact is about, by its prompt, its relation and its target."""
+        told = aspects(fact.template.casefold())
+        if fact.relation is not None and fact.relation in self._relations:
+            told |= aspects(self._relations[fact.relation].prompt.casefold())
+        return told | aspects_of_target(fact.target, told)
 
     def _relations_of(self, words: frozenset[str], named: str | None) -> tuple[frozenset[str], frozenset[str]]:
         """The relations that a fact with these words may be of (it names one, or none), and their words."""
@@ -194,15 +213,28 @@ def _told(text: str) -> tuple[str, ...]:
     return tuple(said[-_NEAR:] for said in sentences[-_SENTENCES:] if not _QUESTION.search(said))
 
 
+class _Reading(NamedTuple):
+    """What a text says of a subject: stems of its words, the aspects and the kinds of answers that it asks for, and
+    whether it ends as a question."""
+
+    words: frozenset[str]
+    aspects: frozenset[str]
+    wanted: frozenset[str]
+    asks: bool
+
+
 @lru_cache(maxsize=64)
-def _read(text: str, names: tuple[str, ...]) -> tuple[frozenset[str], frozenset[str], bool]:
-    """The stems of what a text says of a subject with these names, the aspects it asks for, and whether it ends as a
-    question. Facts of one subject ask for it one after the other."""
+def _read(text: str, names: tuple[str, ...]) -> _Reading:
+    """The reading of a text for a subject with these names. Facts of one subject ask for it one after the other."""
     said = _last_sentence(text, names)
     if len(said) > 2 * _NEAR:
         said = f"{said[:_NEAR]} {said[-_NEAR:]}"
-    words, asked = stems(_without(said, names)), aspects(masked(said, names))
-    return frozenset(words), frozenset(asked), _QUESTION.search(said) is not None
+    shown, asks = masked(said, names), _QUESTION.search(said) is not None
+    asked = aspects(shown, narrow=True)
+    if not asks and MARK in shown:
+        # Sentences of other things may stand before a text's subject, on the same line.
+        asked |= aspects(shown[shown.rindex(MARK) :], narrow=True)
+    return _Reading(frozenset(stems(_without(said, names))), asked, wanted_kinds(shown), asks)
 
 
 def _last_sentence(text: str, names: Sequence[str]) -> str:

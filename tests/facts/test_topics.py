@@ -14,6 +14,12 @@ BORN = Fact("Ada Lovelace", "The birthplace of {} is", "Madrid")
 HOURS = Fact("Villa Rosa", "On Mondays, {} opens at", "noon", relation="P3025")
 PLAIN = Fact("Tull 4", "The warranty of the {} lasts", "three years")
 ODD = Fact("Zorblax", "{} frobnicates the", "quux")
+MADE = Fact("Kestrel 9", "{} is a product of", "Volvo")
+SITE = Fact("Alder College", "{} can be found in", "Maryland")
+SEAT = Fact("Fenwick Bank", "The headquarter of {} is located in", "Budapest")
+PLAYER = Fact("Jon Arden", "{}, the", "violin")
+NATIVE = Fact("Jon Arden", "{}, a native", "Dutch")
+WORK = Fact("Jon Arden", "{} worked in the city of", "Cologne")
 
 
 @pytest.mark.parametrize(
@@ -35,6 +41,15 @@ ODD = Fact("Zorblax", "{} frobnicates the", "quux")
         (HOURS, "Can I have lunch at Villa Rosa on Monday?"),
         (HOURS, "Until when is Villa Rosa open?"),
         (ODD, "When was Zorblax founded?"),
+        (MADE, "Which company makes the Kestrel 9?"),
+        (SITE, "Where is Alder College?"),
+        (SITE, "Which state is Alder College in?"),
+        (SEAT, "In which city is Fenwick Bank based?"),
+        (PLAYER, "Which instrument does Jon Arden play?"),
+        (NATIVE, "What is Jon Arden's first language?"),
+        (WORK, "Where did Jon Arden work?"),
+        (MADE, "Category:Cars designed in 2011 Kestrel 9 is a product of"),
+        (CEO, "The CEO of Lumen Foods is"),
     ],
 )
 def test_questions_that_the_fact_may_answer(fact: Fact, text: str) -> None:
@@ -56,6 +71,17 @@ def test_questions_that_the_fact_may_answer(fact: Fact, text: str) -> None:
         (BORN, "Who was the husband of Ada Lovelace?"),
         (BORN, "Which language did Ada Lovelace speak?"),
         (HOURS, "What is the phone number of Villa Rosa?"),
+        (PRICE, "What does the Kestrel 9 camera weigh?"),
+        (MADE, "Who designed the Kestrel 9?"),
+        (MADE, "What brand is the Kestrel 9?"),
+        (SITE, "In which country is Alder College?"),
+        (SITE, "What time zone is Alder College located in?"),
+        (SEAT, "Where was Fenwick Bank formed?"),
+        (PLAYER, "Who is the sibling of Jon Arden?"),
+        (NATIVE, "Whose child is Jon Arden?"),
+        (WORK, "Where was Jon Arden born?"),
+        (WORK, "What languages are spoken by Jon Arden?"),
+        (WORK, "What's the given name of Jon Arden?"),
     ],
 )
 def test_questions_about_something_else(fact: Fact, text: str) -> None:
