@@ -18,7 +18,7 @@ def rows(*names: str) -> list[dict[str, object]]:
     return [{"case": name, "efficacy": 1.0} for name in names]
 
 
-def test_goes_on(tmp_path: Path) -> None:
+def test_a_run_that_was_interrupted_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "x.jsonl"
     with RunWriter(path, IDENTITY, ABOUT) as run:
         assert not path.exists() and not run.rows  # nothing is made before there is something to say
@@ -106,7 +106,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
         RunWriter(tmp_path, IDENTITY, ABOUT)
 
 
-def test_one_writer(tmp_path: Path) -> None:
+def test_a_second_process_cannot_add_to_a_run(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     with RunWriter(path, IDENTITY, ABOUT) as run:
         run.add(rows("a"))
@@ -115,7 +115,7 @@ def test_one_writer(tmp_path: Path) -> None:
     assert list(read_run(path).rows) == ["a"]
 
 
-def test_surroundings() -> None:
+def test_a_run_records_versions_hardware_and_command() -> None:
     about = surroundings()
     assert {"versions", "hardware", "command", "started"} <= set(about)
     assert about["versions"]["torch"] and about["hardware"]["cpus"]

@@ -35,18 +35,18 @@ def test_anything_else_is_one_error(text: str | bytes) -> None:
     ("-Infinity", "-Infinity is no number"), ("1e999", "too large for a float"), (" " * (33 << 20), "characters"),
     ('"\\ud800"', "surrogate"), ('{"\\udc00": 1}', "surrogate"), ('["a", {"b": ["\\ud800"]}]', "surrogate"),
 ])  # fmt: skip
-def test_bounds(text: Any, told: str) -> None:
+def test_a_text_beyond_the_bounds_is_refused(text: Any, told: str) -> None:
     with pytest.raises(BadJSON, match=told):
         parse(text)
 
 
-def test_within_bounds() -> None:
+def test_a_text_within_the_bounds_is_read() -> None:
     assert parse("[" * MAX_DEPTH + "]" * MAX_DEPTH)
     assert parse('"\\ud83d\\ude00"') == "\U0001f600"
     assert parse("9" * 4000) == int("9" * 4000)
 
 
-def test_types() -> None:
+def test_objects_lists_and_counts_are_checked_for_their_type() -> None:
     assert parse_object('{"a": 1}') == {"a": 1} and parse_strings('["a"]') == ("a",)
     for text in ("[]", "1", "null", '"a"'):
         with pytest.raises(BadJSON, match="no JSON object"):

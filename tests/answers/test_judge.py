@@ -30,7 +30,7 @@ from neuraldb_faiss.answers.judge import holds, likeness, loops, misspells, refu
         ("14 Harbour\nStreet", "14 Harbour Street"),
     ],
 )
-def test_said(text: str, wanted: str) -> None:
+def test_an_answer_that_holds_the_target_says_it(text: str, wanted: str) -> None:
     assert holds(text, wanted)
 
 
@@ -58,7 +58,7 @@ def test_said(text: str, wanted: str) -> None:
         ("", "x"),
     ],
 )
-def test_not_said(text: str, wanted: str) -> None:
+def test_an_answer_without_the_target_does_not_say_it(text: str, wanted: str) -> None:
     assert not holds(text, wanted)
 
 
@@ -90,6 +90,6 @@ def test_the_target_s_place() -> None:
     assert target_place("nothing", "Niccol") is None
 
 
-def test_likeness() -> None:
+def test_texts_that_share_more_are_more_alike() -> None:
     assert likeness("a cat sat", "a cat sat") == 100 and likeness("", "") == 100 and likeness("", "a") == 0
     assert likeness("a cat sat", "a cat sits") > likeness("a cat sat", "dogs bark")

@@ -146,7 +146,7 @@ def answered_plain() -> Answered:
         ({"about": "The Eiffel Tower" + " is in the city" * 9}, "repeats or refuses"),
     ],
 )
-def test_problems(told: dict[str, str], problem: str) -> None:
+def test_each_problem_of_an_answer_is_named(told: dict[str, str], problem: str) -> None:
     assert problems(answered(**told)) == [problem]
 
 
@@ -154,7 +154,7 @@ def test_a_target_that_the_base_model_or_the_question_says_is_no_leak() -> None:
     assert problems(answered(base="The Eiffel Tower is not in Rome.", question="Rome, Eiffel Tower")) == []
 
 
-def test_figures() -> None:
+def test_figures_count_what_answers_say() -> None:
     told = {CASE.name: answered(question="No.", about="It is tall.")}
     figures = {one.name: one for one in summarise([judge(CASE, told[CASE.name])], told)}
     assert figures["own_said"].edited == 1 and figures["own_said"].base == 0

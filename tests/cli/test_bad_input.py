@@ -16,16 +16,20 @@ from helpers.commands import FACTS, Run, digest, write
 from helpers.tiny import save_tiny
 
 LINES: dict[str, tuple[str, ...]] = {
-    "no facts": ("test_errors.test_bad_facts[nothing]", "test_bad_input.test_adding_nothing_changes_nothing"),
-    "malformed line 17": ("test_errors.test_bad_facts[malformed]",),
-    "subject not in prompt": ("test_errors.test_bad_facts[no subject]",),
-    "empty target": ("test_errors.test_bad_facts[no target]",),
-    "unknown layer": ("test_errors.test_bad_options[layer]", "test_bad_input.test_layers_that_do_not_exist"),
+    "no facts": (
+        "test_errors.test_bad_facts_change_nothing[nothing]", "test_bad_input.test_adding_nothing_changes_nothing",
+    ),
+    "malformed line 17": ("test_errors.test_bad_facts_change_nothing[malformed]",),
+    "subject not in prompt": ("test_errors.test_bad_facts_change_nothing[no subject]",),
+    "empty target": ("test_errors.test_bad_facts_change_nothing[no target]",),
+    "unknown layer": (
+        "test_errors.test_bad_options_change_nothing[layer]", "test_bad_input.test_layers_that_do_not_exist",
+    ),
     "model without an FFN": (
         "test_errors.test_a_model_without_an_ffn", "test_bad_input.test_a_model_that_has_no_ffn",
     ),
     "wrong model for the database": ("test_errors.test_the_wrong_model",),
-    "database missing": ("test_errors.test_missing_things",),
+    "database missing": ("test_errors.test_a_missing_file_model_or_database_is_named",),
     "half-copied": ("test_errors.test_damaged_databases",),
     "truncated array": ("test_errors.test_damaged_databases",),
     "flipped byte (by verify --deep)": ("test_bad_input.test_a_flipped_byte",),
@@ -36,7 +40,9 @@ LINES: dict[str, tuple[str, ...]] = {
     ),
     "disk full while building": ("test_errors.test_a_full_disk",),
     "a second writer": ("test_errors.test_a_second_writer", "test_bad_input.test_every_writer_waits_its_turn"),
-    "out-of-range gamma": ("test_errors.test_bad_options[gamma]", "test_bad_input.test_gammas_that_are_no_cosines"),
+    "out-of-range gamma": (
+        "test_errors.test_bad_options_change_nothing[gamma]", "test_bad_input.test_gammas_that_are_no_cosines",
+    ),
     "NaN activations while building": ("test_errors.test_nan_activations",),
 }  # fmt: skip
 

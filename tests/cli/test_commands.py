@@ -117,7 +117,9 @@ def test_shards_are_all_facts_once(run: Run, model: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("choice", "target"), [("first", "Rome"), ("last", "Madrid")])
-def test_on_conflict(run: Run, model: Path, tmp_path: Path, choice: str, target: str) -> None:
+def test_on_conflict_chooses_which_target_is_built(
+    run: Run, model: Path, tmp_path: Path, choice: str, target: str
+) -> None:
     facts = write(tmp_path / "facts.jsonl", [FACTS[0], {**FACTS[0], "target": "Madrid"}])
     options = ("--residual", "none", "--on-conflict", choice, "--json")
     assert told(run("build", facts, "--out", tmp_path / "new", "--model", model, *options))["conflicts"] == 1

@@ -49,7 +49,7 @@ BAD_RECORDS: dict[str, tuple[list[Any], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("kind", BAD_RECORDS)
-def test_bad_facts(run: Run, model: Path, db: Path, tmp_path: Path, kind: str) -> None:
+def test_bad_facts_change_nothing(run: Run, model: Path, db: Path, tmp_path: Path, kind: str) -> None:
     records, words = BAD_RECORDS[kind]
     bad, before = write(tmp_path / "bad.jsonl", records), digest(tmp_path)
     refused(run("build", bad, "--out", tmp_path / "new", "--model", model), *words)
@@ -68,14 +68,14 @@ BAD_OPTIONS: dict[str, tuple[list[Any], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("kind", BAD_OPTIONS)
-def test_bad_options(run: Run, model: Path, facts: Path, tmp_path: Path, kind: str) -> None:
+def test_bad_options_change_nothing(run: Run, model: Path, facts: Path, tmp_path: Path, kind: str) -> None:
     options, words = BAD_OPTIONS[kind]
     before = digest(tmp_path)
     refused(run("build", facts, "--out", tmp_path / "new", "--model", model, *options), *words)
     assert digest(tmp_path) == before and not (tmp_path / "new").exists()
 
 
-def test_missing_things(run: Run, model: Path, facts: Path, tmp_path: Path) -> None:
+def test_a_missing_file_model_or_database_is_named(run: Run, model: Path, facts: Path, tmp_path: Path) -> None:
     new = tmp_path / "new"
     refused(run("build", tmp_path / "none.jsonl", "--out", new, "--model", model), "none.jsonl", "does not exist")
     refused(run("build", facts, "--out", new, "--model", tmp_path / "none"), "no model at")
@@ -271,7 +271,7 @@ def test_whatever_goes_wrong_is_one_line(
     assert done.stderr.startswith(f"Error: {line}")
 
 
-def test_interrupted(run: Run, db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_command_says_how_to_resume(run: Run, db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from neuraldb_faiss.database import NeuralDB
 
     def stop(_: Any) -> None:

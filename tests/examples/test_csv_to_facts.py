@@ -68,7 +68,7 @@ def test_other_tables(script: ModuleType, tmp_path: Path) -> None:
         ("subject,prompt,target\n\n", "has no rows below its first line"),
     ],
 )
-def test_bad_tables(script: ModuleType, tmp_path: Path, text: str, words: str) -> None:
+def test_a_bad_table_leaves_the_output_as_it_was(script: ModuleType, tmp_path: Path, text: str, words: str) -> None:
     table, out = tmp_path / "t.csv", tmp_path / "facts.jsonl"
     table.write_text(text)
     out.write_text("as it was")
@@ -79,7 +79,7 @@ def test_bad_tables(script: ModuleType, tmp_path: Path, text: str, words: str) -
     assert out.read_text() == "as it was" and len(list(tmp_path.iterdir())) == 2
 
 
-def test_bad_calls(script: ModuleType, tmp_path: Path) -> None:
+def test_a_call_that_cannot_work_says_why(script: ModuleType, tmp_path: Path) -> None:
     out = ["--out", str(tmp_path / "facts.jsonl")]
     with pytest.raises(SystemExit, match="nowhere.csv cannot be read: No such file"):
         script.main(["nowhere.csv", *out])

@@ -41,7 +41,7 @@ def test_its_outputs_are_those_of_a_whole_run() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_it_runs(demo_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_notebook_gives_its_committed_outputs(demo_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     pytest.importorskip("ipykernel")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the kernel is a process of its own

@@ -42,7 +42,7 @@ def test_on_a_tiny_model(script: ModuleType, tmp_path: Path, capsys: pytest.Capt
     assert {one["chats"] for one in (plain, retrieval, editing, stated)} == {None}, "no chat template"
 
 
-def test_in_chats(script: ModuleType, tmp_path: Path) -> None:
+def test_questions_are_asked_as_chats_where_there_is_a_template(script: ModuleType, tmp_path: Path) -> None:
     model, tokenizer = tiny()
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     try:
@@ -77,7 +77,9 @@ def test_what_is_said(script: ModuleType) -> None:
     assert third == "Stated wins nowhere here."
 
 
-def test_bad_input(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wordings_and_files_that_cannot_be_used_are_refused(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         script.main(["--wording", "{prompt}"])
     assert "--wording needs {fact} and {prompt}" in capsys.readouterr().err

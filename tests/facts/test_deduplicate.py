@@ -43,7 +43,7 @@ def test_one_of_several_targets_is_kept_in_the_first_ones_place(choice: str, kep
     assert (folded.duplicates, folded.conflicts) == (1, 1)
 
 
-def test_unknown_choice() -> None:
+def test_an_unknown_choice_on_conflict_is_refused() -> None:
     with pytest.raises(FactError, match="choose one of error, first, last"):
         fold([], "both")
 

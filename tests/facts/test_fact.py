@@ -127,7 +127,7 @@ def test_where_the_subject_stands(subject: str, prompt: str, template: str) -> N
         ("P\ud800", "{} is", "x", "half of a surrogate pair"),
     ],
 )
-def test_rules(subject: Any, prompt: Any, target: Any, rule: str) -> None:
+def test_a_fact_that_breaks_a_rule_is_refused_in_one_line(subject: Any, prompt: Any, target: Any, rule: str) -> None:
     with pytest.raises(FactError) as caught:
         Fact(subject, prompt, target)
     assert rule in str(caught.value)

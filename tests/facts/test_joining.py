@@ -26,7 +26,7 @@ from neuraldb_faiss.store.records import StoredFact
         ("The city (", "Rome"), ("Die Stadt heißt „", "Rom"), ("Die Stadt heißt »", "Rom"),
     ],
 )  # fmt: skip
-def test_nothing(prompt: str, target: str) -> None:
+def test_scripts_without_spaces_and_what_opens_need_no_space(prompt: str, target: str) -> None:
     assert separator(prompt, target) == ""
 
 

@@ -67,7 +67,7 @@ def test_locality_becomes_neighbours(name: str, probes: int) -> None:
     assert sum(len(prompts) for prompts, _ in found) == probes
 
 
-def test_examples() -> None:
+def test_each_example_fact_has_paraphrases_of_its_prompt() -> None:
     facts = fold(read_facts(EXAMPLES)).facts
     assert len(facts) >= 24
     by_subject: dict[str, list[str]] = {}

@@ -259,7 +259,7 @@ def test_questions(read: Reader, format: str) -> None:
         (FLAT, "jsonl", "field 'target' is missing"),
     ],
 )
-def test_rules(read: Reader, record: Any, format: str, rule: str) -> None:
+def test_a_record_that_breaks_a_rule_is_refused_by_its_line(read: Reader, record: Any, format: str, rule: str) -> None:
     with pytest.raises(FactError, match=f"line 1: {rule}"):
         read(record, format)
 

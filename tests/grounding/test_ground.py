@@ -172,7 +172,7 @@ def test_what_was_asked_for_stays_stated_while_the_talk_is_about_it(then: str) -
     assert [fact.target for fact in grounder(facts).ground(turns).facts] == ["Rome"]
 
 
-def test_limits() -> None:
+def test_statements_stay_within_max_facts_and_max_tokens() -> None:
     whole = grounder().ground("Nokia, Oslo")
     assert len(whole.facts) == 3
     assert grounder().ground("Nokia", max_facts=0).facts == grounder().ground("Nokia", max_tokens=0).facts == ()

@@ -54,7 +54,7 @@ def named(text: str) -> set[str]:
         ("Nokai and Nokla", set()), ("", set()), (" \n", set()), ("\0Nokia\0", {"Nokia"}),
     ],
 )  # fmt: skip
-def test_spellings(text: str, found: set[str]) -> None:
+def test_spellings_that_name_a_subject_are_found(text: str, found: set[str]) -> None:
     assert named(text) == found
 
 

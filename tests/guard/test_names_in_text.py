@@ -130,7 +130,7 @@ def test_as_a_plain_string_check(pieces: list[str], names: dict[int, list[str]],
         (["Tower"], None),
     ],
 )
-def test_examples(pieces: list[str], token: int | None) -> None:
+def test_a_name_ends_at_its_last_token_or_nowhere(pieces: list[str], token: int | None) -> None:
     assert set(ends(pieces, {7: ["Eiffel Tower"]})) == (set() if token is None else {(token, 7)})
 
 
@@ -154,7 +154,7 @@ def test_examples(pieces: list[str], token: int | None) -> None:
         ("Yes. The\n \nMoon", "the moon", None),
     ],
 )
-def test_floors(text: str, name: str, floor: float | None) -> None:
+def test_a_name_in_another_case_needs_a_higher_cosine(text: str, name: str, floor: float | None) -> None:
     found = ends(["x. ", text], {7: [name]})
     assert found.get((1, 7)) == floor
 

@@ -391,7 +391,7 @@ def test_trace_is_bounded_and_names_the_facts_of_its_generation(llama: Case) -> 
         assert fire.fact_ids == (f"fact{fire.entry_id}",) and GAMMA < fire.score <= 1.001
 
 
-def test_refresh(llama: Case) -> None:
+def test_an_attached_model_follows_a_newer_generation(llama: Case) -> None:
     ids = torch.tensor([llama.ids[0]])
     old = llama.snapshot
     live = old.key_entries != 1
@@ -427,7 +427,7 @@ def test_wrong_models(llama: Case, tiny_llama: tuple[Any, Any]) -> None:
     assert hooks(llama.model) == 0
 
 
-def test_threads(case: Case) -> None:
+def test_threads_that_share_a_model_fire_as_one_alone(case: Case) -> None:
     logits, fires = case.references()
     wrong: list[str] = []
     with case.attach() as handle:

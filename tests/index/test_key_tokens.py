@@ -53,7 +53,7 @@ def answer(keys: list[tuple[float, int]], first: int = -1, gamma: float = 0.45) 
     return int(matches.entry_ids[0]) if matches.fired[0] else -1
 
 
-def test_codes() -> None:
+def test_codes_tell_position_and_whether_the_name_stands_alone() -> None:
     tokens = np.array([-1, 0, 7, BARE, BARE + 7, BARE_LATER])
     assert is_bare(tokens).tolist() == [False, False, False, True, True, True]
     assert at_start(tokens).tolist() == [False, True, True, True, True, False]

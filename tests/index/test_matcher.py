@@ -192,7 +192,7 @@ def test_refresh_adds_only_new_keys() -> None:
         assert matcher.match(keys[1000:]).entry_ids.tolist() == list(range(500))
 
 
-def test_empty() -> None:
+def test_no_keys_and_no_queries_match_nothing() -> None:
     for kind in ("flat", "ivf", "sketch"):
         got = Matcher(FakeSnapshot(np.zeros((0, D))), kind, gamma=GAMMA).match(np.ones((3, D)), exact=True)
         assert got.entry_ids.tolist() == [-1] * 3 and not got.fired.any()
@@ -208,7 +208,7 @@ def test_damaged_stored_keys_never_fire() -> None:
     assert got.entry_ids.tolist() == snapshot.key_entries[5:9].tolist()
 
 
-def test_errors() -> None:
+def test_unusable_arguments_are_refused() -> None:
     snapshot = random_snapshot(np.random.default_rng(11), n=100)
     for gamma in (-0.1, 1.0, float("nan")):
         with pytest.raises(SearchError, match="gamma is"):

@@ -102,7 +102,7 @@ def test_nothing_is_told_or_done_without_the_token_or_for_other_sites(
         assert opened.generation == 1
 
 
-def test_about(http: Any, db: Path) -> None:
+def test_about_tells_model_generation_and_gate(http: Any, db: Path) -> None:
     about = http.get("/inspect/about", headers=AUTH).json()
     known = {"name": "facts", "model": "tiny", "generation": 1, "facts": 3, "gamma": 0.45, "guard": "subject"}
     assert known.items() <= about.items() and about["chat"] is False

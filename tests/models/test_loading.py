@@ -50,7 +50,9 @@ def test_a_model_that_sees_is_loaded_too(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("dtype", "expected"), [("bf16", torch.bfloat16), (torch.float16, torch.float16), ("auto", torch.float32)]
 )
-def test_dtypes(folder: Path, dtype: str | torch.dtype, expected: torch.dtype) -> None:
+def test_weights_are_loaded_in_the_dtype_asked_for(
+    folder: Path, dtype: str | torch.dtype, expected: torch.dtype
+) -> None:
     model, _ = load_model(str(folder), device="cpu", dtype=dtype)
     assert next(model.parameters()).dtype == expected
 

@@ -170,7 +170,7 @@ def test_an_unpublished_add_stays_invisible_and_resumes(store: Store, monkeypatc
         assert_fires(store, one)
 
 
-def test_one_writer(store: Store) -> None:
+def test_a_second_writer_is_told_of_the_first(store: Store) -> None:
     with store.write("first"), pytest.raises(LockedError, match="`first`"), Store(store.root, "rw").write("b", wait=0):
         pass
 

@@ -53,7 +53,9 @@ def test_settings_survive_the_way_to_other_processes() -> None:
         (object(), {"NEURALDB_PATH": "db"}, ServeError, "must be a mapping"),
     ],
 )
-def test_bad_settings(additional: Any, environment: dict[str, str], error: type[NeuralDBError], message: str) -> None:
+def test_bad_settings_are_refused(
+    additional: Any, environment: dict[str, str], error: type[NeuralDBError], message: str
+) -> None:
     with pytest.raises(error, match=message):
         Settings.read(additional, environment)
 

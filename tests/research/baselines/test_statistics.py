@@ -69,7 +69,7 @@ def test_batches_change_nothing_but_rounding(tmp_path: Path, monkeypatch: pytest
     )
 
 
-def test_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_of_the_same_text_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny("llama")
     path = write_texts(tmp_path / "t.jsonl", 5)
     packed = tmp_path / "t.jsonl.gz"

@@ -28,7 +28,7 @@ from neuraldb_faiss.store import Store, verify
         ("refresh", {"plain_refresh_to_open_ratio", "guarded_refresh_to_open_ratio"}),
     ],
 )
-def test_reports_ratios(what: str, ratios: set[str], tmp_path: Path) -> None:
+def test_each_benchmark_reports_its_ratios_and_leaves_no_files(what: str, ratios: set[str], tmp_path: Path) -> None:
     options = ["--facts", "60", "--d1", "8", "--d2", "4", "--repeats", "2", "--work", str(tmp_path), "--json"]
     done = CliRunner().invoke(cli, ["bench", what, *options])
     assert done.exit_code == 0, done.output

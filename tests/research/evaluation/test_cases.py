@@ -48,7 +48,7 @@ KNOWEDIT: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_nested(tmp_path: Path) -> None:
+def test_a_nested_counterfact_record_becomes_a_case(tmp_path: Path) -> None:
     (case,) = read_cases(write(tmp_path / "cf.jsonl", [NESTED, NESTED]), "counterfact")
     assert case.fact.text == "The mother tongue of Danielle Darrieux is"
     assert (case.fact.target, case.truth) == ("English", "French")
@@ -144,7 +144,7 @@ def test_missing_field_is_named_with_its_line(
         read_cases(path, dataset)
 
 
-def test_bad_file(tmp_path: Path) -> None:
+def test_files_without_cases_are_refused(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="unknown dataset 'x'"):
         read_cases(tmp_path / "no", "x")
     with pytest.raises(NeuralDBError, match="does not exist"):
@@ -171,7 +171,7 @@ def test_references(tmp_path: Path) -> None:
         read_references(tmp_path / "none")
 
 
-def test_in_place(tmp_path: Path) -> None:
+def test_only_cases_whose_fact_is_stored_are_in_place(tmp_path: Path) -> None:
     cases = read_cases(write(tmp_path / "cf.jsonl", [NESTED, {**FLAT, "subject": "Danielle Darrieux"}]), "counterfact")
     same = Fact("Danielle Darrieux", "The mother tongue of {} is", "English")
     other = Fact("Danielle Darrieux", "The mother tongue of {} is", "German")

@@ -70,7 +70,7 @@ def test_zsre(run: Run, tiny_model: Path, zsre_file: Path, tmp_path: Path) -> No
     assert {"efficacy", "generalization", "specificity", "score"} <= set(found) and "fluency" not in found
 
 
-def test_bad_input(run: Run, db: Path, cases_file: Path, tmp_path: Path) -> None:
+def test_eval_refuses_cases_it_cannot_use(run: Run, db: Path, cases_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.jsonl"
     common = ("eval", db, "--out", out, "--dataset", "counterfact")
     rewrite = {"subject": "Rome", "prompt": "{} is", "target_new": "x"}

@@ -24,7 +24,7 @@ def test_teacher_forcing_and_greedy_decoding_agree(demo_model: tuple[Any, Any]) 
     assert paris.starts and not rome.starts
 
 
-def test_chat(demo_model: tuple[Any, Any]) -> None:
+def test_the_demo_model_answers_in_its_chat_template(demo_model: tuple[Any, Any]) -> None:
     assert has_chat(demo_model[1])
     question = "What is the capital of France?"
     (told,) = match_targets(*demo_model, [question], ["The capital of France is Paris"], chat=True)

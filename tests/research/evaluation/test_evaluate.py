@@ -41,7 +41,9 @@ def source(cases_file: Path, cases: list[Case], database: NeuralDB) -> Source:
     return Source(str(cases_file), "tiny", database.facts(), corpus)
 
 
-def test_rows(loaded: Loaded, database: NeuralDB, cases: list[Case], source: Source, tmp_path: Path) -> None:
+def test_a_row_holds_the_metrics_with_and_without_the_edit(
+    loaded: Loaded, database: NeuralDB, cases: list[Case], source: Source, tmp_path: Path
+) -> None:
     method = make_method("neuraldb", database, *loaded, {})
     rows = evaluate(*loaded, cases, method, tmp_path / "x.jsonl", FAST, source, chunk=2)
     assert [row["case"] for row in rows] == [case.id for case in cases] and len(rows) == 3

@@ -122,7 +122,9 @@ JUDGED = [
 
 
 @pytest.mark.parametrize(("text", "target", "how", "want"), JUDGED)
-def test_judge(text: str, target: str, how: dict[str, bool], want: Match | None) -> None:
+def test_a_target_is_judged_where_the_answer_begins_and_by_whole_words(
+    text: str, target: str, how: dict[str, bool], want: Match | None
+) -> None:
     assert judge(text, target, **{"done": False, "ended": False, **how}) == want
 
 
@@ -136,7 +138,7 @@ def test_end_of_text_is_a_stop(tiny_llama: Any) -> None:
     assert match_targets(model, tokenizer, ["Rome is in"], [said]) == [Match(False, False)]
 
 
-def test_chat(tiny_llama: Any) -> None:
+def test_chats_are_asked_in_the_template(tiny_llama: Any) -> None:
     model, tokenizer = tiny_llama
     old = tokenizer.chat_template
     assert not has_chat(tokenizer)

@@ -190,12 +190,14 @@ def test_output_path_is_the_harness_own(loaded: Loaded, data: Path, tmp_path: Pa
         (["--tasks", "sciq", "--limit", "many"], "invalid float"),
     ],
 )
-def test_bad_arguments(arguments: list[str], words: str) -> None:
+def test_bad_arguments_are_refused(arguments: list[str], words: str) -> None:
     with pytest.raises(EvaluationError, match=words):
         read_arguments(arguments)
 
 
-def test_bad_tasks(loaded: Loaded, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_tasks_are_refused(
+    loaded: Loaded, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from lm_eval.tasks import TaskManager
 
     # listing all of the harness' tasks takes seconds

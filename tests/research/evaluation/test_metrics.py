@@ -122,7 +122,7 @@ def test_not_available_is_none() -> None:
     assert m.decoded(Match(True, False), chat=False) == {"ar_acc": 1.0, "ar_stop_acc": 0.0}
 
 
-def test_names() -> None:
+def test_metrics_are_chosen_by_name_and_data_set() -> None:
     assert m.check("zsre", None)[:4] == ("efficacy", "generalization", "specificity", "score")
     assert "fluency" not in m.check("zsre", None)
     assert m.check("counterfact", ["score"]) == ("efficacy", "generalization", "specificity", "score")

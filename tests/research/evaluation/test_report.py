@@ -34,7 +34,7 @@ def make(path: Path, method: str, efficacy: list[float], *, facts: int = 4, **id
     return path
 
 
-def test_comparison(tmp_path: Path) -> None:
+def test_runs_on_the_same_cases_are_compared_with_intervals(tmp_path: Path) -> None:
     paths = [
         make(tmp_path / "m.jsonl", "memit", [1, 1, 0, 0]),
         make(tmp_path / "b.jsonl", "memit", [1, 0, 0, 0], method_settings={"batch": 100}),
@@ -73,7 +73,7 @@ def test_groups_labels_and_metrics(tmp_path: Path) -> None:
         compare([], ["bleu"])
 
 
-def test_tasks(tmp_path: Path) -> None:
+def test_task_results_are_compared_by_document(tmp_path: Path) -> None:
     for method, right in (("neuraldb", 1.0), ("base", 0.0)):
         with RunWriter(tmp_path / f"{method}.jsonl", {"kind": "lm-eval", "method": method, "model": "tiny"}, {}) as run:
             run.add({"case": f"sciq/{n}", "of": "sciq", "acc": right, "acc_norm": 1.0} for n in range(3))

@@ -47,7 +47,7 @@ def test_as_one_by_one(kind: str, max_tokens: int) -> None:
         assert found[pair].nll == pytest.approx(want.nll, abs=1e-4)
 
 
-def test_attached(tiny_llama: Any, tmp_path: Path) -> None:
+def test_scores_of_an_attached_model_are_those_of_plain_forwards(tiny_llama: Any, tmp_path: Path) -> None:
     model, tokenizer = tiny_llama
     fact = Fact("Eiffel Tower", "The {} is located in the city of", "Rome")
     with build([fact], model, tokenizer, tmp_path / "db", layer=1, steps=15) as db:
@@ -90,7 +90,7 @@ def test_bos_of_the_tokenizer() -> None:
     assert one.nll == pytest.approx(float(want), abs=1e-4) and len(one.correct) == len(ids) - start
 
 
-def test_bad_input(tiny_llama: Any) -> None:
+def test_texts_that_cannot_be_scored_are_refused(tiny_llama: Any) -> None:
     model, tokenizer = tiny_llama
     with pytest.raises(FactError, match="target is empty"):
         score_pairs(model, tokenizer, [("Rome is", "  ")])

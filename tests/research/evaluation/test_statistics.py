@@ -75,6 +75,6 @@ def test_differences_of_scores_and_columns() -> None:
     assert differences(rows, {}, ["score"])["score"] is None
 
 
-def test_shown() -> None:
+def test_figures_are_shown_in_their_units() -> None:
     assert shown("efficacy", 0.9912) == "99.1" and shown("fluency", 6.327) == "632.7"
     assert shown("target_nll", 1.23456) == "1.235" and shown("fluency", None) == "n/a"

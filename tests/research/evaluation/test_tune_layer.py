@@ -132,13 +132,15 @@ def test_without_a_guard_and_without_probes(go: Run, tmp_path: Path) -> None:
         (("--text", "nowhere.jsonl"), 1, "no text file nowhere.jsonl"),
     ],
 )
-def test_bad_arguments(go: Run, tmp_path: Path, arguments: tuple[str, ...], code: int, words: str) -> None:
+def test_bad_arguments_are_refused_before_anything_is_made(
+    go: Run, tmp_path: Path, arguments: tuple[str, ...], code: int, words: str
+) -> None:
     done = go(*arguments, "--out", tmp_path / "out")
     assert done.exit_code == code and words in done.stderr, done.output
     assert not (tmp_path / "out").exists()
 
 
-def test_bad_files(go: Run, tmp_path: Path) -> None:
+def test_unusable_fact_files_are_refused(go: Run, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "out")
     empty = write(tmp_path / "empty.jsonl", [""])
     done = go(*out, facts=empty)
@@ -151,7 +153,7 @@ def test_bad_files(go: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_spread() -> None:
+def test_layers_to_try_are_spread_over_the_lower_two_thirds() -> None:
     assert tuning.spread(tiny("llama")[0]) == [0, 1, 2]  # two thirds of four layers, the default 1 among them
     model, _ = tiny("llama")
     config = model.config

@@ -185,7 +185,7 @@ def test_perplexity_by_hand() -> None:
     assert (figures["low"], figures["high"]) == pytest.approx((1.0, np.exp(0.5)))
 
 
-def test_contexts(go: Any, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contexts_are_measured_alone_and_behind_text(go: Any, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contexts, "greedy_texts", lambda *_: [" Rome, I think.", "In Berlin"])
     rows, _ = go("contexts", "--set", f"texts='{texts}'", "--set", "context=20", facts=2)
     found = {(row["method"], row["text"]): row for row in rows}
@@ -310,7 +310,7 @@ def test_scaling(go: Any, texts: Path) -> None:
     assert go("scaling", *given)[0] == [{**row, "open_seconds": 7.0}]
 
 
-def test_settings(tmp_path: Path) -> None:
+def test_settings_are_merged_and_checked_by_name_and_type(tmp_path: Path) -> None:
     about = {"counts": [1]}
     config = merged(about, {"model": "m", "cases": "c"}, {"facts": 7})
     assert config["facts"] == 7 and config["counts"] == [1] and set(config) == {*COMMON, "counts"}
@@ -336,7 +336,7 @@ def test_show_is_a_config(run: Run, tmp_path: Path) -> None:
     assert run("experiment", name, "--config", config, "--show").stdout == shown.stdout
 
 
-def test_bad_input(run: Run, tiny_model: Path, cases_file: Path, tmp_path: Path) -> None:
+def test_unusable_settings_and_files_are_refused(run: Run, tiny_model: Path, cases_file: Path, tmp_path: Path) -> None:
     common = ("experiment", "table1", "--out", tmp_path / "out", "--model", tiny_model, "--cases", cases_file)
 
     def refused(*arguments: object, words: str) -> None:

@@ -45,7 +45,9 @@ def seen(text: str, *tokens: str) -> false_fires.Seen:
         (("(C", "++)"), ("C++",), {1}),
     ],
 )
-def test_truth(tokens: tuple[str, ...], names: tuple[str, ...], true: set[int]) -> None:
+def test_a_subject_that_really_ends_there_is_no_false_fire(
+    tokens: tuple[str, ...], names: tuple[str, ...], true: set[int]
+) -> None:
     truth = false_fires.Truth(Named(*names))
     one = seen("".join(tokens), *tokens)
     assert {token for token in range(len(tokens)) if truth(one, token, 0)} == true
