@@ -75,7 +75,7 @@ def _look(look: Look) -> dict[str, Any]:
     return {
         "look": look,
         "words": {one.entry: _words(look, one) for one in look.fired},
-        "held": sum(_held(one, look.gamma) for one in look.tokens),
+        "over": sum(_over(one, look.gamma) for one in look.tokens),
         "rows": rows([own]) if compared else [],
         "axis": Axis.of([own], look.gamma),
         "guard": look.guard,
@@ -87,9 +87,9 @@ def _words(look: Look, fired: Fired) -> list[str]:
     return [f"token {position}, “{look.tokens[position].token.strip()}”" for position in fired.positions]
 
 
-def _held(one: Nearest, gamma: float) -> bool:
-    """Nearer than gamma, and yet it does not fire: the guard holds it back."""
-    return one.entry is not None and one.score > gamma and not one.fired
+def _over(one: Nearest, gamma: float) -> bool:
+    """Nearer than γ to an entry whose subject the text does not name at this token."""
+    return one.entry is not None and one.score > gamma and not one.fired and not one.held
 
 
 def heat(score: float) -> int:

@@ -17,6 +17,7 @@ from neuraldb_faiss.inspector.views import Looker
 from neuraldb_faiss.models import load_model
 from neuraldb_faiss.serving.settings import Limits, ServerSettings, Tokens
 
+NAME = "db"  # the server's name of the database
 PROMPT = "The Eiffel Tower is located in the city of"
 EVIL = "<script>window.evil = 1</script>"
 FACTS: list[dict[str, Any]] = [
@@ -73,19 +74,18 @@ def inspected(folder: Path, db: Path) -> Iterator[str]:
 
 
 @contextmanager
-def running(folder: Path, db: Path) -> Iterator[str]:
-    from neuraldb_faiss.inspector.app import NAME, Inspected, routes
+def running(folder: Path, *databases: Path) -> Iterator[str]:
+    from neuraldb_faiss.inspector.app import Inspected, routes
     from neuraldb_faiss.serving.server import Server, bind
 
     ready = threading.Event()
-    page = Inspected(db)
+    named = {NAME: databases[0]} if len(databases) == 1 else {path.name: path for path in databases}
+    page = Inspected(named)
     with bind("127.0.0.1", 0) as bound:
         port = bound.getsockname()[1]
-        settings = ServerSettings(Tokens(None, {NAME: "secret"}), Limits(grace=5.0))
+        settings = ServerSettings(Tokens(None, dict.fromkeys(named, "secret")), Limits(grace=5.0))
         model, tokenizer = load_model(folder / "tiny")
-        server = Server(
-            model, tokenizer, {NAME: db}, bound, settings, ready=lambda _: ready.set(), routers=[routes(page)]
-        )
+        server = Server(model, tokenizer, named, bound, settings, ready=lambda _: ready.set(), routers=[routes(page)])
         thread = threading.Thread(target=server.serve_until_told)
         thread.start()
         try:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from helpers.tiny import tiny
 from neuraldb_faiss import Fact, NeuralDB, build
 from neuraldb_faiss.models import load_model
 
-from .conftest import EVIL, PROMPT
+from .conftest import EVIL, NAME, PROMPT
 
 pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
@@ -26,9 +28,15 @@ AUTH = {"Authorization": "Bearer secret"}
 @pytest.fixture
 def http(folder: Path, db: Path) -> Iterator[Any]:
     """A client of the application, with its worker running."""
+    with serving(folder, {NAME: db}) as client:
+        yield client
+
+
+@contextmanager
+def serving(folder: Path, named: dict[str, Path]) -> Iterator[Any]:
     from fastapi.testclient import TestClient
 
-    from neuraldb_faiss.inspector.app import NAME, Inspected, routes
+    from neuraldb_faiss.inspector.app import Inspected, routes
     from neuraldb_faiss.serving.app import make_app
     from neuraldb_faiss.serving.delivery import Deliveries
     from neuraldb_faiss.serving.encoding import Prompts
@@ -39,8 +47,9 @@ def http(folder: Path, db: Path) -> Iterator[Any]:
     from neuraldb_faiss.serving.tenants import Tenants
 
     model, tokenizer = load_model(folder / "tiny")
-    limits, metrics, page = Limits(grace=5.0, new_tokens=64), Metrics(), Inspected(db)
-    tenants = Tenants(model, tokenizer, {NAME: db}, ServerSettings(Tokens(None, {NAME: "secret"}), limits), "tiny")
+    limits, metrics, page = Limits(grace=5.0, new_tokens=64), Metrics(), Inspected(named)
+    settings = ServerSettings(Tokens(None, dict.fromkeys(named, "secret")), limits)
+    tenants = Tenants(model, tokenizer, named, settings, "tiny")
     engine = Engine(model, tokenizer, tenants, limits, metrics)
     prompts = Prompts(model, tokenizer, limits)
     service = Service(tenants, engine, prompts, Deliveries(prompts, metrics, None), limits, metrics)
@@ -74,6 +83,7 @@ def test_the_page_holds_no_data_and_its_policy_fits_its_script(http: Any) -> Non
         ("GET", "/inspect/about", None),
         ("POST", "/inspect/look", {"prompt": PROMPT}),
         ("GET", "/inspect/cosines", None),
+        ("GET", "/inspect/facts", None),
         ("GET", "/inspect/history", None),
         ("POST", "/inspect/rollback", {"generation": 1}),
         ("GET", "/facts", None),
@@ -118,13 +128,99 @@ def test_a_look_follows_changes_and_rollbacks(http: Any) -> None:
     assert first["generation"] == 1 and first["summary"] == "1 fired (Rome)." and "atlas.csv" in first["html"]
     assert finished(http, http.delete("/facts/tower", headers=AUTH))["generation"] == 2
     second = look()
-    assert second["generation"] == 2 and second["summary"].startswith("No fact fired")
+    assert second["generation"] == 2 and second["summary"].startswith("No fact")
     job = finished(http, http.post("/inspect/rollback", json={"generation": 1}, headers=AUTH))
     assert (job["kind"], job["state"], job["generation"], job["added"]) == ("rollback", "succeeded", 3, 1)
     assert look()["summary"] == first["summary"]
     told = http.get("/inspect/history", headers=AUTH).json()
     assert told["generation"] == 3
     assert [(one["generation"], one["kept"]) for one in told["data"]] == [(3, True), (2, True), (1, True)]
+
+
+def test_facts_come_in_pages_orders_and_around_an_id(http: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from neuraldb_faiss.inspector import app
+
+    monkeypatch.setattr(app, "PAGE", 2)
+
+    def page(**asked: Any) -> tuple[list[str], int, int, int]:
+        told = http.get("/inspect/facts", params=asked, headers=AUTH).json()
+        return [one["id"] for one in told["data"]], told["page"], told["pages"], told["total"]
+
+    assert page() == (["tower", "paris"], 1, 2, 3)
+    assert page(page=2) == (["<b>evil</b>"], 2, 2, 3) == page(page=9)
+    assert page(order="newest")[0] == ["<b>evil</b>", "paris"]
+    assert page(order="subject") == (["<b>evil</b>", "tower"], 1, 2, 3)
+    assert page(order="subject", holding="paris") == (["paris"], 2, 2, 3)
+    assert page(holding="nothing")[1] == 1
+    assert page(contains="italy") == (["paris"], 1, 1, 1)
+    assert page(contains="nowhere") == ([], 1, 1, 0)
+    assert len(page(order="weakest")[0]) == 2
+    for wrong in ({"order": "longest"}, {"page": 0}, {"light": "blue"}):
+        assert http.get("/inspect/facts", params=wrong, headers=AUTH).status_code == 400
+
+
+def test_facts_show_the_last_test(http: Any, db: Path) -> None:
+    answers = [
+        {"kind": "own", "prompt": PROMPT, "base": "Paris", "edited": "Rome", "problem": None},
+        {"kind": "question", "prompt": [{"role": "user", "content": "Where is it?"}], "base": "", "edited": "Oslo",
+         "problem": "not said"},
+    ]  # fmt: skip
+    tower = {"id": "tower", "prompt": PROMPT, "target": "Rome", "light": "yellow", "answers": answers}
+    stale = {"id": "paris", "prompt": "Paris is the capital of", "target": "Spain", "light": "red", "answers": []}
+    told = {"database": str(db), "delivery": "auto", "facts": [tower, stale, {"id": "plain", "light": None}]}
+    (db.parent / "answers.report.json").write_text(json.dumps(told), encoding="utf-8")
+    test = http.get("/inspect/about", headers=AUTH).json()["test"]
+    assert (test["file"], test["delivery"], test["green"], test["yellow"], test["red"]) == (
+        "answers.report.json", "auto", 0, 1, 1,
+    )  # fmt: skip
+    found = {one["id"]: one["test"] for one in http.get("/inspect/facts", headers=AUTH).json()["data"]}
+    problem = {"asked": "Where is it?", "said": "Oslo", "problem": "not said"}
+    assert found["tower"] == {"light": "yellow", "good": 1, "asks": 2, "problems": [problem]}
+    assert found["paris"] is None  # it says something else by now
+    only = http.get("/inspect/facts", params={"light": "yellow"}, headers=AUTH).json()["data"]
+    assert [one["id"] for one in only] == ["tower"]
+
+
+def test_a_look_says_how_the_facts_reached_the_prompt(http: Any) -> None:
+    def look(prompt: str, **asked: Any) -> dict[str, Any]:
+        answer = http.post("/inspect/look", json={"prompt": prompt, "max_tokens": 2, **asked}, headers=AUTH)
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    stated = look("Who built the Eiffel Tower?")
+    assert (
+        stated["summary"] == "1 fact stated (Rome)."
+        and "The Eiffel Tower is located in the city of Rome." in stated["html"]
+    )
+    assert "Facts reach this prompt as text" in stated["html"]
+    both = look(PROMPT, delivery="both")
+    assert both["summary"].startswith("1 fact stated (Rome).") and "Stated and fired" in both["html"]
+    fired = look(PROMPT)
+    assert fired["summary"] == "1 fired (Rome)." and "What delivery text would state" in fired["html"]
+    held = look("We saw the eiffel tower", delivery="residual")
+    assert "in another case" in held["html"] and held["summary"].startswith("No fact fired")
+    nothing = look("Nobody is here", delivery="text")
+    assert nothing["summary"].startswith("No fact stated") and "The prompt names no subject" in nothing["html"]
+    assert http.post("/inspect/look", json={"prompt": "a", "delivery": "post"}, headers=AUTH).status_code == 400
+
+
+def test_several_databases_each_for_itself(folder: Path, db: Path, tmp_path: Path, loaded: tuple[Any, Any]) -> None:
+    facts = [Fact("Lima", "{} is the capital of", "Chile", "lima")]
+    build(facts, None, None, tmp_path / "said").close()
+    with serving(folder, {"facts": db, "said": tmp_path / "said"}) as http:
+        first = http.get("/inspect/about", headers=AUTH).json()
+        assert first["database"] == "facts" and first["residuals"] is True
+        assert [one["name"] for one in first["databases"]] == ["facts", "said"]
+        said = {**AUTH, "X-NeuralDB": "said"}
+        other = http.get("/inspect/about", headers=said).json()
+        assert (other["database"], other["name"], other["facts"], other["layer"]) == ("said", "said", 1, None)
+        assert [one["id"] for one in http.get("/inspect/facts", headers=said).json()["data"]] == ["lima"]
+        look = http.post("/inspect/look", json={"prompt": "Lima is in", "max_tokens": 2}, headers=said).json()
+        assert look["summary"] == "1 fact stated (Chile)." and "Lima is the capital of Chile." in look["html"]
+        assert http.get("/inspect/cosines", headers=said).status_code == 200
+        mine = http.post("/inspect/look", json={"prompt": PROMPT, "max_tokens": 2}, headers=AUTH).json()
+        assert mine["summary"] == "1 fired (Rome)."
+        assert http.get("/inspect/about", headers={**AUTH, "X-NeuralDB": "third"}).status_code == 404
 
 
 def test_a_fact_is_added_and_the_next_look_shows_it(http: Any) -> None:

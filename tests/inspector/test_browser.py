@@ -93,7 +93,7 @@ def test_facts_are_added_deleted_and_rolled_back(open_page: Open, inspected: str
     page = open_page(inspected)
     page.get_by_role("textbox", name="Prompt", exact=True).fill("Marie Curie was born in")
     page.locator("#ask-form").get_by_role("button", name="Look").click()
-    told(page, "No fact fired")
+    told(page, "No fact stated and none fired")
     page.get_by_text("Add a fact").click()
     page.get_by_label("Subject", exact=True).fill("Marie Curie")
     page.get_by_label("Prompt, with").fill("{} was born in")
@@ -114,7 +114,7 @@ def test_facts_are_added_deleted_and_rolled_back(open_page: Open, inspected: str
     page.get_by_role("dialog").get_by_role("button", name="Roll back").click()
     told(page, "Done: generation 4.")
     assert page.locator("#facts li").count() == 3 and "generation 4 · 3 facts" in page.locator("#about").inner_text()
-    playwright.expect(page.locator("#result")).to_contain_text("Nothing fired")
+    playwright.expect(page.locator("#result")).to_contain_text("Nothing is stated")
     assert page.locator("#history li").count() == 4
     page.reload()  # the token is remembered as long as the tab is open
     playwright.expect(page.locator("#facts li")).to_have_count(3)
@@ -139,6 +139,69 @@ def test_facts_are_searched(open_page: Open, inspected: str) -> None:
     assert "Paris" in page.locator("#facts li").inner_text()
     search.fill("nowhere")
     playwright.expect(page.locator("#found")).to_have_text("No fact holds “nowhere”.")
+
+
+def test_a_facts_answer_is_edited_in_place(open_page: Open, inspected: str) -> None:
+    page = open_page(inspected)
+    edit = page.get_by_role("button", name="Edit The Eiffel Tower")
+    edit.click()
+    page.keyboard.press("Escape")
+    playwright.expect(edit).to_be_focused()
+    edit.click()
+    form = page.get_by_role("form", name="Edit The Eiffel Tower")
+    form.get_by_label("Answer").fill("Berlin")
+    form.get_by_role("button", name="Save").click()
+    told(page, "Done: generation 2.")
+    fact = page.locator("#facts li").filter(has_text="Eiffel Tower")
+    playwright.expect(fact.locator(".target")).to_have_text("Berlin")
+    playwright.expect(fact).to_contain_text("atlas.csv")
+
+
+def test_a_fact_is_jumped_to_and_an_id_that_is_none_is_said(open_page: Open, inspected: str) -> None:
+    page = open_page(inspected)
+    page.get_by_label("Order").select_option("subject")
+    playwright.expect(page.locator("#facts li").first).to_contain_text(EVIL)
+    page.get_by_label("Page or id").fill("paris")
+    page.get_by_role("button", name="Go").click()
+    playwright.expect(page.locator(".wanted")).to_contain_text("Paris")
+    page.get_by_label("Page or id").fill("nobody")
+    page.keyboard.press("Enter")
+    playwright.expect(page.get_by_role("alert")).to_contain_text("No fact here has the id “nobody”")
+
+
+def test_databases_are_switched_in_the_header(open_page: Open, folder: Path, db: Path, tmp_path: Path) -> None:
+    from neuraldb_faiss import Fact, build
+
+    from .conftest import running
+
+    build([Fact("Lima", "{} is the capital of", "Chile")], None, None, tmp_path / "said").close()
+    with running(folder, db, tmp_path / "said") as address:
+        page = open_page(address)
+        playwright.expect(page.locator("#facts li")).to_have_count(3)
+        page.get_by_label("Database").select_option("said")
+        playwright.expect(page.locator("#facts li")).to_have_count(1)
+        assert not page.locator("#gate-part").is_visible() and "none fires" in page.locator("#about").inner_text()
+        page.get_by_role("textbox", name="Prompt", exact=True).fill("Lima is in")
+        page.keyboard.press("Control+Enter")
+        told(page, "1 fact stated (Chile).")
+        assert "Lima is the capital of Chile." in page.locator(".strip.sent").inner_text()
+
+
+def test_what_deletes_does_not_look_like_the_main_action(open_page: Open, inspected: str) -> None:
+    page = open_page(inspected)
+    page.get_by_role("button", name="Delete The Eiffel Tower").click()
+    yes = page.get_by_role("dialog").get_by_role("button", name="Delete")
+    colour = "(one) => getComputedStyle(one).backgroundColor"
+    assert page.locator("button.main").first.evaluate(colour) != yes.evaluate(colour)
+    playwright.expect(page.get_by_role("dialog").get_by_role("button", name="Cancel")).to_be_focused()
+
+
+def test_help_for_gamma(open_page: Open, inspected: str) -> None:
+    page = open_page(inspected)
+    page.get_by_role("button", name="γ 0.45").click()
+    playwright.expect(page.locator("#gamma-help")).to_contain_text("exceeds γ")
+    page.keyboard.press("Escape")
+    playwright.expect(page.locator("#gamma-help")).not_to_be_visible()
 
 
 def test_facts_and_prompts_run_no_script(open_page: Open, inspected: str) -> None:
@@ -166,6 +229,14 @@ def test_on_a_phone_nothing_is_cut_off_and_text_stands_out(open_page: Open, insp
         assert page.evaluate(CONTRAST, [name, behind]) >= 4.5, name
     side, other = (page.locator(".side").nth(number).bounding_box() for number in (0, 1))
     assert side["x"] == other["x"] and side["y"] < other["y"]  # one below the other
+    page.get_by_role("button", name="Delete The Eiffel Tower").scroll_into_view_if_needed()
+    shown, bar = (page.locator(name).bounding_box() for name in (".page", ".bar"))
+    assert "Measured" in page.get_by_role("status").inner_text()
+    assert shown["y"] + shown["height"] <= bar["y"] and bar["y"] + bar["height"] <= 844  # it covers nothing
+    facts, gate = (page.locator(name).bounding_box() for name in ("#facts-part", "#gate-part"))
+    assert facts["y"] < gate["y"]  # facts before plots
+    page.get_by_role("link", name="Gate").click()
+    playwright.expect(page.locator("#gate-title")).to_be_in_viewport()
 
 
 def test_a_wrong_token_opens_nothing_until_the_right_one_comes(open_page: Open, inspected: str) -> None:

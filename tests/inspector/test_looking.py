@@ -11,6 +11,7 @@ from neuraldb_faiss import Fact, NeuralDB
 from neuraldb_faiss.errors import FactError
 from neuraldb_faiss.inference.ask import ask
 from neuraldb_faiss.inspector.views import Looker, pieces
+from neuraldb_faiss.models import find_site
 
 from .conftest import PROMPT
 
@@ -43,7 +44,7 @@ def test_a_looker_leaves_the_model_as_it_was_and_sees_new_generations(
     after = looker.look(text)
     assert [one.facts[0].id for one in after.fired] == ["curie"] and after.generation == 2
     assert after.base == before.base
-    assert not model.get_submodule(looker._site.module_name)._forward_hooks
+    assert not find_site(model, looker._db.layer).module._forward_hooks
 
 
 def test_cosines_of_own_prompts_paraphrases_and_other_texts(looker: Looker) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from neuraldb_faiss import NeuralDB
-from neuraldb_faiss.inference.explain import Nearest
+from neuraldb_faiss.guard.named import FLOOR, WHY
+from neuraldb_faiss.inference.explain import Held, Nearest
 from neuraldb_faiss.inspector.rendering import (
     Axis,
     heat,
@@ -69,17 +70,31 @@ def test_gamma_stands_in_the_histogram_where_it_belongs() -> None:
     assert "the guard holds" not in histogram_part([Series("a", "", (0.9,), 1, True)], 0.65, "none")
 
 
-def test_a_token_over_gamma_that_does_not_fire_is_marked() -> None:
-    def token(position: int, word: str, entry: int | None, score: float, fired: bool = False) -> Nearest:
-        return Nearest(position, word, entry, score, fired, ())
+def _token(position: int, word: str, entry: int | None, score: float, *held: Held) -> Nearest:
+    return Nearest(position, word, entry, score, False, (), held)
 
-    prompt, answer = (token(0, "A", None, 0.0), token(1, " b", 7, 0.5)), (token(2, "\n", 7, 0.4),)
-    look = Look(3, 0.45, "subject", prompt, answer, "x", ())
+
+def test_a_token_over_gamma_whose_subject_is_not_named_is_marked() -> None:
+    look = Look(
+        3, 0.45, "subject", (_token(0, "A", None, 0.0), _token(1, " b", 7, 0.5)), (_token(2, "\n", 7, 0.4),), "x", ()
+    )
     html = look_part(look)
-    assert html.count('class="token held"') == 2  # the token, and the legend's
-    assert "1 token comes nearer than γ" in html and "Nothing fired" in html
+    assert html.count('class="token over"') == 2  # the token, and the legend's
+    assert (
+        "1 token comes nearer than γ" in html and "Nothing fired" in html and "Named where it did not fire" not in html
+    )
     assert 'style="--heat: 18%"' in html and 'left: 45.0%"><b>γ 0.45' in html
     assert (shown("\n"), shown("\n", breaks=False), shown("")) == ("↵\n", "\n", "·")
+
+
+def test_a_name_that_a_floor_held_back_is_not_said_to_be_none() -> None:
+    held = Held(7, (), 0.7, 0.85, FLOOR, WHY[FLOOR])
+    html = look_part(
+        Look(3, 0.45, "subject", (_token(0, "A", None, 0.0), _token(1, " Oslo", 7, 0.7, held)), (), "x", ())
+    )
+    assert 'class="token over"' not in html and "names no such subject" not in html
+    assert 'class="token named" href="#held-7-floor"' in html and "Named where it did not fire" in html
+    assert "The cosine is below the floor" in html and "0.700, asked for 0.85 (floor)" in html and "no: floor" in html
 
 
 def test_a_page_is_whole_and_says_where_a_fact_is_from(looker: Looker, db: Path, tmp_path: Path) -> None:

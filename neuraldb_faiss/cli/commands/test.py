@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -99,6 +99,7 @@ def test(db: Path, asks: _Asks, run: _Run, model: ModelChoice, as_json: bool) ->
         loaded, tokenizer = model.load_for(database)
         from neuraldb_faiss.answers.deliveries import of_database
         from neuraldb_faiss.answers.report import judge, lights, summarise
+        from neuraldb_faiss.answers.report_file import to_json, write_report
         from neuraldb_faiss.answers.run import Asker
 
         delivery = of_database(database, loaded, tokenizer, run.delivery)
@@ -107,46 +108,21 @@ def test(db: Path, asks: _Asks, run: _Run, model: ModelChoice, as_json: bool) ->
         answers = asker.answer(chosen, delivery, run.out, about)
     reports = [judge(case, answers[case.name]) for case in chosen]
     figures = summarise(reports, answers)
+    told = to_json(db, delivery.name, reports, figures)
+    if run.out is not None:
+        written = write_report(run.out, told)
     if as_json:
-        emit_json(
-            {
-                "database": str(db),
-                "delivery": delivery.name,
-                "lights": lights(reports),
-                "summary": {one.name: {"value": one.edited, "base": one.base, "of": one.of} for one in figures},
-                "facts": [_fact_json(report) for report in reports],
-            }
-        )
+        emit_json(told)
         return
     for report in reports:
         _print_fact(report)
     _print_figures(delivery.name, figures)
-    told = lights(reports)
-    click.echo(f"{told['green']} green, {told['yellow']} yellow, {told['red']} red; delivery {delivery.name}")
+    by_light = lights(reports)
+    click.echo(
+        f"{by_light['green']} green, {by_light['yellow']} yellow, {by_light['red']} red; delivery {delivery.name}"
+    )
     if run.out is not None:
-        say(f"answers in {run.out}")
-
-
-def _fact_json(report: FactReport) -> dict[str, Any]:
-    fact = report.case.fact
-    told = {} if fact is None else {"subject": fact.subject, "prompt": fact.text, "target": fact.target}
-    return {
-        "id": report.case.name,
-        **told,
-        "light": report.light or None,
-        "answers": [_verdict_json(verdict) for verdict in report.verdicts],
-    }
-
-
-def _verdict_json(verdict: Verdict) -> dict[str, Any]:
-    prompt = verdict.ask.prompt
-    return {
-        "kind": verdict.ask.kind,
-        "prompt": prompt if isinstance(prompt, str) else list(prompt),
-        "base": verdict.base,
-        "edited": verdict.edited,
-        "problem": verdict.problem,
-    }
+        say(f"answers in {run.out}, the report in {written} (neuraldb inspect shows it)")
 
 
 def _print_fact(report: FactReport) -> None:
