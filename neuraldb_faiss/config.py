@@ -13,6 +13,7 @@ from neuraldb_faiss.guard.registry import REGISTRY as GUARDS
 from neuraldb_faiss.strict_json import is_count, is_number, is_strings, shown
 
 KEYS = ("two", "paper")
+OPTIMIZERS = ("adam", "sampled")
 DELIVERIES = ("auto", "residual", "text", "both")
 
 MAX_WIDTH = 1 << 24  # numbers in one key or residual
@@ -95,6 +96,10 @@ class ResidualConfig:
 
     `end_factor` weighs the NLL of the end of the target's last word ("Anna Berg", not "Anna Bergman"); the paper has no
     such term, and databases from before it go on without.
+
+    `optimizer` "adam" is the paper's, over all of a fact's rows at every step. "sampled" takes normalised steps, each
+    over the raw prompt and one context in turn, and looks at all rows after every eight; `lr` is then the first step's
+    length in units of ||h_init|| (`solver.sampled`).
     """
 
     steps: int
@@ -107,9 +112,11 @@ class ResidualConfig:
     chat: bool = False
     max_steps: int = 0
     end_factor: float = 0.0
+    optimizer: str = "adam"
 
     def __post_init__(self) -> None:
-        """Raises BuildError for a KL prompt without one {}."""
+        """Raises BuildError for a KL prompt without one {}, and ConfigError for an unknown optimizer."""
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_kl_prompts(self.kl_prompts)
         object.__setattr__(self, "kl_prompts", tuple(self.kl_prompts))  # JSON has lists
 
@@ -272,7 +279,9 @@ def _is_gate(value: Any) -> bool:
 
 
 def _is_config(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(v, bool) or is_number(v) or is_strings(v) for v in value.values())
+    return isinstance(value, dict) and all(
+        isinstance(v, bool | str) or is_number(v) or is_strings(v) for v in value.values()
+    )
 
 
 def _is_index(value: object) -> bool:

@@ -15,6 +15,7 @@ WAIT = 10.0  # seconds to wait for another writer, where nobody says otherwise
 
 _OBJECTIVE = (
     "steps", "max_steps", "lr", "weight_decay", "clamp", "kl_factor", "stop_loss", "kl_prompts", "chat", "end_factor",
+    "optimizer",
 )  # fmt: skip
 
 
@@ -43,8 +44,8 @@ class BuildConfig:
             default.
         delivery: how facts reach a request unless it says otherwise: "residual" (the hook adds residuals), "text"
             (their statements go into the prompt), "both", or "auto" (what measured best for its kind).
-        steps, max_steps, lr, weight_decay, clamp, kl_factor, stop_loss, kl_prompts, chat, end_factor: of the residual's
-            objective (`ResidualConfig`).
+        steps, max_steps, lr, weight_decay, clamp, kl_factor, stop_loss, kl_prompts, chat, end_factor, optimizer: of the
+            residual's objective (`ResidualConfig`).
     """
 
     layer: int | None = None
@@ -66,6 +67,7 @@ class BuildConfig:
     kl_prompts: Sequence[str] | None = None
     chat: bool | None = None
     end_factor: float | None = None
+    optimizer: str | None = None
 
     @classmethod
     def of(cls, config: BuildConfig | None, options: BuildOptions) -> BuildConfig:
@@ -106,6 +108,7 @@ class BuildOptions(TypedDict, total=False):
     kl_prompts: Sequence[str] | None
     chat: bool | None
     end_factor: float | None
+    optimizer: str | None
 
 
 class CreateOptions(BuildOptions, total=False):

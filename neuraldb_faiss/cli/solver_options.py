@@ -8,10 +8,12 @@ import click
 
 from neuraldb_faiss.cli import options as opt
 from neuraldb_faiss.cli.param_types import Kinds
+from neuraldb_faiss.config import OPTIMIZERS
 from neuraldb_faiss.solver.objectives import registry as objectives
 
 PAPER: dict[str, Any] = {
     "keys": "paper", "guard": "none", "gamma": 0.65, "max_steps": 0, "end_factor": 0.0, "delivery": "residual",
+    "optimizer": "adam",
 }  # fmt: skip
 
 
@@ -64,12 +66,18 @@ solver_options = opt.bundle(
         "--preset",
         type=click.Choice(["paper"]),
         help="paper: the paper to the letter (--keys paper --guard none --gamma 0.65 --max-steps 0"
-        " --end-factor 0 --delivery residual).",
+        " --end-factor 0 --delivery residual --optimizer adam).",
     ),
     opt.guard,
     opt.gamma,
     opt.ffn_module,
     click.option("--seed", type=int, default=0, show_default=True, help="Seed of the context prefixes."),
+    click.option(
+        "--optimizer",
+        type=click.Choice(OPTIMIZERS),
+        help="sampled: normalised steps, each over the raw prompt and one context in turn, some five times as fast."
+        " adam: the paper's, over all contexts at every step. [default: sampled; pmet: adam]",
+    ),
     click.option("--steps", type=click.IntRange(1), help="Optimiser steps for each fact. [default: the model's]"),
     click.option(
         "--max-steps",

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from neuraldb_faiss.config import ResidualConfig
     from neuraldb_faiss.solver.keys import KeyRows, compute_keys
+    from neuraldb_faiss.solver.outcome import FactOutcome, Solved
     from neuraldb_faiss.solver.prefixes import generate_prefixes
-    from neuraldb_faiss.solver.residuals import FactOutcome, Solved, solve_residuals
+    from neuraldb_faiss.solver.residuals import solve_residuals
 
 __all__ = [
     "FactOutcome",
@@ -25,10 +26,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "FactOutcome": ".residuals",
+    "FactOutcome": ".outcome",
     "KeyRows": ".keys",
     "ResidualConfig": "neuraldb_faiss.config",
-    "Solved": ".residuals",
+    "Solved": ".outcome",
     "compute_keys": ".keys",
     "generate_prefixes": ".prefixes",
     "solve_residuals": ".residuals",

@@ -36,6 +36,7 @@ class Row:
     kl: tuple[int, ...] = ()  # indices of the tokens at which KL(edited || base) is taken
     end: int = 0  # places behind the target at which its last word must not go on; 2: also behind "." (a number's)
     also: tuple[int, ...] = ()  # indices, behind `last`, of the last tokens of the subject's further mentions
+    context: int = 0  # which prefix the prompt stands behind, from 1; 0 for none
 
 
 def group_rows(
@@ -67,12 +68,12 @@ def group_rows(
     point = point_token(tokenizer)
     places = [end_places(fact.target) if point is not None else min(end_places(fact.target), 1) for fact in facts]
 
-    def row_of(fact: int, raw: bool, text: EncodedTarget) -> Row:
-        end = places[fact] if raw or ends else 0
+    def row_of(fact: int, context: int, text: EncodedTarget) -> Row:
+        end = places[fact] if ends or not context else 0
         ids = (text.ids[:-1], text.ids, (*text.ids, point or 0))[end]
-        return Row(group, fact, raw, ids, text.last, text.ids[text.target_start :], end=end)
+        return Row(group, fact, not context, ids, text.last, text.ids[text.target_start :], end=end, context=context)
 
-    rows = [row_of(number // per_fact, number % per_fact == 0, text) for number, text in enumerate(encoded)]
+    rows = [row_of(*divmod(number, per_fact), text) for number, text in enumerate(encoded)]
     subject = facts[0].subject
     about = encode(tokenizer, f"{subject} is a", (0, len(subject)))
     head = about.ids[: about.last + 1]
@@ -145,6 +146,21 @@ class Batch:
         for group in self.groups:
             starts.append(starts[-1] + len(group))
         return [row for g in groups for row in range(starts[g], starts[g + 1])]
+
+    def sample(self, turn: int) -> list[int]:
+        """Positions of the rows without a prefix, and of those behind the one whose turn it is (from 0, round and
+        round)."""
+        n = max(1, max(row.context for row in self.rows))
+        return [i for i, row in enumerate(self.rows) if not row.context or row.context - 1 == turn % n]
+
+    def select(self, rows: Sequence[int]) -> Batch:
+        """The batch with only the rows at these positions, which ascend and of which every group has some."""
+        wanted, number = set(rows), 0
+        groups: list[tuple[Row, ...]] = []
+        for group in self.groups:
+            groups.append(tuple(row for i, row in enumerate(group, number) if i in wanted))
+            number += len(group)
+        return Batch(tuple(groups))
 
     def picks(self, device: torch.device) -> Picks:
         """Where the loss looks; see `Picks`."""

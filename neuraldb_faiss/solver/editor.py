@@ -39,8 +39,9 @@ from neuraldb_faiss.options import BuildConfig, BuildOptions
 from neuraldb_faiss.solver.bare_keys import with_bare_keys
 from neuraldb_faiss.solver.keys import KeyRows, compute_keys
 from neuraldb_faiss.solver.objectives.registry import REGISTRY, check_stored
+from neuraldb_faiss.solver.outcome import FactOutcome
 from neuraldb_faiss.solver.prefixes import generate_prefixes
-from neuraldb_faiss.solver.residuals import FactOutcome, solve_residuals
+from neuraldb_faiss.solver.residuals import solve_residuals
 
 # Settings that decide an entry's arrays, and the gate, which the facts left out hang on.
 _DECIDING = (
@@ -48,6 +49,7 @@ _DECIDING = (
 )  # fmt: skip
 _TIMES = 3  # the steps that a fact may take which is not said after its usual ones
 _END_FACTOR = 0.25
+_SAMPLED = {"steps": 16, "lr": 0.6, "stop_loss": 0.1}  # measured on CounterFact (docs/performance.md)
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Editor:
         defaults = objective.defaults(model, given.ffn_module)
         site = find_site(model, defaults.layer if given.layer is None else given.layer, given.ffn_module)
         objective.second_site(model, site)  # a model that lacks it is refused before anything slow
-        settings = _config(defaults, given.objective())
+        settings = _config(defaults, given.objective(), objective.optimizer)
         if settings.chat and not has_chat(tokenizer):
             raise BuildError("the tokenizer has no chat template, so nothing can be solved for one: leave out --chat")
         if GUARDS[given.guard].reads_text:
@@ -216,9 +218,12 @@ def digest_of(settings: DatabaseConfig) -> str:
     return hashlib.sha256(repr(list(deciding.items())).encode()).hexdigest()
 
 
-def _config(defaults: EditDefaults, given: Mapping[str, Any]) -> ResidualConfig:
+def _config(defaults: EditDefaults, given: Mapping[str, Any], optimizer: str) -> ResidualConfig:
     base = {name: getattr(defaults, name) for name in ("steps", "lr", "weight_decay", "clamp", "kl_factor")}
     if given.get("chat"):
         base["kl_factor"] = defaults.chat_kl_factor
+    base["optimizer"] = given.get("optimizer", optimizer)
+    if base["optimizer"] == "sampled":
+        base |= _SAMPLED
     wanted = {**base, **given}
     return ResidualConfig(**{"max_steps": _TIMES * wanted["steps"], "end_factor": _END_FACTOR, **wanted})

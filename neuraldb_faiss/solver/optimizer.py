@@ -30,6 +30,15 @@ def outcomes(logits: Tensor, picks: Picks, continues: Tensor) -> tuple[Tensor, T
     return nll.new_zeros(n_facts).index_add(0, fact, nll) / tokens, missed == 0
 
 
+# float16 gradients underflow below 6e-8; the loss is scaled up by this before, and the gradient down after.
+_HALF_SCALE = 1024.0
+
+
+def gradient_scale(logits: Tensor) -> float:
+    """What the loss is multiplied by before its gradient is taken."""
+    return _HALF_SCALE if logits.dtype == torch.float16 else 1.0
+
+
 class Adam:
     """torch.optim.Adam's update (betas 0.9 and 0.999, eps 1e-8) on rows whose state can be dropped."""
 
@@ -52,6 +61,40 @@ class Adam:
         """Drop the state of all rows but `index`."""
         self._mean = self._mean.index_select(0, index)
         self._square = self._square.index_select(0, index)
+
+
+class Normalised:
+    """Steps of a given length along the mean of recent gradients, each brought to length one.
+
+    A loss of logarithms has gradients that differ a hundredfold on the way; only their direction is used. The k-th step
+    is lr * (0.75^(k-1) + 1/12) * ||h_init|| long.
+    """
+
+    def __init__(self, like: Tensor, lr: float) -> None:
+        self._lr = lr
+        self._step = 0
+        self._mean = torch.zeros_like(like)
+
+    def update(self, r: Tensor, grad: Tensor, h_norm: Tensor) -> Tensor:
+        """r after one step; r and grad float32 [G, S, d2], h_norm float32 [G, S]."""
+        self._mean = _MOMENTUM * self._mean + (1 - _MOMENTUM) * unit(grad)
+        length = self._lr * (_SHRINK**self._step + _LEAST)
+        self._step += 1
+        return r - length * h_norm[..., None] * unit(self._mean)
+
+    def keep(self, index: Tensor) -> None:
+        """Drop the state of all rows but `index`."""
+        self._mean = self._mean.index_select(0, index)
+
+
+_MOMENTUM = 0.5
+_SHRINK = 0.75
+_LEAST = 1 / 12
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Each of the vectors [..., d2] at length one; zeros stay zeros."""
+    return vectors / vectors.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(vectors.dtype).tiny)
 
 
 def project(r: Tensor, limit: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from neuraldb_faiss.index import Matcher
 from neuraldb_faiss.models import Fingerprint
 from neuraldb_faiss.solver.editor import Edited
 from neuraldb_faiss.solver.keys import KeyRows
-from neuraldb_faiss.solver.residuals import FactOutcome
+from neuraldb_faiss.solver.outcome import FactOutcome
 from neuraldb_faiss.store import Snapshot, Store, StoredFact
 from neuraldb_faiss.store.segments import ARRAYS
 

@@ -144,7 +144,8 @@ class Subject:
 
     def check_pmet(self) -> None:
         wanted = self._reference("pmet")
-        config = dataclasses.replace(self.editor.config, end_factor=0.0)  # the reference code knows no target's end
+        # The reference code knows no target's end, and no other optimizer.
+        config = dataclasses.replace(self.editor.config, end_factor=0.0, optimizer="adam")
         (solved,) = solve_residuals(
             self.model, self.tokenizer, self.site, [[FACT]], self.editor.prefixes, config, kind="pmet"
         )
@@ -160,7 +161,8 @@ class Subject:
         else:
             modules = (self.site.module, find_attention(self.model, self.site).module)
             solve = reference_pmet
-            del settings["kl_prompts"], settings["chat"], settings["max_steps"], settings["end_factor"]  # it has none
+            for name in ("kl_prompts", "chat", "max_steps", "end_factor", "optimizer"):  # it has none of them
+                del settings[name]
         return solve(self.model, self.tokenizer, *modules, facts, self.editor.prefixes, **settings)
 
     def way(self, kind: str = "memit") -> str:

@@ -60,24 +60,25 @@ def reference_residual(
     chat: bool = False,
     max_steps: int = 0,
     end_factor: float = 0.0,
+    optimizer: str = "adam",
 ) -> Reference:
     """Solve for `facts`, given as (subject, text with the subject in it, target); `block` holds `module`."""
     subject = facts[0][0]
-    rows = []  # (fact, ids, the subject's last token or tokens, target ids, raw)
+    rows = []  # (fact, ids, the subject's last token or tokens, target ids, raw, number of its prefix or 0)
     for number, (_, text, target) in enumerate(facts):
-        for prefix in ["", *(f"{x}. " for x in prefixes)]:
+        for context, prefix in enumerate(["", *(f"{x}. " for x in prefixes)]):
             whole = f"{prefix}{text} {target}"
             start = len(prefix) + text.index(subject)
             ids, last, offsets = _ids(tokenizer, whole, start + len(subject))
             first = next(i for i, (_, end) in enumerate(offsets) if end > len(prefix) + len(text))
-            rows.append((number, ids, last, ids[first:], not prefix))
+            rows.append((number, ids, last, ids[first:], not prefix, context))
         if chat:
             asked = _asked(tokenizer, text)
             ids, _, offsets = _ids(tokenizer, f"{asked}{text} {target}.", len(asked), special=False)
             named = [asked.index(subject) + len(subject), len(asked) + text.index(subject) + len(subject)]
             at = [max(i for i, (a, b) in enumerate(offsets) if a < end <= b) for end in named]
             first = next(i for i, (_, end) in enumerate(offsets) if end > len(asked))
-            rows.append((number, ids, at, ids[first:], False))
+            rows.append((number, ids, at, ids[first:], False, 0))
     ids, last, _ = _ids(tokenizer, f"{subject} is a", len(subject))
     about = [(ids, last, last)]  # ids, subject's last token, the token where the KL is taken
     if chat:
@@ -128,19 +129,20 @@ def reference_residual(
         r = torch.zeros(model.config.get_text_config().hidden_size, device=model.device, requires_grad=True)
         with torch.no_grad():
             hidden = []
-            for _, tokens, last, _, raw in rows:
+            for _, tokens, last, _, raw, _ in rows:
                 logits(tokens, last, r)
                 hidden.append((raw, state["hidden"] if isinstance(last, int) else state["hidden"][0]))
             others = [one for raw, one in hidden if not raw]
             h_init = hidden[0][1] if rows[0][2] > 0 else torch.stack(others).mean(0)
             base = [logits(ids, last, r)[at].log_softmax(0) for ids, last, at in about]
-        optimizer = torch.optim.Adam([r], lr=lr)
-        found: list[tuple[tuple[bool, float], Reference]] = []
-        for step in range(1, max(steps, max_steps) + 1):
+        h = float(h_init.norm())
+
+        def losses(rows: Sequence[Any]) -> tuple[Tensor, float, bool, list[float]]:
+            """Over these rows: the loss, that with the worst fact's NLL, whether all facts are said, each one's NLL."""
             row_nll: list[Tensor] = []
             row_end: list[Tensor] = []
             said = True
-            for _, ids, last, wanted, raw in rows:
+            for _, ids, last, wanted, raw, _ in rows:
                 out, behind = logits(ids, last, r)[-len(wanted) - 1 :].split([len(wanted), 1])
                 said = said and (not raw or (out.argmax(1).tolist() == wanted and not goes_on[behind.argmax()]))
                 if isinstance(last, int):  # an answer in a chat has its own full stop
@@ -148,26 +150,43 @@ def reference_residual(
                 row_nll.append(F.cross_entropy(out, torch.tensor(wanted, device=r.device)))
             edited = [logits(ids, last, r)[at].log_softmax(0) for ids, last, at in about]
             kl = torch.stack([(e.exp() * (e - b)).sum() for e, b in zip(edited, base, strict=True)]).mean()
-            rest = kl_factor * kl + weight_decay * r.norm() / h_init.norm() ** 2
+            rest = kl_factor * kl + weight_decay * r.norm() / h**2
             rest = rest + end_factor * torch.stack(row_end).mean()
-            loss = torch.stack(row_nll).mean() + rest
             of_fact = [
                 torch.stack([n for n, row in zip(row_nll, rows, strict=True) if row[0] == f]).mean()
                 for f in range(len(facts))
             ]
             worst = float((max(of_fact) + rest).detach())
             alone = [float(n.detach()) for n, row in zip(row_nll, rows, strict=True) if row[4]]
-            if step >= steps or worst < stop_loss:
-                solved = Reference(r.detach().cpu().clone(), float(loss.detach()), step, alone)
-                found.append(((not said, worst), solved))
-                if said or step == max(steps, max_steps) or worst < stop_loss:
-                    break
-            (r.grad,) = torch.autograd.grad(loss, r)
-            optimizer.step()
+            return torch.stack(row_nll).mean() + rest, worst, said, alone
+
+        def limited() -> None:
             with torch.no_grad():
-                limit = clamp * h_init.norm()
-                if r.norm() > limit:
-                    r.mul_(limit / r.norm())
+                if r.norm() > clamp * h:
+                    r.mul_(clamp * h / r.norm())
+
+        adam = torch.optim.Adam([r], lr=lr)
+        mean = torch.zeros_like(r)
+        found: list[tuple[tuple[bool, float], Reference]] = []
+        most = max(steps, max_steps)
+        for step in range(most + 1) if optimizer == "sampled" else range(1, most + 1):
+            if optimizer == "adam" or (step and (step % 8 == 0 or step in (steps, most))):
+                loss, worst, said, alone = losses(rows)
+                if optimizer == "sampled" or step >= steps or worst < stop_loss:
+                    solved = Reference(r.detach().cpu().clone(), float(loss.detach()), step, alone)
+                    found.append(((not said, worst), solved))
+                    if (said and step >= steps) or step == most or worst < stop_loss:
+                        break
+            if optimizer == "adam":
+                (r.grad,) = torch.autograd.grad(loss, r)
+                adam.step()
+            else:
+                turn = step % len(prefixes) + 1
+                (grad,) = torch.autograd.grad(losses([row for row in rows if row[5] in (0, turn)])[0], r)
+                mean = mean / 2 + grad / grad.norm() / 2
+                with torch.no_grad():
+                    r -= lr * (0.75**step + 1 / 12) * h * mean / mean.norm()
+            limited()
         return min(found, key=lambda one: one[0])[1]
     finally:
         for handle in handles:

@@ -75,6 +75,22 @@ def test_batched_solver_equals_the_plain_one(kind: str, tokenizer_kind: str, mon
         assert_equal(got, reference)
 
 
+@pytest.mark.parametrize("way", ["packed block", "packed ffn", "block", "ffn", "full"])
+def test_sampled_steps_are_the_plain_ones(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One context a step in turn, and all of them after every eight; groups end at different looks."""
+    monkeypatch.setattr(residuals, "CPU_TOKENS", 4096)  # all in one pass
+    model, tokenizer = tiny("phi")
+    site = find_site(model, 1)
+    monkeypatch.setattr(Ways, "fastest", lambda *_: way)
+    config = dataclasses.replace(CONFIG, optimizer="sampled", lr=0.3, steps=8, max_steps=19, end_factor=0.25)
+    first = by_reference(model, tokenizer, site, GROUPS[0], config)
+    config = dataclasses.replace(config, steps=17, stop_loss=first.loss * 1.05)
+    wanted = [by_reference(model, tokenizer, site, group, config) for group in GROUPS]
+    assert len({reference.steps for reference in wanted}) > 1
+    for got, reference in zip(solve_residuals(model, tokenizer, site, GROUPS, PREFIXES, config), wanted, strict=True):
+        assert_equal(got, reference)
+
+
 @pytest.mark.parametrize("kind", ["llama", "gemma2"])
 def test_what_other_relations_say_is_kept(kind: str) -> None:
     model, tokenizer = tiny(kind)

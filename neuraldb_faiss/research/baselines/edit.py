@@ -152,6 +152,7 @@ def _editor(name: str, model: Any, tokenizer: Any, settings: Solving) -> Editor:
         layer=settings.layers[-1],
         residual="pmet" if name == "pmet" else "memit",
         keys="paper",
+        optimizer="adam",
         **{field: getattr(settings, field) for field in _SOLVER_FIELDS},
     )
 

@@ -11,6 +11,7 @@ further pass by what they returned. It makes no assumption that `selfcheck.agree
 
 from __future__ import annotations
 
+import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -51,6 +52,10 @@ class Forward(Protocol):
         """Go on with the given groups only."""
         ...
 
+    def select(self, rows: Sequence[int]) -> Forward:
+        """The same with only these rows, as `Batch.select` has them; this one stays as it is."""
+        ...
+
 
 class FullForward:
     """Whole rows, all layers, every time; any architecture whose down-projection can be hooked."""
@@ -86,6 +91,11 @@ class FullForward:
     def keep(self, groups: Sequence[int]) -> None:
         self.h_norm = self.h_norm[list(groups)]
         self._set(self._batch.keep(groups))
+
+    def select(self, rows: Sequence[int]) -> FullForward:
+        part = copy.copy(self)
+        part._set(self._batch.select(rows))
+        return part
 
     def _set(self, batch: Batch) -> None:
         self._batch = batch
@@ -148,15 +158,24 @@ class FastForward(ABC):
             return read(self._call()).to(r.device)
 
     def keep(self, groups: Sequence[int]) -> None:
-        index = torch.tensor(self._batch.row_index(groups), device=self._device)
-        before, self._batch = self._batch, self._batch.keep(groups)
-        self._picks = self._batch.picks(self._device)
+        self.h_norm = self.h_norm[list(groups)]
+        self._go_on(self._batch.row_index(groups), self._batch.keep(groups))
+
+    def select(self, rows: Sequence[int]) -> FastForward:
+        part = copy.copy(self)
+        part._go_on(rows, self._batch.select(rows))
+        return part
+
+    def _go_on(self, rows: Sequence[int], batch: Batch) -> None:
+        """With the rows at these positions, which are those of `batch`."""
+        index = torch.tensor(rows, device=self._device)
+        before, self._batch = self._batch, batch
+        self._picks = batch.picks(self._device)
         self._hidden = self._cut(self._hidden, before, index)
         if self._attended is not None:
             self._attended = self._cut(self._attended, before, index)
-        self.h_norm = self.h_norm[list(groups)]
         self._forget(index)
-        self._lay(self._batch)
+        self._lay(batch)
 
     # ---- a subclass's own
 

@@ -45,7 +45,7 @@ REGISTRY = Registry(
     "residual",
     "neuraldb_faiss.objectives",
     (
-        ObjectiveKind("memit", "equation 21: MEMIT's", "neuraldb_faiss.solver.objectives.memit:Memit"),
+        ObjectiveKind("memit", "equation 21: MEMIT's", "neuraldb_faiss.solver.objectives.memit:Memit", 48),
         ObjectiveKind(
             "pmet",
             "PMET's, with a second vector at the attention that is not kept",
