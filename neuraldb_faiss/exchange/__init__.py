@@ -1,4 +1,4 @@
-"""Databases as files that others read, and back: JSON lines, safetensors; folders on a hub (`exchange.hub`)."""
+"""Export and import: JSON lines, safetensors, and Hugging Face's hub (`exchange.hub`)."""
 
 from neuraldb_faiss.exchange.export_file import FORMATS, Exported, export
 

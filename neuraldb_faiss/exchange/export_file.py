@@ -1,4 +1,4 @@
-"""A generation of a database as one file: facts as JSON lines, or everything as safetensors. Streamed."""
+"""Streaming export of one generation: facts as JSON lines, or everything as safetensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Databases as repositories of Hugging Face's hub: saved, pushed, downloaded, by its own client and its settings."""
+"""Saving, pushing and downloading of databases as repositories on Hugging Face's hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A vector file becomes a database, or part of one: one transaction, one generation, no model."""
+"""Import of a vector file into a new or an existing database, in one transaction and without a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A vector file read back: nothing in it is trusted, and no more of it is held than one number an entry and a key."""
+"""Validating reader of vector files; it keeps one number per entry and per key in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measurement of where a gate fires in ordinary text, and of whether a subject really ends there."""
+"""Measurement of false fires in ordinary text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a gate is told of the tokens of one forward, what it answers, and how one is made."""
+"""Gate interface: the tokens it receives, the result it returns, and how to make one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of the name index under `search/`, which spare hashing every name again at each opening.
+"""Saved name index under `search/`, so that opening need not hash every name again.
 
     subjects.hashes.npy    uint64 [n], ascending
     subjects.entries.npy   int64 [n], the entry of each

@@ -1,4 +1,4 @@
-"""Check that the guard finds each fact's subject in the fact's own prompt, at the token where its key is taken."""
+"""Check that the guard finds each fact's subject at the key's token in the fact's own prompt."""
 
 from __future__ import annotations
 

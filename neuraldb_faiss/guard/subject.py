@@ -1,4 +1,4 @@
-"""The guard "subject": the text says which entries may fire, the exact cosine which of them does."""
+"""Guard "subject": an entry may fire only where the text ends with its subject; the cosine decides among those."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The database inside a model: a forward hook on one layer that looks every token up.
+"""Forward hook on one layer that looks up every token in the database.
 
 A token's way on a CPU: `lookup` gets the layer's input, `forward_context` (with `forward_call` and `kv_history`) says
 which tokens these are, and one call, `Gate.fired`, goes down into `guard`: `guard.subject` reads the text

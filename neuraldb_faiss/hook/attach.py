@@ -1,4 +1,4 @@
-"""Attach a database to a model, and the handle that takes it off again."""
+"""Attaching a database to a model, and the handle that detaches it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copies and pickles of an attached model: they come without the hooks.
+"""Copying and pickling of an attached model, without the hooks.
 
 A hook refers to an open database, locks and threads, none of which can be copied. So each hooked module gets a
 `__getstate__` of its own, which `copy`, `pickle` and `torch.save` all ask, and which leaves out what is ours.

@@ -1,4 +1,4 @@
-"""Handle of a database whose facts reach a model as text alone: nothing is hooked, and nothing fires."""
+"""Handle for text delivery: facts are stated in the prompt, and no hook is registered."""
 
 from __future__ import annotations
 

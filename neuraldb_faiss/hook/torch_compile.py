@@ -1,4 +1,4 @@
-"""Hooks under torch.compile: the lookup as an operator of the graph, and code that notices that a hook came or went.
+"""Support for torch.compile: the lookup as a custom operator, and recompilation when a hook is added or removed.
 
 The graph knows an attachment by its number only. So what it answers, a refresh, or its end, need no new code.
 """

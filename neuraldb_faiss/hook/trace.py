@@ -1,4 +1,4 @@
-"""The record of which facts fired where, as a list that notebooks show as a table."""
+"""Trace of which facts fired where: a list that notebooks show as a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FAISS, imported here alone, with the one global setting of it that matters."""
+"""The only import of FAISS, and its one global setting that matters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `key_tokens` says of a key: whether it was taken at position 0 of its text, and whether the name stood alone.
+"""Codes in `key_tokens`: was a key taken at position 0 of its text, and did the name stand alone?
 
     -1            taken behind other tokens, in the fact's own prompt
     t             taken at position 0, on token t: all first tokens have nearly the same key, so only t tells them apart

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole and durable, or not at all.
+"""Atomic writes: a file or folder appears complete and durable, or not at all.
 
 Everything this package writes to a place that somebody can see goes through here, but for the arrays of a segment
 (their folder appears whole, and counts once the catalog names it) and for files that grow (`files.open_append`).

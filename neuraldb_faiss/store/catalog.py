@@ -1,4 +1,4 @@
-"""The catalog: the only source of truth about what a database holds, at every generation."""
+"""Tables of the catalog: facts, entries, segments, settings and generations."""
 
 from __future__ import annotations
 

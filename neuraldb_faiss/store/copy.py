@@ -1,4 +1,4 @@
-"""A clean copy of a database folder: what is committed, and nothing else."""
+"""Copy of a database folder that holds committed data only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files under `search/`: made from the database, and never believed blindly.
+"""Rebuildable index files under `search/`, verified before use.
 
 Arrays `<stem>.<name>.npy` with a manifest `<stem>.json`, each written whole or not at all, the manifest last. It keeps
 for each array its sha256 and where it lies (st_dev, st_ino, st_ctime_ns), because a folder that was copied or

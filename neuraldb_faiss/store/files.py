@@ -1,4 +1,4 @@
-"""The few functions through which the package writes files, so that faults can be put in one place.
+"""Reading, writing and syncing of the store's files; tests inject disk faults here.
 
 A file becomes part of a database in three steps: written under a temporary name and fsynced, renamed into
 place with its folder fsynced, and only then named in the catalog. No link is ever written through.

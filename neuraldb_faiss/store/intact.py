@@ -1,4 +1,4 @@
-"""Nothing damaged is passed on: what is copied, rewritten or exported is compared with the digests of the catalog."""
+"""Checks before data is copied, rewritten or exported: it must match the catalog's digests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One writer at a time, across processes, with a record of who it is."""
+"""Writer lock across processes, with a record of its holder."""
 
 from __future__ import annotations
 

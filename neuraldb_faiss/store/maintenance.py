@@ -1,4 +1,4 @@
-"""Going back, and forgetting: rollback and compaction."""
+"""Rollback and compaction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Taking damaged arrays out of service, so that the rest of a database goes on."""
+"""Quarantine of damaged arrays; the rest of the database stays usable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every row of the catalog, read as it will be read when it is needed: of any generation, staged or not."""
+"""Check of every row in the catalog, including old generations and staged rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reader sees: one generation of a database, its large arrays memory-mapped."""
+"""Read-only view of one generation, with its large arrays memory-mapped."""
 
 from __future__ import annotations
 

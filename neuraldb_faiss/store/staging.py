@@ -1,4 +1,4 @@
-"""Whole segments and their facts from outside the store: staged, so that the commit publishes them as they are."""
+"""Staging of complete segments and their facts, which the commit then publishes."""
 
 from __future__ import annotations
 

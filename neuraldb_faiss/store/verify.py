@@ -1,4 +1,4 @@
-"""Is every stored byte what was written, and does the catalog make sense?"""
+"""Verification of files against their checksums, and of the catalog's consistency."""
 
 from __future__ import annotations
 
