@@ -11,7 +11,7 @@ from typing import Any
 from neuraldb_faiss.errors import FactError
 from neuraldb_faiss.facts.joining import SEPARATORS, separator
 from neuraldb_faiss.facts.metadata import HALF_PAIR, MetadataCopy, broken_metadata, clip, kind_of
-from neuraldb_faiss.facts.statement import fill, sentence
+from neuraldb_faiss.facts.statement import fill, sentence, whole
 from neuraldb_faiss.strict_json import is_text
 
 MARK = "{}"
@@ -107,7 +107,8 @@ class Fact:
     @property
     def statement(self) -> str:
         """The fact as one sentence on one line: the metadata's ``statement``, else ``text`` and ``target`` with a full
-        stop. A prompt that asks is answered: "Who leads Acme? Ann Lee."
+        stop. A prompt that asks is answered: "Who leads Acme? Ann Lee."; one that is a subject and a clause gets its
+        verb: "Acme, located in" states "Acme is located in Rome."
 
         Examples:
             >>> Fact("Acme", "The head of {} is", "Ann Lee").statement
@@ -116,7 +117,7 @@ class Fact:
         own = self.metadata.get("statement")
         if isinstance(own, str) and own.strip():
             return " ".join(fill(own, self.subject, self.target).split())
-        return sentence(self.text, self.separator, self.target)
+        return sentence(whole(self.text, self.subject), self.separator, self.target)
 
     @property
     def questions(self) -> tuple[str, ...]:

@@ -8,6 +8,21 @@ from neuraldb_faiss.facts.joining import is_spaceless
 
 SUBJECT, TARGET = "{}", "{target}"
 _MARKS = re.compile(r"\{\}|\{target\}")
+# What stands between a subject and its clause, and what makes it a sentence: "Acme, which was founded in" becomes "Acme
+# was founded in".
+_CLAUSES = tuple(
+    (re.compile(pattern), put)
+    for pattern, put in (
+        (r", (?:who|which|that) (?=\w)", " "),
+        (r", whose (?=\w)", "'s "),
+        (r", (?=(?:built|created|developed|formed|formulated|founded|produced|started|written) (?:at|by|for|in|on)\b)",
+         " was "),
+        (r", (?=(?:based|called|located|named|owned|performing|playing|released) (?:after|at|by|for|in|on|the)\b)",
+         " is "),
+        (r", (?=(?:a|an|from|in)\b)", " is "),
+        (r", (?=speaker of\b)", " is a "),
+    )
+)  # fmt: skip
 _CLOSING = "\"'”’»)]}」』）"
 _ENDS = ".!?…。．！？"
 _QUESTION = ("?", "？", "؟")
@@ -17,6 +32,17 @@ def fill(template: str, subject: str, target: str | None = None) -> str:
     """The template with the subject for every ``{}``, and for every ``{target}`` the target where one is given."""
     values = {SUBJECT: subject, TARGET: TARGET if target is None else target}
     return _MARKS.sub(lambda mark: values[mark[0]], template)
+
+
+def whole(text: str, subject: str) -> str:
+    """The text with its verb, where it is a subject and what a comma joins to it ("Acme, located in"), so that it is a
+    sentence once it is continued; else as it is."""
+    if text.startswith(f"{subject}, "):
+        for pattern, put in _CLAUSES:
+            found = pattern.match(text, len(subject))
+            if found:
+                return subject + put + text[found.end() :]
+    return text
 
 
 def sentence(text: str, separator: str, target: str) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 from neuraldb_faiss.config import resolve_delivery
+from neuraldb_faiss.errors import CompactedError
 from neuraldb_faiss.grounding.ground import Conversation, Grounded, Grounder
 
 
@@ -48,3 +50,36 @@ class Delivery:
             else:
                 self._grounder.refresh(self._source())
             return self._grounder
+
+
+class Delivering(ABC):
+    """What every attachment says of its delivery."""
+
+    _delivery: Delivery
+
+    @abstractmethod
+    def _renew(self, error: CompactedError) -> None:
+        """Answer from the newest generation, with a warning: the one that answered is not whole any more."""
+
+    @property
+    def delivery(self) -> str:
+        """How facts reach a request that does not say: one of `config.DELIVERIES`; see `delivery_of`."""
+        return self._delivery.wanted
+
+    def delivery_of(self, prompt: str | Conversation, delivery: str | None = None) -> str:
+        """ "residual", "text" or "both" for this prompt, which may ask for another delivery than the attachment's. For
+        "text", run the model under `disabled()`."""
+        return self._delivery.of(prompt, delivery)
+
+    def ground(self, prompt: str | Conversation, *, delivery: str | None = None, **limits: Any) -> Grounded:
+        """The prompt with the statements of the facts that it names, as `NeuralDB.ground`, from the generation that
+        answers now; as it is where they reach it as residuals alone.
+
+        Args:
+            delivery: instead of the attachment's. limits: max_facts, max_tokens, tokenizer.
+        """
+        try:
+            return self._delivery.ground(prompt, delivery=delivery, **limits)
+        except CompactedError as error:
+            self._renew(error)
+            return self._delivery.ground(prompt, delivery=delivery, **limits)

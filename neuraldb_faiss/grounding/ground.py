@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, Unpack
 
@@ -53,10 +53,23 @@ class _View:
     def __init__(self, source: FactSource, before: Mentions | None = None) -> None:
         self.source, self.mentions = source, Mentions(source, before)
         self._facts: dict[int, tuple[StoredFact, ...]] = {}
+        self._whole: tuple[str, list[tuple[str, list[StoredFact]]]] = "", []
 
-    def subjects(self, texts: Sequence[str]) -> Iterator[tuple[str, list[StoredFact]]]:
+    def all_of(self, text: str) -> list[tuple[str, list[StoredFact]]]:
+        """All `subjects` of one text, remembered for whoever asks for them next."""
+        known, found = self._whole
+        if known != text:
+            found = list(self._named([text]))
+            self._whole = text, found
+        return found
+
+    def subjects(self, texts: Sequence[str]) -> Iterable[tuple[str, list[StoredFact]]]:
         """The live facts of each subject that the texts name, the one named nearest to the end first, with the last
         text that names it."""
+        known, found = self._whole
+        return found if list(texts) == [known] else self._named(texts)
+
+    def _named(self, texts: Sequence[str]) -> Iterator[tuple[str, list[StoredFact]]]:
         seen: set[str] = set()
         for text in reversed(texts):
             covered: int | None = None  # from here on everything lies behind, or inside of a longer mention
@@ -103,13 +116,13 @@ class Grounder:
             self._view = _View(source, self._view.mentions)
 
     def is_own_prompt(self, prompt: str | Conversation) -> bool:
-        """Whether it is a text that ends with the prompt of a fact whose residual fires."""
+        """Whether it is a text that ends with the prompt of a fact whose residual fires, and says the target."""
         if not isinstance(prompt, str):
             return False
         end = prompt.rstrip()
         return any(
-            fact.state == "live" and end.endswith(fact.text)
-            for _, facts in self._view.subjects([prompt])
+            fact.state == "live" and fact.took is not False and end.endswith(fact.text)
+            for _, facts in self._view.all_of(prompt)
             for fact in facts
         )
 

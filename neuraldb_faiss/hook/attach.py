@@ -11,8 +11,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from neuraldb_faiss.errors import CompactedError, FingerprintError, ModelError, NeuralDBError
-from neuraldb_faiss.grounding.delivery import Delivery
-from neuraldb_faiss.grounding.ground import Conversation, Grounded
+from neuraldb_faiss.grounding.delivery import Delivering, Delivery
 from neuraldb_faiss.guard.gate import Gate
 from neuraldb_faiss.hook import model_copies
 from neuraldb_faiss.hook.forward_context import Context
@@ -54,7 +53,7 @@ class Shown:
     database: str | None = None
 
 
-class Handle:
+class Handle(Delivering):
     """A database in a model, until `remove()` or the end of a `with`.
 
     A forward of the model that does not reach the layer raises ModelError: its answer would be unedited. Copies and
@@ -126,28 +125,6 @@ class Handle:
         """`with handle.disabled():` the model answers as if nothing were attached, in this thread only."""
         return self._lookup.disabled()
 
-    @property
-    def delivery(self) -> str:
-        """How facts reach a request that does not say: "auto", "residual" or "both"; see `delivery_of`."""
-        return self._delivery.wanted
-
-    def delivery_of(self, prompt: str | Conversation, delivery: str | None = None) -> str:
-        """ "residual", "text" or "both" for this prompt. For "text", run the model under `disabled()`."""
-        return self._delivery.of(prompt, delivery)
-
-    def ground(self, prompt: str | Conversation, *, delivery: str | None = None, **limits: Any) -> Grounded:
-        """The prompt with the statements of the facts that it names, as `NeuralDB.ground`, from the generation that
-        answers now; as it is where they reach it as residuals alone.
-
-        Args:
-            delivery: instead of the attachment's. limits: max_facts, max_tokens, tokenizer.
-        """
-        try:
-            return self._delivery.ground(prompt, delivery=delivery, **limits)
-        except CompactedError as error:
-            self._renew(error)
-            return self._delivery.ground(prompt, delivery=delivery, **limits)
-
     def refresh(self, source: EntrySource | None = None) -> None:
         """Answer from another generation: `source`, or the newest. Only what is new is loaded.
 
@@ -167,7 +144,6 @@ class Handle:
         self._lookup.gate.refresh(source)
 
     def _renew(self, error: CompactedError) -> None:
-        """Answer from the newest generation: the one that answered is not whole any more."""
         if self._newest is None:
             raise error
         self.refresh()

@@ -8,12 +8,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from neuraldb_faiss.errors import CompactedError
-from neuraldb_faiss.grounding.delivery import Delivery
-from neuraldb_faiss.grounding.ground import Conversation, Grounded
+from neuraldb_faiss.grounding.delivery import Delivering, Delivery
 from neuraldb_faiss.hook.trace import Trace
 
 
-class TextHandle:
+class TextHandle(Delivering):
     """As `Handle`, for the delivery "text": the model is not touched, and `ground` states the facts.
 
     It answers from the generation it was attached with until `refresh()`.
@@ -33,22 +32,9 @@ class TextHandle:
     def __repr__(self) -> str:
         return f"<TextHandle of {self._database or 'a database'}: facts are stated, nothing fires>"
 
-    @property
-    def delivery(self) -> str:
-        return self._delivery.wanted
-
-    def delivery_of(self, prompt: str | Conversation, delivery: str | None = None) -> str:
-        """ "text", whatever is asked for but a residual, of which there is none here."""
-        return self._delivery.of(prompt, delivery)
-
-    def ground(self, prompt: str | Conversation, *, delivery: str | None = None, **limits: Any) -> Grounded:
-        """See `Handle.ground`."""
-        try:
-            return self._delivery.ground(prompt, delivery=delivery, **limits)
-        except CompactedError as error:
-            self.refresh()
-            warnings.warn(f"{error}: the newest generation answers from now on", stacklevel=2)
-            return self._delivery.ground(prompt, delivery=delivery, **limits)
+    def _renew(self, error: CompactedError) -> None:
+        self.refresh()
+        warnings.warn(f"{error}: the newest generation answers from now on", stacklevel=3)
 
     def trace(self) -> Trace:
         """Nothing: what is stated does not fire."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,9 @@ from helpers.tiny import tiny
 from neuraldb_faiss import Fact, NeuralDB, build
 from neuraldb_faiss.config import DELIVERIES, resolve_delivery
 from neuraldb_faiss.errors import ConfigError, FactError
+from neuraldb_faiss.grounding.mentions import Mentions
 from neuraldb_faiss.hook.text_handle import TextHandle
+from neuraldb_faiss.store import Snapshot
 
 FACTS = [Fact("Rome", "The city of {} is in", "Peru"), Fact("Oslo", "The city of {} is in", "Chad")]
 CHAT = [{"role": "user", "content": "Where is Rome?"}]
@@ -50,7 +54,18 @@ def test_one_rule_for_deliveries(wanted: str, residuals: bool, delivery: str) ->
     assert resolve_delivery(wanted, residuals=residuals) == delivery
 
 
-def test_a_facts_own_prompt_is_left_to_its_residual(db: NeuralDB) -> None:
+def told(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
+    """Have every snapshot tell its facts with these changes."""
+    real = Snapshot.facts
+
+    def facts(self: Snapshot, **where: Any) -> Iterator[Any]:
+        return (replace(fact, **changes) for fact in real(self, **where))
+
+    monkeypatch.setattr(Snapshot, "facts", facts)
+
+
+def test_a_facts_own_prompt_is_left_to_its_residual(db: NeuralDB, monkeypatch: pytest.MonkeyPatch) -> None:
+    told(monkeypatch, took=True)
     assert resolve_delivery("auto", residuals=True, own_prompt=True) == "residual"
     assert resolve_delivery("auto", residuals=False, own_prompt=True) == "text"
     assert resolve_delivery("text", residuals=True, own_prompt=True) == "text"
@@ -58,6 +73,31 @@ def test_a_facts_own_prompt_is_left_to_its_residual(db: NeuralDB) -> None:
         assert handle.delivery_of("It is late. The city of Rome is in ") == "residual"
         assert handle.ground("The city of Rome is in").facts == ()
         assert handle.delivery_of("The city of Rome is in the") == handle.delivery_of(CHAT) == "text"
+
+
+@pytest.mark.parametrize("changes", [{"took": True, "state": "suspended"}, {"took": False}])
+def test_an_own_prompt_whose_residual_does_not_say_the_target_is_stated(
+    db: NeuralDB, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
+) -> None:
+    told(monkeypatch, **changes)
+    with db.attach(*tiny()) as handle:
+        assert handle.delivery_of("The city of Rome is in") == "text"
+        assert [fact.target for fact in handle.ground("The city of Rome is in").facts] == ["Peru"]
+
+
+def test_names_are_looked_up_once_a_completion(db: NeuralDB, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    real = Mentions.in_text
+
+    def in_text(self: Mentions, text: str) -> Any:
+        read.append(text)
+        return real(self, text)
+
+    monkeypatch.setattr(Mentions, "in_text", in_text)
+    with db.attach(*tiny()) as handle:
+        text = "Oslo and Rome: the city of Rome lies in"
+        assert handle.delivery_of(text) == "text" and len(handle.ground(text).facts) == 2
+    assert read == [text]
 
 
 def test_unknown_deliveries_are_refused(db: NeuralDB) -> None:

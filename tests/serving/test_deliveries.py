@@ -179,11 +179,20 @@ def test_explain_tells_what_is_stated_beside_what_fires(served: Served) -> None:
     body = {"messages": TURN, "max_tokens": 2}
     told = served.http.post("/explain", json=body).json()
     assert told["delivery"] == "text" and told["fired"] == [] and TOWER in "".join(told["tokens"])
-    assert [one["id"] for one in told["grounded"]] == ["tower", "builder"] and told["grounded"][0]["statement"] == TOWER
-    for how, facts in (("residual", 0), ("both", 1)):
-        told = served.http.post("/explain", json={"prompt": PROMPT, "neuraldb_delivery": how}).json()
-        assert told["delivery"] == how and len(told["grounded"]) == facts
-        assert told["fired"] or facts, "a random model's keys are not found behind other words"
+    assert [one["id"] for one in told["stated"]] == ["tower", "builder"] and told["stated"][0]["statement"] == TOWER
+    told = served.http.post("/explain", json={"prompt": PROMPT, "neuraldb_delivery": "residual"}).json()
+    assert told["delivery"] == "residual" and told["stated"] == [] and told["fired"]
+
+
+def test_explain_of_both_tells_what_fires_behind_the_statement(folder: Path, tmp_path: Path) -> None:
+    """With a low gate: a random model's keys are hardly alike behind other words."""
+    model, tokenizer = load_model(folder / "tiny")
+    facts = [Fact("Eiffel Tower", "The {} is located in the city of", "Rome", id="tower")]
+    build(facts, model, tokenizer, tmp_path / "low", steps=1, max_steps=0, gamma=0.01).close()
+    with serving(folder, {"low": tmp_path / "low"}, Tokens("secret", {}), Limits(prompt_tokens=300)) as low:
+        told = low.http.post("/explain", json={"prompt": PROMPT, "neuraldb_delivery": "both"}).json()
+    assert told["delivery"] == "both" and [one["id"] for one in told["stated"]] == ["tower"] and told["fired"]
+    assert {fact["id"] for fire in told["fired"] for fact in fire["facts"]} == {"tower"}
 
 
 # ---- what is refused

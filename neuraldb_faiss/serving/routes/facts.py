@@ -107,7 +107,7 @@ async def explain(body: Explain, request: Request) -> JSONResponse:
             "text": made.text,
             "fired": fired,
             "delivery": prepared.delivery,
-            "grounded": [_stated(fact) for fact in prepared.facts],
+            "stated": [_stated(fact) for fact in prepared.facts],
         },
         headers=headers_of([prepared]),
     )
