@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: " Did you mean NAME?", or nothing where no known name is near."""
+    near = difflib.get_close_matches(given, list(known), n=2)
+    return f" Did you mean {' or '.join(near)}?" if near else ""
+
 
 class NeuralDBError(Exception):
     """Base of all errors that name their cause and their cure."""

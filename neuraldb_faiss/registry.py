@@ -13,7 +13,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, Protocol, TypeVar
 
-from neuraldb_faiss.errors import NeuralDBError
+from neuraldb_faiss.errors import NeuralDBError, did_you_mean
 
 
 class Kind(Protocol):
@@ -64,7 +64,8 @@ class Registry(Generic[K]):
     def __getitem__(self, name: str) -> K:
         """The kind called `name`; for an unknown one the error that the registry was made with."""
         if name not in self.kinds:
-            raise self._error(f"unknown {self._what} {name!r}: choose one of {', '.join(self.kinds)}")
+            hint = did_you_mean(name, self.kinds)
+            raise self._error(f"unknown {self._what} {name!r}: choose one of {', '.join(self.kinds)}.{hint}")
         return self.kinds[name]
 
 

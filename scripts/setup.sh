@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Make .venv where there is none and install this checkout into it with the tested versions.
 #
-#     scripts/setup.sh [cpu|gpu] [test]
+#     scripts/setup.sh [cpu|gpu] [EXTRA]...     as in scripts/setup.sh cpu serve
 #
-# Without cpu or gpu: what .venv already has, else gpu where an NVIDIA GPU answers, else cpu.
+# Without cpu or gpu: what .venv already has, else gpu where an NVIDIA GPU answers, else cpu. The other
+# extras are those of pyproject.toml: serve, eval, test and so on; an unknown one is answered with the list.
 # Extras that were installed before stay. Quick when nothing changed since. PYTHON=... picks the
 # interpreter for a new .venv.
 set -euo pipefail
@@ -43,15 +44,17 @@ find_python() {
         "Install one, or name it: PYTHON=/path/to/python3.11 scripts/setup.sh"
 }
 
-faiss= wants_test=
+known=$(sed -n '/^\[project.optional-dependencies\]/,/^\[project.urls\]/s/^\([a-z-]*\) = \[.*/\1/p' pyproject.toml)
+
+faiss= wanted=
 for extra in "$@"; do
+    grep -qxF -e "$extra" <<<"$known" || die "unknown extra '$extra'; known: $(paste -sd, <<<"$known" | sed 's/,/, /g')"
     case $extra in
         cpu | gpu)
             [ -z "$faiss" ] || [ "$faiss" = "$extra" ] || die "cpu and gpu exclude each other; name one"
             faiss=$extra
             ;;
-        test) wants_test=1 ;;
-        *) die "unknown extra '$extra'; known: cpu, gpu, test" ;;
+        *) wanted+=$extra, ;;
     esac
 done
 
@@ -68,8 +71,9 @@ if [ -z "$faiss" ]; then
         *) if has_gpu; then faiss=gpu; else faiss=cpu; fi ;;
     esac
 fi
-case ,$old_extras, in *,test,*) wants_test=1 ;; esac
-extras=$faiss${wants_test:+,test}
+# The kind of FAISS first, then the others by name, each once.
+others=$(tr , '\n' <<<"$wanted$old_extras" | grep -vxE 'cpu|gpu|' | LC_ALL=C sort -u | paste -sd,) || true
+extras=$faiss${others:+,$others}
 
 if [ "$hash" = "$old_hash" ] && [ "$extras" = "$old_extras" ] && new_enough "$venv/bin/python"; then
     exit 0

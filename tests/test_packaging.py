@@ -110,9 +110,26 @@ def test_scripts_are_executable_and_parse(script: str) -> None:
 
 
 def test_setup_refuses_an_unknown_extra() -> None:
+    """It names those of pyproject.toml, every one of them."""
     done = subprocess.run([ROOT / "scripts" / "setup.sh", "nonsense"], capture_output=True, text=True)
     assert done.returncode == 1
-    assert "unknown extra 'nonsense'; known: cpu, gpu, test" in done.stderr
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        extras = tomllib.load(file)["project"]["optional-dependencies"]
+    assert done.stderr == f"setup: unknown extra 'nonsense'; known: {', '.join(extras)}\n"
+
+
+def test_setup_adds_extras_to_those_that_are_there(tmp_path: Path) -> None:
+    """Each once, the kind of FAISS first; pip is a script that notes what it is asked for."""
+    (tmp_path / "scripts").mkdir()
+    for name in ("scripts/setup.sh", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\ncase "$*" in *" show "*) exit 1;; *" install "*) echo "$*" >asked;; esac\n')
+    python.chmod(0o755)
+    for given, extras in (("cpu serve eval", "cpu,eval,serve"), ("test serve", "cpu,eval,serve,test")):
+        subprocess.run([tmp_path / "scripts" / "setup.sh", *given.split()], check=True, capture_output=True)
+        assert (tmp_path / "asked").read_text().endswith(f"-e .[{extras}]\n")
 
 
 def test_no_file_names_a_private_path() -> None:

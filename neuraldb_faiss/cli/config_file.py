@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from neuraldb_faiss.errors import did_you_mean
+
 
 def config_option() -> Any:
     """The option --config: a TOML file whose table with the command's name holds its settings, by their names."""
@@ -50,7 +52,8 @@ def _read(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
         param = params.get(name.replace("_", "-"))
         if param is None or param.name is None:
             known = ", ".join(sorted(name for name, one in params.items() if one.name != "help"))
-            raise click.ClickException(f"{path}: [{table}] has no setting {name!r}; it has {known}")
+            hint = did_you_mean(name, params)
+            raise click.ClickException(f"{path}: [{table}] has no setting {name!r}; it has {known}.{hint}")
         several = param.multiple if isinstance(param, click.Option) else param.nargs == -1
         if isinstance(value, dict) or isinstance(value, list) != several:
             rule = "a list" if several else "one value"

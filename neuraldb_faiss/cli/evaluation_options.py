@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neuraldb_faiss.cli import options as opt
+from neuraldb_faiss.cli.param_types import Choice
 from neuraldb_faiss.cli.setting_values import parse_settings
 from neuraldb_faiss.research.evaluation.methods import METHODS
 
@@ -55,7 +56,7 @@ method_options = opt.bundle(
     "method",
     MethodChoice,
     click.option(
-        "--method", type=click.Choice(METHODS), default="neuraldb", show_default=True,
+        "--method", type=Choice(METHODS), default="neuraldb", show_default=True,
         help="neuraldb looks the database's facts up; base does not use them; the others edit the weights with them.",
     ),
     click.option("--batch", type=click.IntRange(1), metavar="N", help="Weight editors: edit N facts at a time."),

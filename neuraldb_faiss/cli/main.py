@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import traceback
 from importlib.metadata import PackageNotFoundError, version
@@ -12,7 +11,7 @@ import click
 
 from neuraldb_faiss.cli.output import never_fail_on_text
 from neuraldb_faiss.cli.registry import GROUPS, REGISTRY
-from neuraldb_faiss.errors import NeuralDBError
+from neuraldb_faiss.errors import NeuralDBError, did_you_mean
 
 VERSIONS = (("neuraldb-faiss",), ("torch",), ("transformers",), ("faiss-cpu", "faiss-gpu"))
 
@@ -35,8 +34,7 @@ class Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name, known = args[0], self.list_commands(ctx)
         if name not in known and not name.startswith("-") and not ctx.resilient_parsing:
-            near = difflib.get_close_matches(name, known, n=2)
-            hint = f" Did you mean {' or '.join(near)}?" if near else " `neuraldb --help` lists the commands."
+            hint = did_you_mean(name, known) or " `neuraldb --help` lists the commands."
             ctx.fail(f"There is no command {name!r}.{hint}")
         return super().resolve_command(ctx, args)
 
@@ -113,7 +111,22 @@ def _installed(names: tuple[str, ...]) -> str:
     return f"{' or '.join(names)}: not installed"
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+_EXAMPLES = """\b
+Examples:
+  neuraldb models get demo
+  neuraldb build facts.csv --model models/SmolLM2-135M-Instruct --out db
+  neuraldb test db
+  neuraldb chat db
+  neuraldb serve db
+
+`neuraldb COMMAND --help` has the options of a command, and examples."""
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=_EXAMPLES,
+)
 @click.option(
     "--version",
     is_flag=True,

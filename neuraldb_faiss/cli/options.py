@@ -14,23 +14,13 @@ from typing import Any
 import click
 
 from neuraldb_faiss.cli.loading import FactFiles, ModelChoice
-from neuraldb_faiss.cli.param_types import Kinds
+from neuraldb_faiss.cli.param_types import Choice, Kinds
+from neuraldb_faiss.cli.sections import FACTS, MODEL, OUTPUT, both, section
 from neuraldb_faiss.config import DELIVERIES, check_gamma
 from neuraldb_faiss.errors import SearchError, StoreError
 from neuraldb_faiss.facts import FORMATS, Fact
 from neuraldb_faiss.guard import registry as guard_registry
 from neuraldb_faiss.index import registry as index_registry
-
-
-def both(*decorators: Any) -> Any:
-    """Several decorators as one, the first one's option first in the help text."""
-
-    def decorate(function: Any) -> Any:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return decorate
 
 
 def bundle(name: str, make: Callable[..., Any], *options: Any) -> Any:
@@ -108,26 +98,34 @@ device = click.option(
 )
 dtype = click.option(
     "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    type=Choice(["auto", "float32", "bfloat16", "float16"]),
     help="Type of the model's weights. [default: float32 on a CPU, the stored one elsewhere]",
 )
-where = both(device, dtype)
+where = section(MODEL, device, dtype)
 model = bundle(
     "model",
     ModelChoice,
-    click.option("--model", metavar="M", help="Model folder, or hub name. [default: the one recorded in the database]"),
+    section(
+        MODEL,
+        click.option(
+            "--model", metavar="M", help="Model folder, or hub name. [default: the one recorded in the database]"
+        ),
+    ),
     where,
 )
-model_required = bundle("model", ModelChoice, model_named, where)
+model_required = bundle("model", ModelChoice, section(MODEL, model_named), where)
 model_or_none = bundle(
     "model",
     ModelChoice,
-    click.option(
-        "--model",
-        metavar="M",
-        required=True,
-        help="Model folder, or a name on the model hub; none: the facts are only to be stated (--delivery text), and"
-        " nothing is solved.",
+    section(
+        MODEL,
+        click.option(
+            "--model",
+            metavar="M",
+            required=True,
+            help="Model folder, or a name on the model hub; none: the facts are only to be stated (--delivery text),"
+            " and nothing is solved.",
+        ),
     ),
     where,
 )
@@ -141,18 +139,19 @@ model_to_solve = bundle(
     ),
     where,
 )
-reading = both(
+reading = section(
+    FACTS,
     click.argument("sources", metavar="[FACTS]...", nargs=-1),
     click.option("--subject", help="One fact without a file: what it is about."),
     click.option("--prompt", help="Its prompt, with {} for the subject, or with the subject written out."),
     click.option("--target", help="What the model is to say behind the prompt."),
     click.option(
-        "--format", "format_", type=click.Choice(list(FORMATS)), default="auto", show_default=True,
+        "--format", "format_", type=Choice(list(FORMATS)), default="auto", show_default=True,
         help="Format of the records.",
     ),
     click.option("--limit", type=click.IntRange(1), metavar="N", help="Read only the first N good facts."),
     click.option(
-        "--on-conflict", type=click.Choice(["error", "first", "last"]), default="error", show_default=True,
+        "--on-conflict", type=Choice(["error", "first", "last"]), default="error", show_default=True,
         help="Which target to take where one subject and prompt has several.",
     ),
     click.option(
@@ -208,7 +207,7 @@ guard = click.option(
 )
 delivery = click.option(
     "--delivery",
-    type=click.Choice(DELIVERIES),
+    type=Choice(DELIVERIES),
     help="How facts reach a request: residual (added inside of the model), text (stated in the prompt), both, or auto"
     " (the best for its kind).",
 )
@@ -236,20 +235,29 @@ ffn_module = click.option(
     metavar="PATTERN",
     help='Name of the FFN\'s down-projection, as in "model.layers.{}.mlp.down_proj", for models where it is not found.',
 )
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-wait = click.option(
-    "--wait",
-    type=click.FloatRange(0),
-    default=10.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long to wait for another writer.",
+as_json = section(OUTPUT, click.option("--json", "as_json", is_flag=True, help="Print JSON."))
+wait = section(
+    OUTPUT,
+    click.option(
+        "--wait",
+        type=click.FloatRange(0),
+        default=10.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long to wait for another writer.",
+    ),
 )
-drop_failed = click.option(
-    "--drop-failed", is_flag=True, help="Leave out facts that the model still does not say after solving."
+drop_failed = section(
+    OUTPUT,
+    click.option(
+        "--drop-failed", is_flag=True, help="Leave out facts that the model still does not say after solving."
+    ),
 )
-new_database = click.option(
-    "--out", required=True, type=click.Path(path_type=Path), metavar="DB", help="Folder of the new database."
+new_database = section(
+    OUTPUT,
+    click.option(
+        "--out", required=True, type=click.Path(path_type=Path), metavar="DB", help="Folder of the new database."
+    ),
 )
 destination = bundle(
     "destination",
@@ -258,7 +266,7 @@ destination = bundle(
     click.option("--into", type=click.Path(path_type=Path), metavar="DB", help="Add the facts to this database."),
     click.option(
         "--on-conflict",
-        type=click.Choice(["error", "first", "last"]),
+        type=Choice(["error", "first", "last"]),
         default="error",
         show_default=True,
         help="For a fact that comes with several targets: refuse, or take the first or the last (--into comes first).",

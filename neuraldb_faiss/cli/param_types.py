@@ -7,8 +7,21 @@ from typing import Any
 
 import click
 
+from neuraldb_faiss.errors import did_you_mean
 
-class Kinds(click.Choice):  # type: ignore[type-arg]  # generic from click 8.2 on only
+
+class Choice(click.Choice):  # type: ignore[type-arg]  # generic from click 8.2 on only
+    """One of several names; an unknown one is told with the names that are near it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            hint = did_you_mean(str(value), map(str, self.choices))
+            raise click.BadParameter(f"{error.message}{hint}", ctx, param) from None
+
+
+class Kinds(Choice):
     """Names of a registry, which is read when they are needed: other packages may add some."""
 
     def __init__(self, names: Callable[[], Iterable[str]]) -> None:

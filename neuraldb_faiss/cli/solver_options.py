@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from neuraldb_faiss.cli import options as opt
-from neuraldb_faiss.cli.param_types import Kinds
+from neuraldb_faiss.cli.param_types import Choice, Kinds
+from neuraldb_faiss.cli.sections import GATE, INDEX, MODEL, SOLVING, section
 from neuraldb_faiss.config import OPTIMIZERS
 from neuraldb_faiss.solver.objectives import registry as objectives
 
@@ -46,9 +47,7 @@ def _with_preset(preset: str | None, given: dict[str, Any]) -> dict[str, Any]:
     return PAPER
 
 
-solver_options = opt.bundle(
-    "settings",
-    solver_settings,
+_SOLVING = (
     click.option("--layer", type=int, help="Layer to edit, from 0. [default: the known one of the model's shape]"),
     click.option(
         "--residual",
@@ -58,23 +57,20 @@ solver_options = opt.bundle(
     ),
     click.option(
         "--keys",
-        type=click.Choice(["two", "paper"]),
+        type=Choice(["two", "paper"]),
         help="Keys of a fact: two (of the bare prompt, and a mean over prefixed prompts), or the paper's one average."
         " [default: two]",
     ),
     click.option(
         "--preset",
-        type=click.Choice(["paper"]),
+        type=Choice(["paper"]),
         help="paper: the paper to the letter (--keys paper --guard none --gamma 0.65 --max-steps 0"
         " --end-factor 0 --delivery residual --optimizer adam).",
     ),
-    opt.guard,
-    opt.gamma,
-    opt.ffn_module,
     click.option("--seed", type=int, default=0, show_default=True, help="Seed of the context prefixes."),
     click.option(
         "--optimizer",
-        type=click.Choice(OPTIMIZERS),
+        type=Choice(OPTIMIZERS),
         help="sampled: normalised steps, each over the raw prompt and one context in turn, some five times as fast."
         " adam: the paper's, over all contexts at every step. [default: sampled; pmet: adam]",
     ),
@@ -115,8 +111,13 @@ solver_options = opt.bundle(
         help="Weight of the term that ends the target's last word (Anna Berg, not Anna Bergman). [default: 0.25]",
     ),
     click.option("--stop-loss", type=click.FloatRange(0), help="Stop optimising a fact at this loss."),
-    opt.delivery,
+)
+solver_options = opt.bundle(
+    "settings",
+    solver_settings,
+    section(MODEL, opt.ffn_module),
+    section(SOLVING, *_SOLVING),
+    section(GATE, opt.guard, opt.gamma, opt.delivery),
     opt.drop_failed,
-    opt.index,
-    opt.lists,
+    section(INDEX, opt.index, opt.lists),
 )

@@ -9,7 +9,7 @@ import os
 import sqlite3
 from pathlib import Path
 
-from neuraldb_faiss.errors import CorruptError, FormatError, StoreError
+from neuraldb_faiss.errors import CorruptError, FormatError, StoreError, did_you_mean
 from neuraldb_faiss.store import files, sqlite_files
 from neuraldb_faiss.store.files import Place
 
@@ -49,6 +49,24 @@ TABLES = {
 }
 
 
+def _missing(root: Path) -> str:
+    """Why there is no database at `root`, and which ones could be meant: those inside, or beside under a like name."""
+    inside = _databases_in(root)
+    if inside:
+        more = f" and {len(inside) - _NAMED} more" if len(inside) > _NAMED else ""
+        return f"it holds the databases {', '.join(inside[:_NAMED])}{more}: name one of them"
+    if root.exists():
+        return "the folder is no database, or a half-copied one"
+    return f"there is no such folder.{did_you_mean(str(root), _databases_in(root.parent))}"
+
+
+def _databases_in(folder: Path) -> list[str]:
+    try:
+        return sorted(str(one) for one in folder.iterdir() if os.path.lexists(one / NAME))
+    except OSError:
+        return []
+
+
 def connect(
     root: Path, *, write: bool, create: bool = False, busy_seconds: float = 30.0
 ) -> tuple[sqlite3.Connection, Place]:
@@ -62,8 +80,7 @@ def connect(
     path = root / NAME
     for _ in range(_TRIES):
         if not create and not os.path.lexists(path):
-            hint = "the folder is no database, or a half-copied one" if root.exists() else "there is no such folder"
-            raise StoreError(f"no database at {root}: {hint}")
+            raise StoreError(f"no database at {root}: {_missing(root)}")
         try:
             before = files.place_of(path)
             sqlite_files.check_files(path, write=write or create)
@@ -95,6 +112,7 @@ def connect(
 
 
 _TRIES = 3  # a file may become another one while it is opened: in a container's overlay, by opening it for writing
+_NAMED = 5  # databases that an error names
 
 
 def _open(path: Path, *, create: bool, busy_seconds: float) -> sqlite3.Connection:

@@ -10,13 +10,15 @@ from neuraldb_faiss.cli import options as opt
 from neuraldb_faiss.cli.build_report import UnheardRecorder, input_counts, input_lines, solved_lines
 from neuraldb_faiss.cli.loading import FactFiles, ModelChoice
 from neuraldb_faiss.cli.output import emit_json, key_values, progress
+from neuraldb_faiss.cli.sections import Sectioned
 
 
 @click.command(
+    cls=Sectioned,
     epilog=opt.example(
         "neuraldb add db more.csv",
         "neuraldb add db --subject Nokia --prompt 'The CEO of {} is' --target 'Justin Hotard'",
-    )
+    ),
 )
 @opt.db
 @opt.fact_files

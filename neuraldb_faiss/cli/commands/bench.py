@@ -14,6 +14,7 @@ import click
 from neuraldb_faiss.cli import options as opt
 from neuraldb_faiss.cli.loading import ModelChoice
 from neuraldb_faiss.cli.output import emit_json, key_values, say
+from neuraldb_faiss.cli.param_types import Choice
 
 WHAT = ("lookup", "build", "search", "merge", "refresh", "open", "ground", "start")
 
@@ -36,7 +37,7 @@ class _Sizes:
         "neuraldb bench lookup --db db", "neuraldb bench open --facts 1000000", "neuraldb bench start --db db"
     )
 )
-@click.argument("what", type=click.Choice(WHAT))
+@click.argument("what", metavar="WHAT", type=Choice(WHAT))
 @click.option("--db", type=click.Path(path_type=Path), metavar="DB", help="lookup, build, search, start: the database.")
 @opt.model
 @opt.bundle(

@@ -13,6 +13,7 @@ from neuraldb_faiss.cli.build_report import database_counts, input_counts, input
 from neuraldb_faiss.cli.loading import FactFiles, ModelChoice
 from neuraldb_faiss.cli.output import duration, emit_json, key_values, say
 from neuraldb_faiss.cli.param_types import Shard
+from neuraldb_faiss.cli.sections import CLUSTER, FACTS, Sectioned, section
 from neuraldb_faiss.cli.solver_options import solver_options
 
 
@@ -23,26 +24,34 @@ def _cluster(ray: str | None, workers: int | None) -> tuple[str, int] | None:
 
 
 @click.command(
+    cls=Sectioned,
     epilog=opt.example(
-        "neuraldb build facts.jsonl --out db --model models/SmolLM2-135M-Instruct",
+        "neuraldb build facts.csv --out db --model models/SmolLM2-135M-Instruct",
         "neuraldb build facts.jsonl --out db --model Qwen/Qwen2.5-7B --device cuda --index ivf",
-        "neuraldb build facts.jsonl --out db --model none",
-    )
+        "neuraldb build triples.csv --templates words.toml --out db --model none",
+        "zcat facts.jsonl.gz | neuraldb build - --limit 100 --skip-bad --out db --model gpt2-xl",
+    ),
 )
 @opt.bundle(
     "files",
     opt.given_facts,
     opt.reading,
-    click.option("--shard", type=Shard(), metavar="I/N", help="Take only slice I of N, by a hash of the subject."),
+    section(
+        FACTS,
+        click.option("--shard", type=Shard(), metavar="I/N", help="Take only slice I of N, by a hash of the subject."),
+    ),
 )
 @opt.new_database
 @opt.model_or_none
 @opt.bundle(
     "cluster",
     _cluster,
-    click.option("--ray", metavar="ADDRESS", help="Build on the Ray cluster there: local, auto, or host:port."),
-    click.option(
-        "--workers", type=click.IntRange(1), metavar="N", help="Processes on the Ray cluster; each loads the model."
+    section(
+        CLUSTER,
+        click.option("--ray", metavar="ADDRESS", help="Build on the Ray cluster there: local, auto, or host:port."),
+        click.option(
+            "--workers", type=click.IntRange(1), metavar="N", help="Processes on the Ray cluster; each loads the model."
+        ),
     ),
 )
 @solver_options
@@ -58,8 +67,7 @@ def build(
     """Build a database of the facts in FACTS: CSV, TSV, JSON lines, CounterFact, zsRE or questions.
 
     FACTS are files (plain or gzipped), - for stdin, or datasets:NAME[:SPLIT]. A table's first line names its columns:
-    subject, prompt and target, in any order. If it is interrupted, run the same
-    command again to resume.
+    subject, prompt and target, in any order. If it is interrupted, run the same command again to resume.
     """
     given = files.load()
     made = Build(out, model, files.command("build"), settings, cluster).run(given.folded.facts)

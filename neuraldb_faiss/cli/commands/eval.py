@@ -12,6 +12,7 @@ from neuraldb_faiss.cli.evaluation_options import MethodChoice, RunChoice, metho
 from neuraldb_faiss.cli.evaluation_tables import estimates_json, print_estimates
 from neuraldb_faiss.cli.loading import ModelChoice
 from neuraldb_faiss.cli.output import count, emit_json, progress, say
+from neuraldb_faiss.cli.param_types import Choice
 from neuraldb_faiss.research.datasets.registry import DATASETS
 
 GENERATIONS = 4  # prompts a case: enough for a figure, and 24 facts take minutes on two cores
@@ -43,7 +44,7 @@ class _Measures:
     "cases",
     _Cases,
     click.option(
-        "--dataset", type=click.Choice(list(DATASETS.kinds)), required=True, help="Format of the cases."
+        "--dataset", type=Choice(list(DATASETS.kinds)), required=True, help="Format of the cases."
     ),
     click.option("--cases", "file", required=True, metavar="FILE", help="The cases: a file, or datasets:NAME[:SPLIT]."),
     click.option(

@@ -11,6 +11,7 @@ import click
 from neuraldb_faiss.cli import options as opt
 from neuraldb_faiss.cli.loading import load_model
 from neuraldb_faiss.cli.output import count, emit_json, progress, say
+from neuraldb_faiss.cli.param_types import Choice
 from neuraldb_faiss.cli.setting_values import parse_settings
 from neuraldb_faiss.errors import EvaluationError
 from neuraldb_faiss.models.paths import check_model_name
@@ -23,11 +24,16 @@ def _given_settings(config: Path | None, sets: tuple[str, ...], **named: Any) ->
 
 
 def _listed() -> str:
-    return "\b\n" + "\n".join(f"{kind.name:18} {kind.help}" for kind in EXPERIMENTS.kinds.values())
+    rows = "\n".join(f"  {kind.name:18} {kind.help}" for kind in EXPERIMENTS.kinds.values())
+    examples = opt.example(
+        "neuraldb experiment table1 --model gpt2-xl --cases counterfact.json --facts 100 --out results/table1",
+        "neuraldb experiment table1 --show",
+    )
+    return f"\b\nExperiments:\n{rows}\n\n{examples}"
 
 
 @click.command(epilog=_listed())
-@click.argument("name", type=click.Choice(list(EXPERIMENTS.kinds)))
+@click.argument("name", metavar="NAME", type=Choice(list(EXPERIMENTS.kinds)))
 @opt.bundle(
     "given",
     _given_settings,

@@ -10,6 +10,7 @@ import click
 
 from neuraldb_faiss.cli import options as opt
 from neuraldb_faiss.cli.output import count, emit_json, progress, say
+from neuraldb_faiss.cli.param_types import Choice
 
 STDOUT = "-"
 
@@ -22,7 +23,7 @@ FORMATS = ("jsonl", "safetensors")
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(FORMATS),
+    type=Choice(FORMATS),
     help="jsonl: the facts. safetensors: with their vectors. [default: by the suffix of --out, else jsonl]",
 )
 @click.option("--at", type=int, metavar="GEN", help="As of this generation. [default: the newest]")

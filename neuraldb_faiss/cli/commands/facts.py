@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,13 @@ from typing import TYPE_CHECKING
 import click
 
 from neuraldb_faiss.cli import options as opt
-from neuraldb_faiss.cli.output import count, emit_json_list, fact_line, say
+from neuraldb_faiss.cli.output import count, emit_json_list, fact_line, plain, say
 
 if TYPE_CHECKING:
+    from neuraldb_faiss.database import NeuralDB
     from neuraldb_faiss.store import StoredFact
 
+SHOWN = 3  # subjects that are named where none fits
 COLUMNS = (
     "id",
     "subject",
@@ -83,6 +86,7 @@ def facts(db: Path, which: _Selection, at: int | None, as_json: bool, as_csv: bo
             waiting=which.waiting,
             limit=which.limit,
         )
+        near = "" if found or which.subject is None else _near(database, which.subject)
         norms = {fact.id: {"key_norms": database.key_norms(fact)} for fact in found} if which.ids else {}
     if as_json:
         emit_json_list({**fact.to_dict(), **norms.get(fact.id, {})} for fact in found)
@@ -92,6 +96,23 @@ def facts(db: Path, which: _Selection, at: int | None, as_json: bool, as_csv: bo
         for fact in found:
             click.echo(fact_line(fact))
         say(count(len(found), "fact"))
+        if near:
+            say(near)
+
+
+def _near(database: NeuralDB, subject: str) -> str:
+    """What to say where no fact is about `subject`: the subjects with that text in them, whatever the case."""
+    like = dict.fromkeys(fact.subject for fact in database.facts(contains=subject, limit=100))
+    wanted = subject.casefold()
+    named = [plain(one) for one in like if wanted in one.casefold()][:SHOWN]
+    if named:
+        return (
+            f"--subject is the whole name, letter by letter: did you mean {' or '.join(named)}?"
+            f" --contains {shlex.quote(subject)} finds parts of names, in either case."
+        )
+    if like:
+        return f"--subject is the whole name; --contains {shlex.quote(subject)} looks in prompts and targets too."
+    return "No fact has that text in its subject, prompt or target."
 
 
 def _write_csv(found: list[StoredFact]) -> None:

@@ -10,7 +10,7 @@ from neuraldb_faiss.cli import options as opt
 from neuraldb_faiss.cli.output import console, emit_json, plain
 
 
-@click.command()
+@click.command(epilog=opt.example("neuraldb history db"))
 @opt.db
 @opt.as_json
 def history(db: Path, as_json: bool) -> None:

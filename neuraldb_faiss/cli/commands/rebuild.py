@@ -12,11 +12,12 @@ from neuraldb_faiss.cli.build_database import Build
 from neuraldb_faiss.cli.build_report import database_counts, solved_lines
 from neuraldb_faiss.cli.loading import ModelChoice
 from neuraldb_faiss.cli.output import duration, emit_json, key_values, say
+from neuraldb_faiss.cli.sections import Sectioned
 from neuraldb_faiss.cli.solver_options import solver_options
 from neuraldb_faiss.errors import FactError
 
 
-@click.command(epilog=opt.example("neuraldb rebuild db --out db-qwen --model Qwen/Qwen2.5-7B"))
+@click.command(cls=Sectioned, epilog=opt.example("neuraldb rebuild db --out db-qwen --model Qwen/Qwen2.5-7B"))
 @opt.db
 @opt.new_database
 @opt.model_required

@@ -12,6 +12,7 @@ from neuraldb_faiss.cli import serve_options as options
 from neuraldb_faiss.cli.config_file import config_option, with_environment
 from neuraldb_faiss.cli.loading import ModelChoice, require_server_packages
 from neuraldb_faiss.cli.output import say, warn
+from neuraldb_faiss.cli.param_types import Choice
 from neuraldb_faiss.config import DELIVERIES
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 @options.tokens
 @click.option(
     "--delivery",
-    type=click.Choice(DELIVERIES),
+    type=Choice(DELIVERIES),
     help="How facts reach requests that do not say: residual (added inside of the model), text (stated in the prompt),"
     " both, or auto (the best for the kind of request). [default: as each database says, which is auto]",
 )

@@ -11,6 +11,7 @@ import click
 from neuraldb_faiss.cli import options as opt
 from neuraldb_faiss.cli.loading import ModelChoice
 from neuraldb_faiss.cli.output import clip, console, count, emit_json, plain, progress, say
+from neuraldb_faiss.cli.param_types import Choice
 from neuraldb_faiss.config import DELIVERIES
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class _Run:
     "run",
     _Run,
     click.option(
-        "--delivery", type=click.Choice(DELIVERIES), help="How facts reach the model. [default: the database's]"
+        "--delivery", type=Choice(DELIVERIES), help="How facts reach the model. [default: the database's]"
     ),
     click.option(
         "--max-new-tokens", "length", type=click.IntRange(1), default=40, show_default=True, metavar="N",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from neuraldb_faiss.errors import BuildError
+from neuraldb_faiss.errors import BuildError, did_you_mean
 
 METHODS = ("memit", "alphaedit", "rect", "pmet", "rome", "ft")
 BATCHED = ("memit", "alphaedit", "rect", "pmet")  # the others know no batches of facts
@@ -104,7 +104,8 @@ def with_changes(name: str, settings: Settings, changes: Mapping[str, Any]) -> S
     known = [field.name for field in fields(settings)]
     given = {field: value for field, value in changes.items() if value is not None}
     if unknown := sorted(set(given) - set(known)):
-        raise BuildError(f"{name} has no setting {unknown[0]!r}: it has {', '.join(known)}")
+        hint = did_you_mean(unknown[0], known)
+        raise BuildError(f"{name} has no setting {unknown[0]!r}: it has {', '.join(known)}.{hint}")
     if "layers" in given:
         given["layers"] = tuple(sorted(set(given["layers"])))
     changed = replace(settings, **given)

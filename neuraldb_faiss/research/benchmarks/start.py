@@ -48,7 +48,7 @@ REFUSALS: Mapping[str, tuple[str, str]] = {
     "lm-eval: no database": ("lm-eval nothing --out r -- --tasks x", "no database at nothing"),
     "experiment: no model": ("experiment table1 --out r", "the experiment needs 'model'"),
     "experiment: no cases": ("experiment table1 --model MODEL --cases none --out r", "no file of cases none"),
-    "report: no run": ("report none --out page.html", "'none' does not exist"),
+    "report: no run": ("report none --out page.html", "there is no run none"),
     "statistics: no text": ("statistics none --model MODEL", "there is no text file none"),
     "tune-layer: no facts": ("tune-layer MODEL --facts none", "none does not exist"),
     "calibrate: no text": ("calibrate DB --text none --model MODEL", "there is no text file none"),

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neuraldb_faiss.errors import EvaluationError
+from neuraldb_faiss.errors import EvaluationError, did_you_mean
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.research.baselines.settings import METHODS as EDITORS
 from neuraldb_faiss.research.datasets.cases import Case, read_cases
@@ -62,7 +62,8 @@ def merged(about: Mapping[str, Any], *given: Mapping[str, Any]) -> dict[str, Any
     for one in given:
         for name, value in one.items():
             if name not in config:
-                raise EvaluationError(f"unknown setting {name!r}: this experiment has {', '.join(config)}")
+                hint = did_you_mean(name, config)
+                raise EvaluationError(f"unknown setting {name!r}: this experiment has {', '.join(config)}.{hint}")
             if type(value) is not type(config[name]):
                 raise EvaluationError(f"setting {name!r} is {value!r}: it must be of the kind of {config[name]!r}")
             config[name] = value
