@@ -22,6 +22,6 @@ VOLUME /data
 EXPOSE 8000
 ENV NEURALDB_SERVE_HOST=0.0.0.0 HF_HOME=/data/models
 HEALTHCHECK --interval=15s --timeout=5s --start-period=120s --retries=3 \
-    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/ready', timeout=4)"]
 ENTRYPOINT ["neuraldb"]
 CMD ["serve"]

@@ -155,9 +155,9 @@ def load_model(name: str, device: str | None, dtype: str | None) -> tuple[Any, A
     return load(name, device=device, dtype=dtype)
 
 
-def require_server_packages() -> None:
-    """Raise ServeError where a package of the extra `serve` is not installed."""
-    for package in ("fastapi", "prometheus_client", "uvicorn"):
+def require_server_packages(*more: str) -> None:
+    """Raise ServeError where a package of the extra `serve` is not installed, `more` of them among others."""
+    for package in ("fastapi", "prometheus_client", "uvicorn", *more):
         try:
             import_module(package)
         except ImportError as error:

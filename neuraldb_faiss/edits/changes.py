@@ -1,4 +1,4 @@
-"""Build, add, remove and solve: each is one transaction and makes one generation."""
+"""Build, add, update, remove and solve: each is one transaction and makes one generation."""
 
 from __future__ import annotations
 
@@ -118,6 +118,45 @@ def add(
         replaced = {fact.identity for fact in fresh}
         kept = [(old.key_id, old) for old in neighbours if old.identity not in replaced]
         edit_into(transaction, editor, group_by_key([*kept, *keyed]), drop_failed=drop_failed, report=report)
+        return transaction.commit()
+
+
+def update(
+    store: Store,
+    editor: Editor,
+    old: StoredFact,
+    fact: Fact,
+    *,
+    report: Report | None = None,
+    command: str = "update",
+    wait: float = 10.0,
+) -> Generation | None:
+    """Put a fact in the place of the live fact `old`, whose subject and prompt it need not have. None where it is the
+    same.
+
+    Live facts that share a key with either are solved anew.
+
+    Raises:
+        FactError: it could never fire, `old` is gone by now, or a third fact has its subject and prompt.
+    """
+    with store.write(command, wait=wait) as transaction:
+        base = transaction.base
+        rows = list(store.catalog.facts(base, identities=[old.identity], every_row=True))
+        if not rows:
+            raise FactError(f"the fact {old.id!r} is gone already; list the facts again")
+        if fact.to_dict() == rows[0].fact().to_dict():
+            return None
+        keys: set[str] = set()
+        if fact.identity != old.identity:
+            if any(store.catalog.facts(base, identities=[fact.identity])):
+                raise FactError(f"another fact has the subject {clip(fact.subject)} and this prompt; update that one")
+            transaction.end(row.row for row in rows if row.row is not None)
+            keys = {row.key_id for row in rows}
+        (fact,), report = _heard(editor, [fact], report)
+        keyed = list(zip(editor.key_ids([fact]), [fact], strict=True))
+        neighbours = _facts_of_keys(store, base, keys | {key for key, _ in keyed})
+        kept = [(one.key_id, one) for one in neighbours if one.identity not in (old.identity, fact.identity)]
+        edit_into(transaction, editor, group_by_key([*kept, *keyed]), report=report)
         return transaction.commit()
 
 

@@ -19,11 +19,13 @@ from neuraldb_faiss.errors import FingerprintError, NeuralDBError, StoreError
 from neuraldb_faiss.inspector.rendering import histogram_part, live_page, look_part
 from neuraldb_faiss.inspector.views import Look, Looker
 from neuraldb_faiss.serving.errors import ApiError, too_slow, unreadable
-from neuraldb_faiss.serving.jobs import Job
-from neuraldb_faiss.serving.routes.facts import check
-from neuraldb_faiss.serving.service import Service, bearer, database_header
+from neuraldb_faiss.serving.jobs import Asker, RollingBack
+from neuraldb_faiss.serving.model_service import ModelService
+from neuraldb_faiss.serving.request_record import RequestRecord
+from neuraldb_faiss.serving.routes.common import accepted, check
+from neuraldb_faiss.serving.service import bearer, database_header
 from neuraldb_faiss.serving.tenants import Tenant
-from neuraldb_faiss.store import Store, StoredFact, rollback
+from neuraldb_faiss.store import Store, StoredFact
 from neuraldb_faiss.store.fact_pages import fact_page
 
 T = TypeVar("T")
@@ -44,24 +46,6 @@ class Ask(BaseModel):
 
 class Back(BaseModel):
     generation: int = Field(ge=1, lt=2**63)
-
-
-@dataclass(eq=False)
-class Rollback(Job):
-    """A change back to the generation `to`."""
-
-    to: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**super().to_dict(), "kind": "rollback"}
-
-    def run(self, model: Any, tokenizer: Any, pause: Callable[[], None]) -> None:
-        """Raises LockedError: another process writes. StoreError: there is no way back to there. FingerprintError: a
-        database of another model took the folder's place."""
-        self.tenant.check()
-        with closing(Store(self.tenant.path, "rw")) as store:
-            self.change = rollback(store, self.to, wait=0)
-        self.generation, self.done = self.change.generation, self.total
 
 
 @dataclass(eq=False)
@@ -108,12 +92,12 @@ class Inspected:
     def of(self, request: Request) -> tuple[Tenant, Shown]:
         """The database that a request names, or the first one, for who brings its token. Raises ApiError."""
         name = database_header(request) or next(iter(self.shown))
-        tenant = Service.of(request).tenants.of_header(name, bearer(request))
+        tenant = ModelService.of(request).tenants.of_header(name, bearer(request))
         return tenant, self.shown[tenant.name]
 
     async def ask(self, request: Request, what: Callable[[Looker], T]) -> T:
         """`what` of the looker at the newest generation. Raises ApiError."""
-        service, (tenant, shown) = Service.of(request), self.of(request)
+        service, (tenant, shown) = ModelService.of(request), self.of(request)
 
         def run(model: Any, tokenizer: Any) -> T:
             try:
@@ -156,7 +140,7 @@ def routes(inspected: Inspected) -> APIRouter:
 
     @router.get("/inspect/about")
     def about(request: Request) -> JSONResponse:
-        service, (tenant, shown) = Service.of(request), inspected.of(request)
+        service, (tenant, shown) = ModelService.of(request), inspected.of(request)
         check(tenant)
         report = shown.report()
         with NeuralDB.open(shown.path) as db:
@@ -209,7 +193,7 @@ def routes(inspected: Inspected) -> APIRouter:
     @router.post("/inspect/look")
     async def look(body: Ask, request: Request) -> JSONResponse:
         inspected.of(request)
-        service = Service.of(request)
+        service = ModelService.of(request)
         ids = await asyncio.to_thread(service.prompts.of_text, body.prompt)
         service.prompts.room(len(ids), body.max_tokens, None)
         found = await inspected.ask(
@@ -242,12 +226,10 @@ def routes(inspected: Inspected) -> APIRouter:
 
     @router.post("/inspect/rollback", status_code=202)
     def back(body: Back, request: Request) -> JSONResponse:
-        service, (tenant, _) = Service.of(request), inspected.of(request)
-        service.tenants.check_change(tenant, bearer(request))
+        service, (tenant, _) = ModelService.of(request), inspected.of(request)
+        who = service.tenants.check_change(tenant, bearer(request))
         check(tenant)
-        job = Rollback(tenant, to=body.generation)
-        service.engine.change(job)
-        return JSONResponse(job.to_dict(), 202, headers={"Location": f"/jobs/{job.id}"})
+        return accepted(service, RollingBack(tenant, Asker(who, RequestRecord.of(request).id), to=body.generation))
 
     return router
 

@@ -1,4 +1,4 @@
-"""The application: its routes and error bodies."""
+"""The application: its routes, what stands before them, and error bodies."""
 
 from __future__ import annotations
 
@@ -8,60 +8,65 @@ from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from neuraldb_faiss.serving.errors import ApiError
 from neuraldb_faiss.serving.hosts import Hosts
-from neuraldb_faiss.serving.middleware import Door, too_large
-from neuraldb_faiss.serving.routes import completions, facts
+from neuraldb_faiss.serving.lifecycle import Lifecycle
+from neuraldb_faiss.serving.middleware import Door, Recorder, too_large
+from neuraldb_faiss.serving.request_record import HEADER, RequestRecord
+from neuraldb_faiss.serving.routes import facts, history, status
 from neuraldb_faiss.serving.service import Service
+from neuraldb_faiss.serving.settings import ServerSettings
 from neuraldb_faiss.serving.validation_errors import invalid
 
+# What a page of another site may read of an answer, beside the headers that any may.
+_EXPOSED = (HEADER, "X-NeuralDB-Generation", "X-NeuralDB-Delivery", "X-NeuralDB-Grounded", "Location", "Retry-After")
 
-def make_app(service: Service, routers: Sequence[APIRouter] = (), hosts: Hosts | None = None) -> ASGIApp:
-    """The server's application, with further routes; its worker runs from start-up to shutdown.
 
-    hosts: by what names it may be asked; None: by those of loopback only.
+def make_app(lifecycle: Lifecycle, settings: ServerSettings, routers: Sequence[APIRouter] = ()) -> ASGIApp:
+    """The server's application, with further routes; those of its backend come with `Lifecycle.serve`.
+
+    At its shutdown the worker ends.
     """
+    limits, hosts = settings.limits, settings.hosts or Hosts()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.engine.start()
         yield
-        service.engine.close(service.limits.grace)
-        await asyncio.to_thread(service.engine.join)
-        service.tenants.close()
+        lifecycle.stop()
+        service = lifecycle.service
+        if service is not None:
+            service.engine.close(limits.grace)
+            await asyncio.to_thread(service.engine.join)
+            await service.close()
 
     app = FastAPI(
-        title="neuraldb", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None,
-        max_body_size=service.limits.body,
-    )  # fmt: skip
-    app.state.service = service
-    for router in (completions.router, facts.router, *routers):
+        title="neuraldb", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, max_body_size=limits.body
+    )
+    app.state.lifecycle = lifecycle
+    lifecycle.include = app.include_router
+    for router in (status.router, facts.router, history.router, *routers):
         app.include_router(router)
-    app.add_api_route("/health", _health)
-    app.add_api_route("/metrics", _metrics)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _bad_request)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _own_error)
-    return Door(app, service, hosts or Hosts())
+    inner: ASGIApp = Door(app, lifecycle, limits, hosts)
+    if hosts.origins:
+        inner = CORSMiddleware(
+            inner, sorted(hosts.origins), allow_methods=["GET", "POST", "PATCH", "DELETE"], allow_headers=["*"],
+            expose_headers=_EXPOSED,
+        )  # fmt: skip
+    return Recorder(inner, lifecycle, settings.log_content)
 
 
-async def _health(request: Request) -> JSONResponse:
-    alive = Service.of(request).engine.alive
-    return JSONResponse({"status": "ok" if alive else "stopping"}, 200 if alive else 503)
-
-
-async def _metrics(request: Request) -> Response:
-    return Response(Service.of(request).metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-
-async def _api_error(_: Request, error: Exception) -> JSONResponse:
+async def _api_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
+    RequestRecord.of(request).error = error.code or error.body()["error"]["type"]
     return JSONResponse(error.body(), error.status, headers=error.headers)
 
 

@@ -94,7 +94,7 @@ class Databases(Generic[D]):
 
     def models(self, token: str | None) -> list[str]:
         """`names` without those of databases that this token does not open."""
-        return self._models(name for name, database in self._all.items() if self._opens(database, token))
+        return self._models(name for name, database in self._all.items() if self.opens(database, token))
 
     def _models(self, names: Iterable[str]) -> list[str]:
         return [self.model_name, *(f"{self.model_name}+{name}" for name in (*names, UNEDITED))]
@@ -113,13 +113,19 @@ class Databases(Generic[D]):
             raise _no_model(model)
         if plus and header is not None and named != header:
             raise ApiError(400, f"the model names the database {named!r}, X-NeuralDB names {header!r}", param="model")
-        name = named if plus else header
+        if plus and named != UNEDITED and named not in self._all:
+            raise _no_model(model)
+        return self.of_name(named if plus else header, token)
+
+    def of_name(self, name: str | None, token: str | None) -> D | None:
+        """The database of this name, None for the model alone; without a name the default one. Raises ApiError as
+        `of_model`."""
         if name is None:
             name = self._default or UNEDITED
         if name == UNEDITED:
             return None
         if name not in self._all:
-            raise _no_model(model) if plus else _no_database(name)
+            raise _no_database(name)
         return self._opened(self._all[name], token)
 
     def of_header(self, header: str | None, token: str | None) -> D:
@@ -150,7 +156,8 @@ class Databases(Generic[D]):
             _found(needed, token)
         return database
 
-    def _opens(self, database: D, token: str | None) -> bool:
+    def opens(self, database: D, token: str | None) -> bool:
+        """Whether a token, or None, may use this database."""
         needed = self._tokens.to_use(database.name)
         return not needed or _among(needed, token) is not None
 

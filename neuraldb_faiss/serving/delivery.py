@@ -5,49 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
 
-from starlette.requests import Request
-
-from neuraldb_faiss.config import DELIVERIES, resolve_delivery
+from neuraldb_faiss.config import resolve_delivery
 from neuraldb_faiss.errors import CompactedError, NeuralDBError
 from neuraldb_faiss.grounding import Grounded, Grounder
 from neuraldb_faiss.grounding.limits import MAX_FACTS, MAX_TOKENS
-from neuraldb_faiss.serving.contents import Prompt, Turn, kind
+from neuraldb_faiss.serving.contents import Prompt, Turn
+from neuraldb_faiss.serving.databases import Database
+from neuraldb_faiss.serving.delivery_headers import FIELD, delivery_headers
 from neuraldb_faiss.serving.encoding import Prompts
 from neuraldb_faiss.serving.errors import ApiError, unreadable
 from neuraldb_faiss.serving.metrics import Metrics
-from neuraldb_faiss.serving.tenants import Tenant
-from neuraldb_faiss.serving.validation_errors import wrong
 from neuraldb_faiss.store import StoredFact
 
-HEADER, FIELD = "X-NeuralDB-Delivery", "neuraldb_delivery"
-GROUNDED = "X-NeuralDB-Grounded"
 _TRIES = 3  # where a compaction takes the generation away that is being read
-
-
-def read_delivery(value: Any) -> str | None:
-    """The field `neuraldb_delivery` of a request. Raises ApiError."""
-    if value is None or (isinstance(value, str) and value in DELIVERIES):
-        return value
-    told = repr(value[:40]) if isinstance(value, str) else kind(value)
-    raise wrong(FIELD, f"is {told}: it may be {', '.join(DELIVERIES)}")
-
-
-def asked_delivery(request: Request, field: str | None) -> str | None:
-    """What a request asks for by its header or its field; None where it says nothing.
-
-    Raises:
-        ApiError: the header is no delivery, or contradicts the field.
-    """
-    header = request.headers.get(HEADER)
-    if header is None:
-        return field
-    if header not in DELIVERIES:
-        raise ApiError(400, f"{HEADER} is {header[:40]!r}: it may be {', '.join(DELIVERIES)}", param=HEADER)
-    if field not in (None, header):
-        raise ApiError(400, f"{FIELD} is {field!r}, the header {HEADER} is {header!r}: give one", param=FIELD)
-    return header
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +57,8 @@ class Prepared:
 
 
 def headers_of(prepared: Sequence[Prepared]) -> dict[str, str]:
-    """What the answer's header says of how facts reached these prompts: ids of facts are percent-encoded, as they may
-    hold anything."""
-    how = dict.fromkeys(one.delivery for one in prepared if one.delivery is not None)
-    ids = dict.fromkeys(quote(fact.id, safe="") for one in prepared for fact in one.facts)
-    return {**({HEADER: ", ".join(how)} if how else {}), **({GROUNDED: ", ".join(ids)} if ids else {})}
+    """What the answer's header says of how facts reached these prompts."""
+    return delivery_headers((one.delivery for one in prepared), (fact for one in prepared for fact in one.facts))
 
 
 class Deliveries:
@@ -101,7 +69,7 @@ class Deliveries:
         self._prompts, self._metrics, self._default = prompts, metrics, default
 
     def prepare(
-        self, tenant: Tenant | None, prompt: Prompt | Sequence[Turn], asked: str | None, room: Room,
+        self, tenant: Database | None, prompt: Prompt | Sequence[Turn], asked: str | None, room: Room,
         variables: Mapping[str, Any] | None = None,
     ) -> Prepared:  # fmt: skip
         """A prompt, or the messages of a chat, with the statements that go into it.
@@ -151,7 +119,7 @@ class Deliveries:
         return Prepared(longer, self._prompts.room(len(longer), room.wanted, room.default), delivery, facts)
 
     def _delivered(
-        self, tenant: Tenant, wanted: str | None, prompt: Any, stated: Callable[[Grounder], Any], ids: list[int]
+        self, tenant: Database, wanted: str | None, prompt: Any, stated: Callable[[Grounder], Any], ids: list[int]
     ) -> tuple[str, list[int], tuple[StoredFact, ...]]:
         """How the newest generation reaches a prompt, and what `stated` makes of it where it is stated; else `ids`."""
         for tries in range(_TRIES):

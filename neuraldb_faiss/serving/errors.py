@@ -6,6 +6,8 @@ from typing import Any
 
 from neuraldb_faiss.errors import FingerprintError, NeuralDBError
 
+SOON = {"Retry-After": "2"}
+
 
 class ApiError(NeuralDBError):
     """An answer that is an error: its HTTP status and the fields of OpenAI's error body."""
@@ -42,8 +44,12 @@ def kind(status: int) -> str:
     return named.get(status, "invalid_request_error" if status < 500 else "server_error")
 
 
+def loading() -> ApiError:
+    return ApiError(503, "the server is loading its model: ask again later", code="loading", headers=SOON)
+
+
 def stopping() -> ApiError:
-    return ApiError(503, "the server is shutting down: ask again later", code="shutting_down")
+    return ApiError(503, "the server is shutting down: ask again later", code="shutting_down", headers=SOON)
 
 
 def unreadable(database: str, why: NeuralDBError) -> ApiError:
@@ -55,6 +61,10 @@ def unreadable(database: str, why: NeuralDBError) -> ApiError:
             " fits, or start the server with the model that this one was built with"
         )
     return ApiError(503, message, code="unreadable")
+
+
+def busy(why: str) -> ApiError:
+    return ApiError(429, f"{why}: try again later", code="too_many_requests", headers={"Retry-After": "1"})
 
 
 def too_slow(seconds: float) -> ApiError:

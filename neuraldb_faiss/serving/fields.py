@@ -14,7 +14,7 @@ HARMLESS = frozenset({
 })  # fmt: skip
 
 # These change the answer, but for null and the values here.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
+NEUTRAL: dict[str, tuple[Any, ...]] = {
     # OpenAI's
     "audio": (),
     "best_of": (1,),
@@ -85,10 +85,10 @@ def check_extra(given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if value is None or name in HARMLESS:
             continue
-        if name not in _NEUTRAL:
+        if name not in NEUTRAL:
             raise ApiError(
                 400, f"{name[:100]} is no field that this server knows: leave it out", param=name[:100],
                 code="unknown_parameter",
             )  # fmt: skip
-        if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in _NEUTRAL[name]):
+        if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in NEUTRAL[name]):
             raise ApiError(400, f"{name} is not supported: leave it out", param=name, code="unsupported_parameter")

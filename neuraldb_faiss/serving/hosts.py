@@ -17,6 +17,7 @@ from neuraldb_faiss.errors import ServeError
 ANY = "*"
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s\[\]:/@?#]+)(?::[0-9]*)?")
 _NAME = re.compile(r"[^\s\[\]:/@?#*]+")
+_PAGE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#@*]+")
 _ORIGIN = re.compile(r"https?://(.+)", flags=re.IGNORECASE)
 
 
@@ -26,20 +27,28 @@ class Hosts:
 
     Attributes:
         own: of the address it is bound to. given: what was allowed besides. every_address: any address (not any name)
-            will do, for it is bound to all of them. everything: nothing is checked.
+            will do, for it is bound to all of them. everything: nothing is checked. origins: of pages that may ask, as
+            in "https://app.example.org".
     """
 
     own: frozenset[str] = frozenset()
     given: frozenset[str] = frozenset()
     every_address: bool = False
     everything: bool = False
+    origins: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, host: str, bound: str, given: Iterable[str] = ()) -> Hosts:
-        """host: what the server was told to serve on. bound: the address that is. given: names, or "*".
+    def of(cls, host: str, bound: str, given: Iterable[str] = (), origins: Iterable[str] = ()) -> Hosts:
+        """host: what the server was told to serve on. bound: the address that is. given: names, or "*". origins: of
+        pages on other sites that may ask, or "*".
 
-        Raises ServeError: one is no name and no address.
+        Raises ServeError: one is no name and no address, or no origin.
         """
+        for one in origins:
+            if one != ANY and not _PAGE.fullmatch(one):
+                raise ServeError(
+                    f"--cors {one}: give an origin, scheme://host or scheme://host:port, or {ANY!r} for all"
+                )
         for one in given:
             if one != ANY and _address(one) is None and not _NAME.fullmatch(one):
                 raise ServeError(
@@ -50,7 +59,8 @@ class Hosts:
         own = frozenset(_bare(one) for one in (host, bound))
         address = _address(bound)
         wildcard = address is not None and address.is_unspecified
-        return cls(own, frozenset(names - {ANY}), wildcard, ANY in names)
+        asking = frozenset(one.lower() for one in origins)
+        return cls(own, frozenset(names - {ANY}), wildcard, ANY in names, asking)
 
     def knows(self, host: str) -> bool:
         """Whether a Host header names this server. An address cannot be rebound, so that any loopback one will do."""
@@ -65,7 +75,7 @@ class Hosts:
     def trusts(self, origin: str, host: str | None) -> bool:
         """Whether an Origin header is that of a page of this server (asked as `host`), or of a name that was given."""
         found = _ORIGIN.fullmatch(origin)
-        if self.everything:
+        if self.everything or not self.origins.isdisjoint((ANY, origin.lower())):
             return True
         if found is None:
             return False

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
+from neuraldb_faiss.serving.databases import Database
 from neuraldb_faiss.serving.settings import UNEDITED
-from neuraldb_faiss.serving.tenants import Tenant
 
 _BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -30,23 +30,26 @@ class Metrics:
         self._facts = Gauge("neuraldb_facts", "Facts served.", ["database"], registry=one)
         self._generation = Gauge("neuraldb_generation", "Generation served.", ["database"], registry=one)
         self.queue = Gauge("neuraldb_queue_length", "Requests that wait.", registry=one)
+        self.ready = Gauge(
+            "neuraldb_ready", "1 while requests are answered, 0 while the server loads or stops.", registry=one
+        )
 
     def request(self, endpoint: str, status: int, seconds: float) -> None:
         self._requests.labels(endpoint, str(status)).inc()
         self._seconds.labels(endpoint).observe(seconds)
 
-    def answered(self, tenant: Tenant | None, prompt_tokens: int, made_tokens: int) -> None:
+    def answered(self, tenant: Database | None, prompt_tokens: int, made_tokens: int) -> None:
         name = UNEDITED if tenant is None else tenant.name
         self._prompt.labels(name).inc(prompt_tokens)
         self._made.labels(name).inc(made_tokens)
 
-    def fired(self, tenant: Tenant, tokens: int) -> None:
+    def fired(self, tenant: Database, tokens: int) -> None:
         self._fires.labels(tenant.name).inc(tokens)
 
-    def grounded(self, tenant: Tenant, facts: int) -> None:
+    def grounded(self, tenant: Database, facts: int) -> None:
         self._grounded.labels(tenant.name).inc(facts)
 
-    def show(self, tenant: Tenant) -> None:
+    def show(self, tenant: Database) -> None:
         self._facts.labels(tenant.name).set(tenant.facts)
         self._generation.labels(tenant.name).set(tenant.generation)
 

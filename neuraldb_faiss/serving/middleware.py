@@ -1,46 +1,77 @@
-"""What every request passes before the application: whom it is for, how it is framed, how large and how slow it is."""
+"""What every request passes before the application: it is counted and logged, and refused by its header where it is
+meant for another host, framed in two ways, too large, too slow, or comes while the server loads."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from neuraldb_faiss.serving.errors import ApiError
 from neuraldb_faiss.serving.hosts import Hosts
-from neuraldb_faiss.serving.service import Service
+from neuraldb_faiss.serving.lifecycle import Lifecycle
+from neuraldb_faiss.serving.logs import REQUESTS, note
+from neuraldb_faiss.serving.request_record import HEADER, RequestRecord
+from neuraldb_faiss.serving.routes.status import OPEN
 from neuraldb_faiss.serving.settings import Limits
 
-_ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics", "/explain")
+_ENDPOINTS = {
+    "/v1/chat/completions", "/v1/completions", "/v1/models", "/facts", "/history", "/rollback", "/explain", "/docs",
+    "/openapi.json", *OPEN,
+}  # fmt: skip
 _FAMILIES = {"/facts/": "/facts/{id}", "/jobs/": "/jobs/{id}", "/v1/models/": "/v1/models/{name}"}
 
 
-class Door:
-    """Counts requests and refuses those that are meant for another host, come from another site's page, could be read
-    in two ways, say that they are too large, or do not come."""
+class Recorder:
+    """Gives each request an id, which its answer bears too; counts it and logs one line about it."""
 
-    def __init__(self, app: ASGIApp, service: Service, hosts: Hosts) -> None:
+    def __init__(self, app: ASGIApp, lifecycle: Lifecycle, content: bool = False) -> None:
+        """content: whether the log holds prompts and answers."""
         self._app = app
-        self._service = service
-        self._hosts = hosts
+        self._lifecycle = lifecycle
+        self._content = content
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        started = time.monotonic()
+        record = RequestRecord.begin(scope, Headers(scope=scope).get(HEADER), _endpoint(scope["path"]))
         status = 499  # where nothing was sent
-        body_due = asyncio.get_running_loop().time() + self._service.limits.timeout
-        whole = False
 
         async def counted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                MutableHeaders(scope=message)[HEADER] = record.id
             await send(message)
+
+        try:
+            await self._app(scope, receive, counted)
+        finally:
+            self._lifecycle.metrics.request(record.route, status, time.monotonic() - record.started)
+            probe = record.route in OPEN and status == 200
+            note(REQUESTS, "request", record.fields(status, self._content), logging.DEBUG if probe else logging.INFO)
+
+
+class Door:
+    """Refuses requests that are meant for another host, come from another site's page, could be read in two ways, say
+    that they are too large, or do not come; and all but a few while the server loads."""
+
+    def __init__(self, app: ASGIApp, lifecycle: Lifecycle, limits: Limits, hosts: Hosts) -> None:
+        self._app = app
+        self._lifecycle = lifecycle
+        self._limits = limits
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        body_due = asyncio.get_running_loop().time() + self._limits.timeout
+        whole = False
 
         async def in_time() -> Message:
             nonlocal whole
@@ -54,13 +85,13 @@ class Door:
             whole = message["type"] != "http.request" or not message.get("more_body", False)
             return message
 
-        try:
-            if (error := self._refused(scope)) is not None:
-                await JSONResponse(error.body(), error.status, headers=error.headers)(scope, receive, counted)
-            else:
-                await self._app(scope, in_time, counted)
-        finally:
-            self._service.metrics.request(_endpoint(scope["path"]), status, time.monotonic() - started)
+        error = self._refused(scope)
+        if error is None and scope["path"] not in OPEN:
+            error = self._lifecycle.refusal()
+        if error is None:
+            return await self._app(scope, in_time, send)
+        RequestRecord.of_scope(scope).error = error.code
+        await JSONResponse(error.body(), error.status, headers=error.headers)(scope, receive, send)
 
     def _refused(self, scope: Scope) -> ApiError | None:
         """What is wrong with a request, by its header alone."""
@@ -71,7 +102,7 @@ class Door:
         if origin is not None and not self._hosts.trusts(origin, host):
             message = (
                 f"requests from pages of other sites ({origin[:100]}) are refused: if that page may ask, start the"
-                " server with --allowed-host and the name that the page is from"
+                " server with --cors and this origin"
             )
             return ApiError(403, message, code="foreign_origin")
         coded = "transfer-encoding" in headers
@@ -82,8 +113,8 @@ class Door:
                 headers={"Connection": "close"},
             )  # fmt: skip
         length = headers.get("content-length", "")
-        if length.isdigit() and int(length) > self._service.limits.body:
-            return too_large(self._service.limits)
+        if length.isdigit() and int(length) > self._limits.body:
+            return too_large(self._limits)
         return None
 
 
@@ -101,6 +132,6 @@ def _unknown_host(host: str) -> ApiError:
 
 def _endpoint(path: str) -> str:
     """What a path counts as: a known few, whatever clients ask for."""
-    if path in _ENDPOINTS or path == "/facts":
+    if path in _ENDPOINTS:
         return path
     return next((name for start, name in _FAMILIES.items() if path.startswith(start)), "other")

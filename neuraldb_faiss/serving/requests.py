@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, StringConstraints, WithJsonSchema
 
+from neuraldb_faiss.serving import body_schemas
 from neuraldb_faiss.serving.contents import Prompt, Turn, read_messages, read_one_prompt, read_prompt
-from neuraldb_faiss.serving.delivery import read_delivery
+from neuraldb_faiss.serving.delivery_headers import read_delivery
 from neuraldb_faiss.serving.errors import ApiError
 from neuraldb_faiss.serving.fields import check_extra
 from neuraldb_faiss.serving.sampling import Sampling
@@ -30,8 +32,10 @@ def _unless_false(value: Any) -> Any:
     return None if value is False else value
 
 
-_Delivery = Annotated[str | None, PlainValidator(read_delivery)]
-_Stops = Annotated[list[_Stop], Field(max_length=4), BeforeValidator(_listed)]
+_Delivery = Annotated[str | None, PlainValidator(read_delivery), WithJsonSchema(body_schemas.DELIVERY)]
+_Stops = Annotated[
+    list[_Stop], Field(max_length=4), BeforeValidator(_listed, json_schema_input_type=list[_Stop] | _Stop)
+]
 
 
 class _StreamOptions(BaseModel):
@@ -41,6 +45,16 @@ class _StreamOptions(BaseModel):
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
+
+
+def _with(example: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+    """Completes the schema of a body that may have fields which nothing is done with."""
+
+    def complete(schema: dict[str, Any]) -> None:
+        body_schemas.known_fields(schema)
+        schema["examples"] = [example]
+
+    return complete
 
 
 class Generating(BaseModel):
@@ -97,7 +111,9 @@ class Generating(BaseModel):
 
 
 class Completion(Generating):
-    prompt: Annotated[list[Prompt], PlainValidator(read_prompt)]
+    model_config = ConfigDict(json_schema_extra=_with(body_schemas.COMPLETION))
+
+    prompt: Annotated[list[Prompt], PlainValidator(read_prompt), WithJsonSchema(body_schemas.PROMPTS)]
     logprobs: Annotated[_Whole | None, BeforeValidator(_unless_false)] = Field(None, ge=0, le=_MOST_LIKELIEST)
 
     @property
@@ -106,7 +122,9 @@ class Completion(Generating):
 
 
 class Chat(Generating):
-    messages: Annotated[list[Turn], PlainValidator(read_messages)]
+    model_config = ConfigDict(json_schema_extra=_with(body_schemas.CHAT))
+
+    messages: Annotated[list[Turn], PlainValidator(read_messages), WithJsonSchema(body_schemas.MESSAGES)]
     max_completion_tokens: _Whole | None = Field(None, ge=1)
     logprobs: bool | None = Field(None, strict=True)
     top_logprobs: _Whole | None = Field(None, ge=0, le=_MOST_LIKELIEST)
@@ -132,27 +150,11 @@ class Chat(Generating):
 class Explain(BaseModel):
     """A prompt, or messages; max_tokens: of the greedy answer that is looked at too."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [body_schemas.EXPLAIN]})
 
-    prompt: Annotated[Prompt | None, PlainValidator(read_one_prompt)] = None
-    messages: Annotated[list[Turn] | None, PlainValidator(_messages_if_any)] = None
+    prompt: Annotated[Prompt | None, PlainValidator(read_one_prompt), WithJsonSchema(body_schemas.ONE_PROMPT)] = None
+    messages: Annotated[list[Turn] | None, PlainValidator(_messages_if_any), WithJsonSchema(body_schemas.MESSAGES)] = (
+        None
+    )
     max_tokens: _Whole = Field(1, ge=1)
     neuraldb_delivery: _Delivery = None
-
-
-class Facts(BaseModel):
-    """Facts as `Fact.from_dict` reads them; a list alone will do, or one fact alone."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    facts: list[dict[str, Any]] = Field(min_length=1)
-    on_conflict: Literal["error", "first", "last"] = "error"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_fewer_words(cls, given: Any) -> Any:
-        if isinstance(given, list):
-            return {"facts": given}
-        if isinstance(given, dict) and "facts" not in given and "subject" in given:
-            return {"facts": [given]}
-        return given

@@ -87,6 +87,7 @@ class ServerSettings:
         limits: what a client may ask for.
         hosts: names by which the server may be asked; None: those of loopback and of the address it is bound to.
         delivery: how facts reach requests that do not say, one of `config.DELIVERIES`; None: as each database says.
+        log_content: whether the log holds prompts and answers.
         default: the database of requests that name none, or `UNEDITED`; None: the only one there is, or else none.
     """
 
@@ -95,6 +96,7 @@ class ServerSettings:
     hosts: Hosts | None = None
     delivery: str | None = None
     default: str | None = None
+    log_content: bool = False
 
 
 def named_databases(given: Sequence[str]) -> dict[str, Path]:

@@ -32,7 +32,11 @@ class Statements:
         """
         with self._lock:
             self._refresh()
-            yield Newest(self._snapshot, self._ready)
+            store = self._store
+            assert store is not None
+            yield Newest(
+                self._snapshot, self._ready, lambda: store.catalog.generation_record(self._snapshot.generation).facts
+            )
 
     def close(self) -> None:
         with self._lock:
@@ -66,9 +70,14 @@ class Statements:
 class Newest:
     """One generation, as long as it is lent."""
 
-    def __init__(self, snapshot: Snapshot, grounder: Callable[[], Grounder]) -> None:
-        self.config = snapshot.config
-        self._grounder = grounder
+    def __init__(self, snapshot: Snapshot, grounder: Callable[[], Grounder], facts: Callable[[], int]) -> None:
+        self.config, self.generation = snapshot.config, snapshot.generation
+        self._grounder, self._facts = grounder, facts
+
+    @property
+    def facts(self) -> int:
+        """How many live facts it has."""
+        return self._facts()
 
     @property
     def grounder(self) -> Grounder:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from neuraldb_faiss.config import DatabaseConfig
 from neuraldb_faiss.database import NeuralDB
 from neuraldb_faiss.errors import NeuralDBError
+from neuraldb_faiss.guard.named import Named, NamesSubjects
 from neuraldb_faiss.hook import Fire, Handle, Shown, attach
 from neuraldb_faiss.hook.text_handle import TextHandle
+from neuraldb_faiss.inference.explain import site_inputs, tokens_of
 from neuraldb_faiss.models.identity import check_model
 from neuraldb_faiss.serving.databases import Database, Databases
 from neuraldb_faiss.serving.row_gate import RowGate
 from neuraldb_faiss.serving.settings import ServerSettings
 from neuraldb_faiss.store import Snapshot, Store, StoredFact
+
+_Names = Callable[[Sequence[int]], list[Named]]
 
 
 class Tenant(Database):
@@ -35,7 +39,7 @@ class Tenant(Database):
         store = Store(self.path)
         try:
             db = NeuralDB(store)
-            gate, self._handle = self._attached(store, db)
+            gate, self._names, self._handle = self._attached(store, db)
         except BaseException:
             store.close()
             raise
@@ -43,17 +47,24 @@ class Tenant(Database):
         self._belongs_to = _belongs_to(db.config)
         self.generation, self.facts = db.generation, len(db)
 
-    def _attached(self, store: Store, db: NeuralDB) -> tuple[RowGate | None, Handle | TextHandle]:
-        """Its gate and handle on the model; one that was built without a model has no gate, for nothing fires."""
+    def _attached(self, store: Store, db: NeuralDB) -> tuple[RowGate | None, _Names, Handle | TextHandle]:
+        """Its gate, what tells which entries a text names, and its handle on the model; one that was built without a
+        model has no gate, for nothing fires."""
 
         def newest() -> Snapshot:
             return store.snapshot(like=db.snapshot)
 
         if not db.config.has_model:
-            return None, TextHandle(db.snapshot, newest)
+            return None, lambda ids: [], TextHandle(db.snapshot, newest)
         site = check_model(db.config, self._model)
-        gate = RowGate(db.gate(self._model, self._tokenizer))
-        return gate, attach(gate, self._model, site=site, shown=Shown(self._trace_size), newest=newest)
+        plain = db.gate(self._model, self._tokenizer)
+        gate = RowGate(plain)
+
+        def names(ids: Sequence[int]) -> list[Named]:
+            keys = site_inputs(self._model, site, ids)
+            return plain.named(keys, tokens_of(ids)) if isinstance(plain, NamesSubjects) else []
+
+        return gate, names, attach(gate, self._model, site=site, shown=Shown(self._trace_size), newest=newest)
 
     def refresh(self) -> None:
         """Show the newest generation, or the database that took the folder's place.
@@ -96,6 +107,15 @@ class Tenant(Database):
     def facts_of(self, entry: int) -> list[StoredFact]:
         """The facts that an entry serves in the generation shown."""
         return self._db.facts(entry=entry)
+
+    def named(self, ids: Sequence[int]) -> list[Named]:
+        """The entries whose subjects a text names, where the guard reads names; one forward to the layer is made."""
+        return self._names(ids)
+
+    @property
+    def gate(self) -> tuple[float, str] | None:
+        """γ and the guard's name; None where nothing can fire."""
+        return None if self._gate is None else (self._db.gamma, self._db.guard)
 
     def close(self) -> None:
         self._handle.remove()

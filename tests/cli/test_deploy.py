@@ -33,3 +33,11 @@ def test_the_unit_starts_the_command() -> None:
     assert words[:2] == ["/opt/neuraldb/bin/neuraldb", "serve"]
     known = {name for param in serve.params if isinstance(param, click.Option) for name in param.opts}
     assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_the_image_is_healthy_once_it_is_ready() -> None:
+    """The route that the health check asks is one of the server's."""
+    from neuraldb_faiss.serving.routes.status import router
+
+    (path,) = re.findall(r"http://127\.0\.0\.1:8000(/\w+)", (ROOT / "Dockerfile").read_text("utf-8"))
+    assert path == "/ready" and path in {getattr(route, "path", "") for route in router.routes}

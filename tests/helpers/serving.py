@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import httpx2
 from openai import OpenAI
 
 from neuraldb_faiss.models import load_model
+from neuraldb_faiss.serving.model_backend import model_backend
 from neuraldb_faiss.serving.server import Server, bind
 from neuraldb_faiss.serving.settings import Limits, ServerSettings, Tokens
 
@@ -74,17 +76,18 @@ def serving(
     **more: Any,
 ) -> Iterator[Served]:  # fmt: skip
     """more: of `ServerSettings`."""
-    model, tokenizer = load_model(folder / "tiny")
+    loaded = load_model(folder / "tiny")
     settings = ServerSettings(tokens, limits, delivery=delivery, **more)
     ready = threading.Event()
     with bind("127.0.0.1", 0) as bound:
         port = bound.getsockname()[1]
-        server = Server(model, tokenizer, paths, bound, settings, ready=lambda _: ready.set())
+        load = partial(model_backend, lambda: loaded, paths, settings)
+        server = Server(load, bound, settings, ready=lambda _: ready.set())
         thread = threading.Thread(target=server.serve_until_told)
         thread.start()
         try:
             assert ready.wait(30)
-            yield Served(f"http://127.0.0.1:{port}", model, paths)
+            yield Served(f"http://127.0.0.1:{port}", loaded[0], paths)
         finally:
             server.should_exit = True
             thread.join(60)

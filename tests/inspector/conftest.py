@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ def inspected(folder: Path, db: Path) -> Iterator[str]:
 @contextmanager
 def running(folder: Path, *databases: Path) -> Iterator[str]:
     from neuraldb_faiss.inspector.app import Inspected, routes
+    from neuraldb_faiss.serving.model_backend import model_backend
     from neuraldb_faiss.serving.server import Server, bind
 
     ready = threading.Event()
@@ -84,8 +86,8 @@ def running(folder: Path, *databases: Path) -> Iterator[str]:
     with bind("127.0.0.1", 0) as bound:
         port = bound.getsockname()[1]
         settings = ServerSettings(Tokens(None, dict.fromkeys(named, "secret")), Limits(grace=5.0))
-        model, tokenizer = load_model(folder / "tiny")
-        server = Server(model, tokenizer, named, bound, settings, ready=lambda _: ready.set(), routers=[routes(page)])
+        load = partial(model_backend, lambda: load_model(folder / "tiny"), named, settings)
+        server = Server(load, bound, settings, ready=lambda _: ready.set(), routers=[routes(page)])
         thread = threading.Thread(target=server.serve_until_told)
         thread.start()
         try:

@@ -38,22 +38,15 @@ def serving(folder: Path, named: dict[str, Path]) -> Iterator[Any]:
 
     from neuraldb_faiss.inspector.app import Inspected, routes
     from neuraldb_faiss.serving.app import make_app
-    from neuraldb_faiss.serving.delivery import Deliveries
-    from neuraldb_faiss.serving.encoding import Prompts
-    from neuraldb_faiss.serving.engine import Engine
+    from neuraldb_faiss.serving.lifecycle import Lifecycle
     from neuraldb_faiss.serving.metrics import Metrics
-    from neuraldb_faiss.serving.service import Service
+    from neuraldb_faiss.serving.model_backend import model_backend
     from neuraldb_faiss.serving.settings import Limits, ServerSettings, Tokens
-    from neuraldb_faiss.serving.tenants import Tenants
 
-    model, tokenizer = load_model(folder / "tiny")
-    limits, metrics, page = Limits(grace=5.0, new_tokens=64), Metrics(), Inspected(named)
-    settings = ServerSettings(Tokens(None, dict.fromkeys(named, "secret")), limits)
-    tenants = Tenants(model, tokenizer, named, settings, "tiny")
-    engine = Engine(model, tokenizer, tenants, limits, metrics)
-    prompts = Prompts(model, tokenizer, limits)
-    service = Service(tenants, engine, prompts, Deliveries(prompts, metrics, None), limits, metrics)
-    with TestClient(make_app(service, [routes(page)]), "http://localhost") as client:
+    settings = ServerSettings(Tokens(None, dict.fromkeys(named, "secret")), Limits(grace=5.0, new_tokens=64))
+    page, lifecycle = Inspected(named), Lifecycle(Metrics())
+    with TestClient(make_app(lifecycle, settings, [routes(page)]), "http://localhost") as client:
+        lifecycle.serve(model_backend(lambda: load_model(folder / "tiny"), named, settings, lifecycle.metrics))
         yield client
     page.close()
 

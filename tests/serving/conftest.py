@@ -16,13 +16,17 @@ from helpers.serving import Alone, Serve, Served, serving
 from helpers.tiny import tiny
 from neuraldb_faiss import Fact, NeuralDB, build
 from neuraldb_faiss.models import load_model
-from neuraldb_faiss.serving.settings import Limits, Tokens
+from neuraldb_faiss.serving.settings import Limits, Token, Tokens
 
 TEMPLATE = (
     "{% if not quiet %}A conversation.\n{% endif %}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
-SETTINGS = {"default"}  # of `ServerSettings`, that a test may give `serve`; all else is of `Limits`
+SETTINGS = {
+    "default",
+    "hosts",
+    "log_content",
+}  # of `ServerSettings`; all else is of `Limits`
 TARGETS = {"a": ["Rome", "Steve", "Tokyo", "Italy"], "b": ["Berlin", "Microsoft", "Madrid", "Japan"]}
 
 
@@ -59,12 +63,13 @@ def serve(folder: Path, paths: dict[str, Path]) -> Iterator[Serve]:
 
         def start(
             *names: str, common: str | None = "secret", own: dict[str, str] | None = None,
-            delivery: str | None = "residual", **more: Any,
+            named: tuple[Token, ...] = (), delivery: str | None = "residual", **more: Any,
         ) -> Served:  # fmt: skip
             chosen = {name: paths[name] for name in names or ("a",)}
             further = {name: more.pop(name) for name in SETTINGS & more.keys()}
             limits = Limits(**{"grace": 5.0, **more})
-            return stack.enter_context(serving(folder, chosen, Tokens(common, own or {}), limits, delivery, **further))
+            tokens = Tokens(common, own or {}, named)
+            return stack.enter_context(serving(folder, chosen, tokens, limits, delivery, **further))
 
         yield start
 

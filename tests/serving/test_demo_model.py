@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from helpers.serving import Served
 from neuraldb_faiss import Fact, build
 from neuraldb_faiss.models import load_model
+from neuraldb_faiss.serving.model_backend import model_backend
 from neuraldb_faiss.serving.server import Server, bind
 from neuraldb_faiss.serving.settings import ServerSettings, Tokens
 
@@ -25,7 +27,8 @@ def test_a_fact_added_over_http_is_said_next(demo_model_path: Path, tmp_path: Pa
     with bind("127.0.0.1", 0) as bound:
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"
         settings = ServerSettings(Tokens("secret", {}))
-        server = Server(model, tokenizer, {"db": path}, bound, settings, ready=lambda _: ready.set())
+        load = partial(model_backend, lambda: (model, tokenizer), {"db": path}, settings)
+        server = Server(load, bound, settings, ready=lambda _: ready.set())
         thread = threading.Thread(target=server.serve_until_told)
         thread.start()
         try:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -53,6 +54,7 @@ def inspect(databases: tuple[str, ...], model: ModelChoice, address: opt.Address
     require_server_packages()
     from neuraldb_faiss.inspector.app import Inspected, routes
     from neuraldb_faiss.serving.hosts import Hosts
+    from neuraldb_faiss.serving.model_backend import model_backend
     from neuraldb_faiss.serving.server import Server, bind
 
     reports = {} if report is None else {_about(report.database, named): report}
@@ -60,21 +62,22 @@ def inspect(databases: tuple[str, ...], model: ModelChoice, address: opt.Address
     with bind(address.host, address.port) as bound:
         at, port = bound.getsockname()[:2]
         hosts = Hosts.of(address.host, at, address.allowed_hosts)
-        with _opened(named) as database:
-            loaded, tokenizer = model.load_for(database)
         if not at.startswith("127.") and at != "::1":
             warn(f"{address.host} can be reached by other machines: the page and its token are sent unencrypted")
         address_name = f"[{at}]" if ":" in at else at
+        settings = ServerSettings(Tokens(None, dict.fromkeys(named, token)), hosts=hosts)
+
+        def loaded() -> tuple[Any, Any]:
+            with _opened(named) as database:
+                return model.load_for(database)
 
         def ready(_: Sequence[str]) -> None:
             say("open this address in a browser (stop with Ctrl-C):")
             click.echo(f"http://{address_name}:{port}/#token={token}")
 
         with closing(Inspected(named, reports)) as inspected:
-            settings = ServerSettings(Tokens(None, dict.fromkeys(named, token)), hosts=hosts)
-            page = [routes(inspected)]
-            server = Server(loaded, tokenizer, named, bound, settings, ready=ready, routers=page)
-            server.serve_until_told()
+            load = partial(model_backend, loaded, named, settings)
+            Server(load, bound, settings, ready=ready, routers=[routes(inspected)]).serve_until_told()
     say("stopped")
 
 

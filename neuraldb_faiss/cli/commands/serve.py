@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,42 +15,34 @@ from neuraldb_faiss.cli import serve_options as options
 from neuraldb_faiss.cli.config_file import config_option, with_environment
 from neuraldb_faiss.cli.loading import ModelChoice, require_server_packages
 from neuraldb_faiss.cli.output import say, warn
-from neuraldb_faiss.cli.param_types import Choice
-from neuraldb_faiss.config import DELIVERIES
 
 if TYPE_CHECKING:
-    from neuraldb_faiss.serving.settings import Limits
+    from neuraldb_faiss.serving.metrics import Metrics
+    from neuraldb_faiss.serving.service import Backend, Load
+    from neuraldb_faiss.serving.settings import Limits, ServerSettings
 
 
 @click.command(
     epilog=opt.example(
         "neuraldb serve db",
         "neuraldb serve en=db1 fr=db2 --host 0.0.0.0 --token SECRET",
+        "neuraldb serve db --upstream http://127.0.0.1:11434/v1",
     ),
 )
 @click.argument("databases", metavar="DB...", nargs=-1, required=True, envvar="NEURALDB_SERVE_DATABASES")
 @config_option()
 @opt.model
 @opt.address(8000)
-@options.tokens
-@click.option(
-    "--delivery",
-    type=Choice(DELIVERIES),
-    help="How facts reach requests that do not say: residual (added inside of the model), text (stated in the prompt),"
-    " both, or auto (the best for the kind of request). [default: as each database says, which is auto]",
-)
-@click.option(
-    "--default",
-    metavar="NAME",
-    help="Database of requests that name none; 'none' for the model alone. [default: the only database; with several,"
-    " the model alone]",
-)
+@options.access
+@options.answering
+@options.log
 @options.limits
 def serve(
-    databases: tuple[str, ...], model: ModelChoice, address: opt.Address, tokens: list[str],
-    delivery: str | None, default: str | None, limits: Limits,
+    databases: tuple[str, ...], model: ModelChoice, address: opt.Address, access: options.Access,
+    answering: options.Answering, log: options.LogChoice, limits: Limits,
 ) -> None:  # fmt: skip
-    """Serve a model with databases attached, for clients of OpenAI's API.
+    """Serve a model with databases attached, for clients of OpenAI's API; or, with --upstream, put databases before a
+    server that has one.
 
     Every option can be set in the environment too, as NEURALDB_SERVE_PORT, and in a file (--config).
 
@@ -60,36 +55,62 @@ def serve(
     named = named_databases(databases)
     for place in named.values():
         NeuralDB.open(place).close()
-    access = read_tokens(tokens, list(named))
-    check_default(default, list(named))
-    with NeuralDB.open(next(iter(named.values()))) as database:
-        model.check_for(database)
-    require_server_packages()
+    tokens = read_tokens(access.tokens, list(named))
+    check_default(answering.default, list(named))
+    if answering.upstream is None:
+        with NeuralDB.open(next(iter(named.values()))) as database:
+            model.check_for(database)
+    elif model != ModelChoice(None, None, None):
+        raise click.UsageError("--upstream loads no model: leave --model, --device and --dtype out")
+    require_server_packages(*["httpx2"] * (answering.upstream is not None))
     from neuraldb_faiss.serving.hosts import Hosts
+    from neuraldb_faiss.serving.logs import logging_to
     from neuraldb_faiss.serving.server import Server, bind
 
-    with bind(address.host, address.port) as bound:
+    with bind(address.host, address.port) as bound, logging_to(sys.stderr, log.level, log.form):
         at, port = bound.getsockname()[:2]
-        hosts = Hosts.of(address.host, at, address.allowed_hosts)
-        with NeuralDB.open(next(iter(named.values()))) as database:
-            loaded, tokenizer = model.load_for(database)
+        hosts = Hosts.of(address.host, at, address.allowed_hosts, access.origins)
+        settings = ServerSettings(tokens, limits, hosts, answering.delivery, answering.default, log.content)
         where = f"http://{f'[{at}]' if ':' in at else at}:{port}/v1"
+        load: Load = partial(_model, model, named, settings)
+        if answering.upstream is not None:
+            load = _gateway(answering, named, settings)
 
         def ready(models: Sequence[str]) -> None:
-            say(f"serving {', '.join(models)}")
-            if len(named) > 1 and default is None:
+            behind = "" if answering.upstream is None else f" behind the models of {answering.upstream}"
+            say(f"serving {', '.join(models)}{behind}")
+            if len(named) > 1 and answering.default is None:
+                alone, other = ("a model", f"MODEL{models[0]}") if behind else models[:2]
                 warn(
-                    f"requests for {models[0]} alone get no facts, for there are several databases: clients choose one"
-                    f" by its name, as in {models[1]}, or start with --default and one of {', '.join(named)}, none"
+                    f"requests for {alone} alone get no facts, for there are several databases: clients choose one by"
+                    f" its name, as in {other}, or start with --default and one of {', '.join(named)}, none"
                 )
             say(f"at {where} (stop with Ctrl-C)")
 
-        settings = ServerSettings(access, limits, hosts, delivery, default)
-        server = Server(loaded, tokenizer, named, bound, settings, ready=ready)
-        if not all(access.to_change(name) for name in named):
+        if not all(tokens.to_change(name) for name in named):
             warn("no --token: facts of databases without one cannot be changed here")
-        server.serve_until_told()
+        Server(load, bound, settings, ready=ready).serve_until_told()
     say("stopped")
+
+
+def _model(model: ModelChoice, databases: Mapping[str, Path], settings: ServerSettings, metrics: Metrics) -> Backend:
+    """The model that is named, or that of the first database, with the databases attached."""
+    from neuraldb_faiss.database import NeuralDB
+    from neuraldb_faiss.serving.model_backend import model_backend
+
+    def loaded() -> tuple[Any, Any]:
+        with NeuralDB.open(next(iter(databases.values()))) as database:
+            return model.load_for(database)
+
+    return model_backend(loaded, databases, settings, metrics)
+
+
+def _gateway(answering: options.Answering, databases: Mapping[str, Path], settings: ServerSettings) -> Load:
+    """The databases before the upstream server. Raises ServeError for a URL that is none."""
+    from neuraldb_faiss.serving.gateway.backend import gateway_backend
+    from neuraldb_faiss.serving.gateway.upstream import Target
+
+    return partial(gateway_backend, Target.of(answering.upstream or "", answering.upstream_key), databases, settings)
 
 
 with_environment(serve, "NEURALDB_SERVE")

@@ -11,42 +11,47 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from neuraldb_faiss.serving.contents import Prompt, Turn
-from neuraldb_faiss.serving.delivery import Prepared, Room, asked_delivery, headers_of
+from neuraldb_faiss.serving.delivery import Prepared, Room, headers_of
+from neuraldb_faiss.serving.delivery_headers import GENERATION, asked_delivery
 from neuraldb_faiss.serving.errors import ApiError
 from neuraldb_faiss.serving.generation import Ask, Ended, Events
+from neuraldb_faiss.serving.model_service import ModelService
+from neuraldb_faiss.serving.request_record import RequestRecord
 from neuraldb_faiss.serving.requests import Chat, Completion, Generating
 from neuraldb_faiss.serving.responses import Choice, Shape, usage
-from neuraldb_faiss.serving.service import Service, bearer, database_header
+from neuraldb_faiss.serving.schemas import STREAMED, ChatAnswer, Model, Models, TextAnswer
+from neuraldb_faiss.serving.service import bearer, database_header
+from neuraldb_faiss.serving.settings import UNEDITED
 from neuraldb_faiss.serving.streams import Answer
 from neuraldb_faiss.serving.tenants import Tenant
 
-router = APIRouter()
+router = APIRouter(tags=["completions"])
 
 _SHORT = 16  # tokens of a text completion that names no length: OpenAI's default
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", response_model=Models)
 async def models(request: Request) -> JSONResponse:
-    service = Service.of(request)
+    service = ModelService.of(request)
     names = service.tenants.models(bearer(request))
     made = int(service.started)
     data = [{"id": name, "object": "model", "created": made, "owned_by": "neuraldb"} for name in names]
     return JSONResponse({"object": "list", "data": data})
 
 
-@router.get("/v1/models/{name:path}")
+@router.get("/v1/models/{name:path}", response_model=Model)
 async def model(name: str, request: Request) -> JSONResponse:
-    service = Service.of(request)
+    service = ModelService.of(request)
     service.tenants.of_model(name, None, bearer(request))
     return JSONResponse({"id": name, "object": "model", "created": int(service.started), "owned_by": "neuraldb"})
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", response_model=TextAnswer, responses=STREAMED)
 async def completions(body: Completion, request: Request) -> Response:
     return await _answer(body, request, body.prompt, default=_SHORT)
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", response_model=ChatAnswer, responses=STREAMED)
 async def chat(body: Chat, request: Request) -> Response:
     return await _answer(body, request, [body.messages], default=None, variables=body.chat_template_kwargs)
 
@@ -56,10 +61,13 @@ async def _answer(
     variables: Mapping[str, Any] | None = None,
 ) -> Response:  # fmt: skip
     """Answer each of the prompts `n` times."""
-    service = Service.of(request)
+    service = ModelService.of(request)
     body.check()
     asked = asked_delivery(request, body.neuraldb_delivery)
     tenant = service.tenants.of_model(body.model, database_header(request), bearer(request))
+    record = RequestRecord.of(request)
+    record.database = UNEDITED if tenant is None else tenant.name
+    record.prompt = list(prompts)
     room = Room(body.most_tokens, default, len(prompts) * (body.n or 1))
 
     def read() -> list[Prepared]:
@@ -69,21 +77,25 @@ async def _answer(
     asks = _asks(body, service, tenant, prepared)
     answer = Answer(request, asks, service.limits.timeout)
     generation = await answer.start(service.engine)
-    headers = {} if generation is None else {"X-NeuralDB-Generation": str(generation)}
+    record.generation = generation
+    headers = {} if generation is None else {GENERATION: str(generation)}
     headers |= headers_of(prepared)
     shape = Shape(body, service.prompts)
     prompt = sum(len(one.ids) for one in prepared)
+    record.usage(prompt, 0)
     if body.stream:
         headers["Cache-Control"] = "no-cache"
-        events_sent = _stream(answer, shape, len(asks), prompt)
+        events_sent = _stream(answer, shape, len(asks), record)
         return StreamingResponse(events_sent, headers=headers, media_type="text/event-stream")
     texts = await answer.whole()
     made = sum(len(one.end.tokens) for one in texts)
+    record.usage(prompt, made)
+    record.answer = [one.text for one in texts]
     choices = [Choice(one.text, one.chosen, one.end.reason) for one in texts]
     return JSONResponse(shape.whole(choices, usage(prompt, made)), headers=headers)
 
 
-def _asks(body: Generating, service: Service, tenant: Tenant | None, prompts: Sequence[Prepared]) -> list[Ask]:
+def _asks(body: Generating, service: ModelService, tenant: Tenant | None, prompts: Sequence[Prepared]) -> list[Ask]:
     """`n` for each prompt. Raises ApiError where they do not fit into one batch."""
     count, limits = body.n or 1, service.limits
     if len(prompts) * count > limits.batch:
@@ -107,22 +119,26 @@ def _asks(body: Generating, service: Service, tenant: Tenant | None, prompts: Se
     ]  # fmt: skip
 
 
-async def _stream(answer: Answer, shape: Shape, choices: int, prompt: int) -> AsyncIterator[str]:
+async def _stream(answer: Answer, shape: Shape, choices: int, record: RequestRecord) -> AsyncIterator[str]:
     """Server-sent events. An error ends them, in place of [DONE]."""
-    made = 0
+    prompt, made = record.prompt_tokens or 0, 0
+    record.answer = [""] * choices
     for chunk in shape.first(choices):
         yield _event(chunk)
     try:
         async for index, piece in answer.pieces():
             if isinstance(piece, Ended):
                 made += len(piece.tokens)
+                record.usage(prompt, made)
                 yield _event(shape.last(index, piece.reason, piece.chosen))
             else:
+                record.answer[index] += piece.text
                 yield _event(shape.piece(index, piece.text, piece.chosen))
         for chunk in shape.used(usage(prompt, made)):
             yield _event(chunk)
         yield "data: [DONE]\n\n"
     except ApiError as error:
+        record.error = error.code or "server_error"
         yield _event(error.body())
 
 
