@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
@@ -43,16 +43,18 @@ def target_kinds(target: str) -> frozenset[str]:
     return kinds.words.get(text, frozenset()) | {kind for kind, form in kinds.forms.items() if form.fullmatch(text)}
 
 
-def aspects_of_target(target: str, told: Iterable[str]) -> set[str]:
+@lru_cache(maxsize=1 << 14)
+def aspects_of_target(target: str, told: frozenset[str]) -> frozenset[str]:
     """The aspects that a target tells where its fact's words, which tell `told`, say nothing of its kind: a fact that
     says "{}, a native French" is about languages."""
     kinds = _kinds()
     named = {kind for name in told for kind in kinds.aspects.get(name, (name,))}
-    lost = set(target_kinds(target) - named - _COMMON)
-    return lost | {name for name, given in kinds.aspects.items() if lost.intersection(given)}
+    lost = target_kinds(target) - named - _COMMON
+    return lost | {name for name, given in kinds.aspects.items() if lost and not lost.isdisjoint(given)}
 
 
-def cannot_answer(wanted: frozenset[str], target: str, prompt: str, told: Iterable[str]) -> bool:
+@lru_cache(maxsize=1 << 14)
+def cannot_answer(wanted: frozenset[str], target: str, prompt: str, told: frozenset[str]) -> bool:
     """Whether no answer of a wanted kind is given by the target of a fact.
 
     A target whose kind is not known is judged by the fact's prompt (with ``{}`` for the subject, lower case) and the

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Literal, NamedTuple, Protocol
@@ -41,11 +41,11 @@ _IRREGULAR = {
 _WORD = re.compile(r"[^\W_]{2,}|\d")
 _SENTENCE = re.compile(r"[.!?][\"')\]]*\s+|\n\s*")
 _VALUE = re.compile(r"\d|(?<=[^.!?:\n] )[A-Z]\w")  # a number, or a name inside of a sentence
-_QUESTION = re.compile(r"[?？][\"')\]]*\s*$")
 _STEM = 6  # letters that tell stems apart
 _PLAUSIBLE = 0.5  # share of the best relation's score at which a fact may as well be of another
 _LEAST = 1.5  # score from which a fact is of a relation at all
-_NEAR = 500  # characters behind a name, and at a text's end, that say what is asked
+_READ = 250  # characters from a name's sentence on, and at a text's end, that say what is asked
+_NEAR = 500  # characters before a name in which its sentence begins, and of a sentence that may say what a fact says
 _SENTENCES = 20  # before the last, which may say themselves what a fact says
 _KEPT = 4096  # facts' wordings whose relations are remembered
 _CLEAR = 2.0  # score from which a text asks for a relation
@@ -77,6 +77,12 @@ def stems(text: str) -> set[str]:
     return {_stem(word) for word in _WORD.findall(text.casefold()) if word not in FUNCTION_WORDS}
 
 
+@lru_cache(maxsize=_KEPT)
+def _stems_of(text: str) -> frozenset[str]:
+    """`stems` of a fact's words."""
+    return frozenset(stems(text.replace(MARK, " ")))
+
+
 @lru_cache(maxsize=1 << 16)
 def _stem(word: str) -> str:
     word = _IRREGULAR.get(word, word)
@@ -104,6 +110,7 @@ class Topics:
             word: [name for name, words in self._words.items() if word in words] for word in held
         }
         self._maybe = lru_cache(maxsize=_KEPT)(self._relations_of)
+        self._scored = lru_cache(maxsize=64)(self._scores)
 
     def is_another(self, text: str, fact: Asked, names: Sequence[str] = ()) -> bool:
         """Whether `text` asks for another relation of the fact's subject, so that the fact does not answer it."""
@@ -135,18 +142,19 @@ class Topics:
         """
         if text.rstrip().endswith(fact.template.replace(MARK, fact.subject)):
             return "asked"
-        own = stems(" ".join((fact.template, *fact.questions, *fact.paraphrases)).replace(MARK, " "))
-        own -= stems(fact.subject)
-        maybe, theirs = self._maybe(frozenset(own), fact.relation)
+        asking = " ".join((*fact.questions, *fact.paraphrases))
+        own = _stems_of(fact.template) | _stems_of(asking) if asking else _stems_of(fact.template)
+        own -= _stems_of(fact.subject)
+        maybe, theirs = self._maybe(own, fact.relation)
         told = self._aspects_of(fact)
         words, asked, wanted, asks = _read(text, (fact.subject, *names))
-        if words & stems(" ".join((*fact.questions, *fact.paraphrases))):
+        if asking and words & _stems_of(asking):
             return "asked"
         if cannot_answer(wanted, fact.target, fact.template.casefold(), told):
             return "another"
         if asked & told:
             return "asked"
-        scores = self._scores(words)
+        scores = self._scored(words)
         most = max(scores.values(), default=0.0)
         mine = max((scores.get(name, 0.0) for name in maybe), default=0.0)
         if asked and told:
@@ -175,7 +183,7 @@ class Topics:
         found |= {named} if named in self._words else set()
         return frozenset(found), frozenset().union(*(self._words[name] for name in found))
 
-    def _scores(self, words: Iterable[str]) -> dict[str, float]:
+    def _scores(self, words: frozenset[str]) -> dict[str, float]:
         """How much of each relation the words tell."""
         scores: dict[str, float] = {}
         for word in words:
@@ -205,12 +213,17 @@ def last_sentence(text: str) -> str:
     return _SENTENCE.split(text.rstrip())[-1].strip()
 
 
+def _asks(text: str) -> bool:
+    """Whether a text ends as a question."""
+    return text.rstrip().rstrip("\"')]").endswith(("?", "？"))
+
+
 @lru_cache(maxsize=64)
 def _told(text: str) -> tuple[str, ...]:
     """The sentences before a text's last, as far as they are near and no questions."""
     starts = [0, *(found.end() for found in _SENTENCE.finditer(text.rstrip()))]
     sentences = [text[start:stop] for start, stop in pairwise(starts)]
-    return tuple(said[-_NEAR:] for said in sentences[-_SENTENCES:] if not _QUESTION.search(said))
+    return tuple(said[-_NEAR:] for said in sentences[-_SENTENCES:] if not _asks(said))
 
 
 class _Reading(NamedTuple):
@@ -227,14 +240,14 @@ class _Reading(NamedTuple):
 def _read(text: str, names: tuple[str, ...]) -> _Reading:
     """The reading of a text for a subject with these names. Facts of one subject ask for it one after the other."""
     said = _last_sentence(text, names)
-    if len(said) > 2 * _NEAR:
-        said = f"{said[:_NEAR]} {said[-_NEAR:]}"
-    shown, asks = masked(said, names), _QUESTION.search(said) is not None
+    if len(said) > 2 * _READ:
+        said = f"{said[:_READ]} {said[-_READ:]}"
+    shown, asks = masked(said, names), _asks(said)
     asked = aspects(shown, narrow=True)
     if not asks and MARK in shown:
         # Sentences of other things may stand before a text's subject, on the same line.
         asked |= aspects(shown[shown.rindex(MARK) :], narrow=True)
-    return _Reading(frozenset(stems(_without(said, names))), asked, wanted_kinds(shown), asks)
+    return _Reading(frozenset(stems(masked(said, names, " "))), asked, wanted_kinds(shown), asks)
 
 
 def _last_sentence(text: str, names: Sequence[str]) -> str:
@@ -249,6 +262,7 @@ def _last_sentence(text: str, names: Sequence[str]) -> str:
 
 
 def _without(text: str, names: Sequence[str]) -> str:
+    """The text, its cases kept, with a space for each of these names."""
     for name in names:
         text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", " ", text, flags=re.IGNORECASE)
     return text

@@ -48,13 +48,13 @@ def test_what_a_target_is(target: str, kinds: set[str]) -> None:
 
 def test_a_target_of_no_known_kind_is_judged_by_its_prompt() -> None:
     wanted = frozenset({"country"})
-    assert not cannot_answer(wanted, "Freedonia", "the country of {} is", ["located"])
-    assert cannot_answer(wanted, "Maryland", "{} can be found in", ["located"])
-    assert not cannot_answer(wanted, "Maryland", "{} frobnicates", [])
-    assert not cannot_answer(frozenset(), "Maryland", "{} can be found in", ["located"])
+    assert not cannot_answer(wanted, "Freedonia", "the country of {} is", frozenset({"located"}))
+    assert cannot_answer(wanted, "Maryland", "{} can be found in", frozenset({"located"}))
+    assert not cannot_answer(wanted, "Maryland", "{} frobnicates", frozenset())
+    assert not cannot_answer(frozenset(), "Maryland", "{} can be found in", frozenset({"located"}))
 
 
 def test_a_target_tells_aspects_where_the_prompt_tells_none_of_its_kind() -> None:
-    assert "language-person" in aspects_of_target("Dutch", [])
-    assert aspects_of_target("Dutch", ["language-work"]) == set()
-    assert aspects_of_target("Norway", []) == set()
+    assert "language-person" in aspects_of_target("Dutch", frozenset())
+    assert aspects_of_target("Dutch", frozenset({"language-work"})) == set()
+    assert aspects_of_target("Norway", frozenset()) == set()
