@@ -59,7 +59,7 @@ def run(lab: Lab) -> Result:
         rows = [_cost(db, short), *_fires(lab, db, words), *_false_fires(lab, db)]
     if lab.config["answers"]:
         rows += _answers(lab, words)
-    return Result(rows, _table(rows), _plots(rows))
+    return Result(rows, _table(rows), draw(rows))
 
 
 def _facts(lab: Lab) -> tuple[list[Fact], list[Fact]]:
@@ -253,10 +253,13 @@ def _share(row: Row, what: str) -> str:
     return f"{100 * row[what]:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
 
 
-def _plots(rows: Sequence[Row]) -> Mapping[str, str]:
+def draw(rows: Sequence[Row]) -> Mapping[str, str]:
+    """Plots of rows, by name."""
     rates = {row["floor"]: row["false_rate"] for row in rows if row["what"] == "ordinary text"}
+    apart = len(set(rates.values())) > 1  # else every floor has as many false fires, and the floors are the axis
     curves: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         if row["what"] == "fires":
-            curves.setdefault(row["text"], []).append((rates[row["floor"]], row["fired"]))
-    return {"fires-false-fires": plots.curves(curves, x="false fires per token", y="share that fires")}
+            curves.setdefault(row["text"], []).append((rates[row["floor"]] if apart else row["floor"], row["fired"]))
+    x = "false fires per token" if apart else "floor"
+    return {"fires-false-fires": plots.curves(curves, x=x, y="share that fires")}

@@ -38,7 +38,7 @@ def run(lab: Lab) -> Result:
     db = _database(lab)
     counts = sorted({min(count, len(db)) for count in lab.config["sizes"]})
     rows = [*_false_fires(lab, db, counts), *_recall(lab, db)]
-    return Result(rows, _table(rows), _plots(rows))
+    return Result(rows, _table(rows), draw(rows))
 
 
 def _database(lab: Lab) -> Any:
@@ -212,7 +212,8 @@ def _table(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _plots(rows: Sequence[Row]) -> dict[str, str]:
+def draw(rows: Sequence[Row]) -> dict[str, str]:
+    """Plots of rows, by name."""
     text = [row for row in rows if row["what"] == "ordinary text"]
     most = max(row["facts"] for row in text)
     rates = {(row["guard"], row["gamma"]): row["false_rate"] for row in text if row["facts"] == most}

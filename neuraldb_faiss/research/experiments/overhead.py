@@ -33,7 +33,7 @@ def run(lab: Lab) -> Result:
                 with lab.stage(f"{what}, {count} facts", "turn") as report:
                     times = _take_turns(db, lab, work, report)
                 rows.append({"facts": count, "what": what, **_figures(times, units)})
-    return Result(rows, _table(rows), _plots(rows))
+    return Result(rows, _table(rows), draw(rows))
 
 
 def _works(lab: Lab, count: int) -> list[tuple[str, Callable[[], Any], int]]:
@@ -96,7 +96,8 @@ def _table(rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _plots(rows: list[Row]) -> dict[str, str]:
+def draw(rows: list[Row]) -> dict[str, str]:
+    """Plots of rows, by name."""
     series: dict[str, list[tuple[float, Estimate]]] = {}
     for row in rows:
         one = Estimate(row["overhead"], row["low"], row["high"], row["repeats"])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from neuraldb_faiss.errors import EvaluationError
@@ -32,6 +33,17 @@ class Experiment:
         """What does it."""
         function: Callable[[Any], Any] = load(f"{self.place}:run")
         return function
+
+    def draw(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, str] | None:
+        """Plots of its rows as SVG, by name; None where its module has no `draw`, for its rows are figures."""
+        function = getattr(import_module(self.place), "draw", None)
+        return None if function is None else function(rows)
+
+
+def drawn(name: str, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, str] | None:
+    """Plots of the rows of the experiment of this name; None where there is no such one."""
+    kind = EXPERIMENTS.kinds.get(name)
+    return None if kind is None else kind.draw(rows)
 
 
 _HERE = "neuraldb_faiss.research.experiments"

@@ -51,7 +51,7 @@ def run(lab: Lab) -> Result:
                 row = _measure(lab, source, size)
                 atomic.write_file(kept, json.dumps(row).encode())
             rows.append(json.loads(kept.read_text(encoding="utf-8")))
-    return Result(rows, _table(rows), _plots(rows))
+    return Result(rows, _table(rows), draw(rows))
 
 
 def _measure(lab: Lab, source: Any, size: int) -> Row:
@@ -167,7 +167,8 @@ def _table(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _plots(rows: Sequence[Row]) -> dict[str, str]:
+def draw(rows: Sequence[Row]) -> dict[str, str]:
+    """Plots of rows, by name."""
     works = [name for name in rows[0] if name.endswith("_ratio")]
     lookups = {
         work[: -len("_ratio")].replace("_", " "): [

@@ -38,9 +38,8 @@ def report(runs: list[Run]) -> Result:
     for one in comparisons:
         columns = [c for c in one.columns if one.kind == "lm-eval" or (c.name in HEADLINE and c.name != "fluency")]
         series = {entry.label: [one.estimates[entry.label, c.name] for c in columns] for entry in one.entries}
-        colours = plots.colours({entry.label: entry.method for entry in one.entries})
         name = "tasks" if one.kind == "lm-eval" else "metrics"
-        drawn[name] = plots.bars([column.name for column in columns], series, label="× 100", colours=colours)
+        drawn[name] = plots.dots([column.name for column in columns], series)
     return Result([row for one in comparisons for row in figures(one)], table, drawn)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -10,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from neuraldb_faiss.errors import EvaluationError
-from neuraldb_faiss.research.evaluation import plots
+from neuraldb_faiss.research.evaluation import findings, plots, style
 from neuraldb_faiss.research.evaluation.comparison import compare, markdown
 from neuraldb_faiss.research.evaluation.report import write_report
 from neuraldb_faiss.research.evaluation.statistics import Estimate
@@ -118,20 +119,64 @@ def test_bad_input_leaves_the_page(tmp_path: Path) -> None:
 def test_plots_are_svg_and_repeatable() -> None:
     one = Estimate(0.5, 0.25, 0.75, 4)
     for draw in (
-        lambda: plots.bars(["efficacy", "score"], {"neuraldb": [one, None], "a < b": [one, one]}),
+        lambda: plots.dots(["efficacy", "score"], {"neuraldb": [one, None], "a < b": [one, one]}),
         lambda: plots.lines({"neuraldb": [(10, one), (100, one)]}, x="facts", y="efficacy", log=True),
+        lambda: plots.curves({"a": [(0.0, 0.5), (0.1, 0.9)]}, x="x", y="y", log_x=True),
         lambda: plots.histogram({"edited": [0.1, 0.2], "others": [0.0]}, x="ω"),
     ):
         drawing = draw()
         ElementTree.fromstring(drawing)
         assert drawing == draw()
-    assert "a &lt; b" in plots.bars(["x"], {"a < b": [one]})
+    assert "a &lt; b" in plots.dots(["x"], {"a < b": [one]}) and "$x$" in plots.dots(["$x$"], {"a": [one]})
 
 
-def test_bars_are_as_wide_as_their_names() -> None:
-    one = Estimate(0.5, 0.25, 0.75, 4)
-    widths = [
-        float(ElementTree.fromstring(plots.bars(names, {"base": [one] * 6})).get("width", "").removesuffix("pt"))
-        for names in (["acc"] * 6, ["generalization"] * 6)
-    ]
-    assert widths[0] >= 72 * 5 and widths[1] >= 72 * 6 * 1.15
+def test_no_panel_has_more_than_six_lines_and_each_line_is_named() -> None:
+    few = {f"series {n}": [(0.0, n / 10), (1.0, n / 10)] for n in range(6)}
+    many = {f"{text}, guard {guard}": [(0.0, 0.1), (1.0, 0.2)] for text in "abcd" for guard in ("subject", "none")}
+    for series, panels in ((few, 1), (many, 2), ({str(n): [(0.0, n), (1.0, n)] for n in range(13)}, 3)):
+        drawing = plots.curves(series, x="x", y="y")
+        assert len(re.findall(r'id="axes_\d+"', drawing)) in (panels, panels + panels % 2)
+        text = " ".join(ElementTree.fromstring(drawing).itertext())
+        assert all(name in text for name in series)
+
+
+def test_colours_of_a_panel_are_apart() -> None:
+    shades = style.colours(["neuraldb", "neuraldb, 5 facts", "memit", "memit, batches of 100", "base", "other"])
+    assert len(set(shades.values())) == 6 and shades["neuraldb"] == style.BLUE and shades["base"] == style.GREY
+    assert style.colours([str(n) for n in range(8)])["7"] == style.GREY
+
+
+def test_names_at_line_ends_do_not_lie_on_one_another() -> None:
+    apart = style._apart({"a": 10.0, "b": 10.5, "c": 11.0, "d": 90.0})
+    places = sorted(apart.values())
+    assert all(b - a >= style._GAP - 1e-9 for a, b in pairwise(places)) and apart["d"] == 90.0
+
+
+@pytest.mark.parametrize(
+    ("ours", "other", "told"),
+    [
+        (Estimate(0.9, 0.88, 0.92, 9), Estimate(0.5, 0.4, 0.6, 9), "neuraldb, 90; next is memit with 50"),
+        (Estimate(0.9, 0.8, 0.95, 9), Estimate(0.85, 0.7, 0.9, 9), "neuraldb, 90, within the intervals of memit"),
+        (Estimate(0.4, 0.3, 0.5, 9), Estimate(0.8, 0.7, 0.9, 9), "memit, 80; next is neuraldb with 40"),
+    ],
+)  # fmt: skip
+def test_titles_say_what_the_data_show(ours: Estimate, other: Estimate, told: str) -> None:
+    assert (
+        findings.of_groups(["score"], {"neuraldb": [ours], "memit": [other]}, scale=100) == f"score: highest is {told}"
+    )
+
+
+def test_titles_of_lines_curves_and_tasks() -> None:
+    lines = {"neuraldb": [(50.0, 99.0), (200.0, 98.5)], "memit": [(50.0, 90.0), (200.0, 40.0)]}
+    assert findings.of_lines(lines, x="facts", y="score") == (
+        "score, facts 50 to 200: neuraldb falls from 99 to 98.5; memit falls from 90 to 40"
+    )
+    curves = {"a": [(0.1, 0.5), (0.2, 0.9)], "b": [(0.15, 0.7)]}
+    assert findings.of_curves(curves, x="rate", y="recall") == "recall at rate of 0.15: 0.70 for b, 0.50 for a"
+    base, low, same = Estimate(0.5, 0.4, 0.6, 9), Estimate(0.2, 0.1, 0.3, 9), Estimate(0.55, 0.45, 0.6, 9)
+    tasks = {"neuraldb": [same, same], "base": [base, base]}
+    assert (
+        findings.of_groups(["sciq", "arc"], tasks) == "neuraldb lies within the base model’s interval in all 2 of them"
+    )
+    tasks["neuraldb"] = [same, low]
+    assert findings.of_groups(["sciq", "arc"], tasks) == "neuraldb differs from the base model in arc, of 2"
