@@ -44,6 +44,35 @@ def remember(past_key_values: Any, past: np.ndarray, ids: np.ndarray, length: in
     layer._neuraldb_past = np.concatenate([past, ids], axis=1)[:, -KEPT:], length
 
 
+def join(past_key_values: Any, other: Any, rows: tuple[int, int], lengths: tuple[int, int]) -> None:
+    """Put the history of `other` below that of `past_key_values`, each padded on the left to the longer of the two.
+
+    rows, lengths: how many rows the two have, and how many tokens are in each.
+    """
+    if not any(hasattr(_first_layer(one), "_neuraldb_past") for one in (past_key_values, other)):
+        return
+    pasts = [
+        recall(one, *size) for one, size in zip((past_key_values, other), zip(rows, lengths, strict=True), strict=True)
+    ]
+    width = max(past.shape[1] for past in pasts)
+    past = np.concatenate([np.pad(one, ((0, 0), (width - one.shape[1], 0)), constant_values=-1) for one in pasts])
+    remember(past_key_values, past, past[:, :0], max(lengths))
+
+
+def crop_left(past_key_values: Any, length: int) -> None:
+    """Forget all but the last `length` tokens of a cache that was cropped on the left."""
+    layer = _first_layer(past_key_values)
+    if hasattr(layer, "_neuraldb_past"):
+        ids, _ = layer._neuraldb_past
+        layer._neuraldb_past = ids[:, max(0, ids.shape[1] - length) :], length
+
+
+def kind_of(layer: Any) -> type:
+    """The class of a cache's layer, as it was before it carried ids."""
+    kind = type(layer)
+    return kind.__bases__[0] if kind in _carriers.values() else kind
+
+
 def _first_layer(past_key_values: Any) -> Any:
     layers = getattr(past_key_values, "layers", None)
     return layers[0] if layers else None

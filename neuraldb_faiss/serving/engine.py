@@ -1,4 +1,4 @@
-"""The one thread that owns the model: batches of requests, and between them changes, a fact at a time."""
+"""The one thread that owns the model: texts, a token at a time, and between them changes, a fact at a time."""
 
 from __future__ import annotations
 
@@ -6,19 +6,24 @@ import logging
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from neuraldb_faiss.errors import LockedError, NeuralDBError
 from neuraldb_faiss.models.generation import end_ids
-from neuraldb_faiss.serving import batch
+from neuraldb_faiss.models.sites import input_device, unwrap
+from neuraldb_faiss.serving.batch import ClosedBatch
+from neuraldb_faiss.serving.continuous import ContinuousBatch
 from neuraldb_faiss.serving.errors import ApiError, model_failed, stopping, unreadable
+from neuraldb_faiss.serving.forward import can_join
 from neuraldb_faiss.serving.generation import Ask, Failed
 from neuraldb_faiss.serving.jobs import LOCK_WAIT, Interrupted, Job
 from neuraldb_faiss.serving.metrics import Metrics
+from neuraldb_faiss.serving.rows import Row
 from neuraldb_faiss.serving.settings import Limits
 from neuraldb_faiss.serving.tenants import Tenant, Tenants
+from neuraldb_faiss.serving.waiting import Waiting
 
 logger = logging.getLogger(__name__)
 
@@ -31,26 +36,30 @@ _KEPT_JOBS = 1000
 class Engine:
     """Takes requests and changes from any thread.
 
-    A batch begins with the newest generation of each of its databases and keeps it to its end. A change is solved on
-    the same model, one entry at a time; after each, one waiting batch is answered, from the generation before the
-    change. Databases answer nothing but the rows of a running batch, so the solver meets the plain model.
+    A text begins with the newest generation of its database and keeps it to its end: where there is a newer one, the
+    requests of that database wait until its running texts have ended. A change is solved on the same model, one entry
+    at a time; after each, texts go on for as long as the entry took. Databases answer nothing but the rows of the
+    forward that runs, so the solver meets the plain model.
     """
 
     def __init__(self, model: Any, tokenizer: Any, tenants: Tenants, limits: Limits, metrics: Metrics) -> None:
         self._model = model
         self._tokenizer = tokenizer
-        self._tenants = tenants
         self._limits = limits
         self._metrics = metrics
         self._ends = end_ids(model, tokenizer)
-        self._asks: deque[Sequence[Ask]] = deque()
+        self._device = input_device(unwrap(model))
+        self._batch: ClosedBatch | ContinuousBatch = _kind_of_batch(model)(model, tokenizer, metrics)
+        self._waiting = Waiting(limits)
         self._calls: deque[tuple[Future[Any], Callable[[Any, Any], Any]]] = deque()
         self._jobs: deque[Job] = deque()
         self._known: OrderedDict[str, Job] = OrderedDict()
         self._changed = threading.Condition()
         self._deadline: float | None = None  # set: stop, and break changes off then
+        self._resumed = 0.0  # when the change that runs began with its present entry
+        self._held: set[Tenant] = set()  # databases whose requests wait for texts of an older generation to end
         self._thread = threading.Thread(target=self._run, name="neuraldb-model", daemon=True)
-        metrics.queue.set_function(lambda: len(self._asks))
+        metrics.watch(requests=lambda: len(self._waiting), running=lambda: len(self._batch.rows))
         for tenant in tenants:
             metrics.show(tenant)
 
@@ -63,17 +72,17 @@ class Engine:
         return self._thread.is_alive() and self._deadline is None
 
     def ask(self, asks: Sequence[Ask]) -> None:
-        """Queue the prompts of one request; one batch answers them all. Raises ApiError where too many wait, or the
-        server stops."""
+        """Queue the prompts of one request; they begin together. Raises ApiError where too many wait, or the server
+        stops."""
         with self._changed:
             self._check_open()
-            if len(self._asks) >= self._limits.queue:
-                raise _busy(f"{len(self._asks)} requests wait already")
-            self._asks.append(asks)
+            if len(self._waiting) >= self._limits.queue:
+                raise _busy(f"{len(self._waiting)} requests wait already")
+            self._waiting.add(asks)
             self._changed.notify()
 
     def call(self, what: Callable[[Any, Any], T]) -> Future[T]:
-        """Queue something to be done with the model and its tokenizer between two batches, while no database answers;
+        """Queue something to be done with the model and its tokenizer between two forwards, while no database answers;
         what it gives, or raises. Raises ApiError as `ask`."""
         future: Future[T] = Future()
         with self._changed:
@@ -121,14 +130,17 @@ class Engine:
         while True:
             with self._changed:
                 self._changed.wait_for(self._has_work, timeout=self._patience())
-                if self._deadline is not None and not (self._asks or self._calls or self._jobs):
+                if self._deadline is not None and not (self._is_asked() or self._jobs):
                     return
-            self._answer()
+            self._go_on()
             self._work()
 
     def _has_work(self) -> bool:
-        waiting = bool(self._asks or self._calls) or self._due() is not None
+        waiting = self._is_asked() or self._due() is not None
         return waiting or (self._deadline is not None and not self._jobs)
+
+    def _is_asked(self) -> bool:
+        return bool(self._waiting or self._calls or self._batch.rows)
 
     def _patience(self) -> float | None:
         """Seconds until a change that waits for another writer is to be tried again."""
@@ -137,24 +149,29 @@ class Engine:
         return max(0.0, min(job.due for job in self._jobs) - time.monotonic())
 
     def _due(self) -> Job | None:
-        """The first change that may be tried; of one database, none before those that came earlier."""
-        seen: set[Tenant] = set()
+        """The first change that may be tried; of one database, none before those that came earlier, nor before the
+        requests that wait to see the last one."""
+        seen = set(self._held)
         for job in self._jobs:
             if job.tenant not in seen and job.due <= time.monotonic():
                 return job
             seen.add(job.tenant)
         return None
 
-    def _answer(self) -> None:
-        """Answer one call and one batch of those that wait, if any do."""
+    def _go_on(self) -> None:
+        """Answer one call, let those join whose turn it is, and make a token of each text."""
         self._answer_call()
-        asks = self._fresh(self._take())
-        if not asks:
-            return
+        asks: list[Ask] = []
         try:
-            batch.answer(self._model, self._tokenizer, asks, self._ends, self._metrics)
+            asks = self._fresh(self._take())
+            if asks:
+                self._batch.join([Row(ask, self._tokenizer, self._ends, self._device) for ask in asks])
+            if self._batch.rows:
+                self._batch.step()
         except Exception as error:  # not one of the model's: those are kept to the request that they come of
+            asks = [*asks, *(row.ask for row in self._batch.rows)]
             logger.exception("a batch of %d texts failed", len(asks))
+            self._batch = type(self._batch)(self._model, self._tokenizer, self._metrics)
             for ask in asks:
                 ask.send(Failed(model_failed(error)))
 
@@ -170,26 +187,19 @@ class Engine:
                 future.set_exception(error)
 
     def _take(self) -> list[Ask]:
-        """Those of the longest waiting requests that fit into one batch."""
-        taken: list[Ask] = []
-        longest = 0
+        """The texts that join now."""
+        running = [row.ask for row in self._batch.rows]
         with self._changed:
-            while self._asks:
-                asks = self._asks[0]
-                if any(ask.cancelled for ask in asks):
-                    self._asks.popleft()
-                    continue
-                longest = max(longest, *(len(ask.ids) + ask.max_tokens for ask in asks))
-                count = len(taken) + len(asks)
-                if taken and (count > self._limits.batch or longest * count > self._limits.batch_tokens):
-                    break
-                taken += self._asks.popleft()
-        return taken
+            asked = self._waiting.tenants
+        self._held = {tenant for tenant in asked & _tenants(running) if not tenant.is_current()}
+        with self._changed:
+            limit = self._limits.prefill_tokens if self._batch.joins else self._limits.batch_tokens
+            return self._waiting.take(running, self._held, prompt_tokens=limit)
 
     def _fresh(self, asks: list[Ask]) -> list[Ask]:
         """Those whose databases show their newest generation; the others are told that theirs cannot be read."""
         broken: dict[Tenant, ApiError] = {}
-        for tenant in {ask.tenant for ask in asks if ask.tenant is not None}:
+        for tenant in _tenants(asks) - _tenants(row.ask for row in self._batch.rows):
             if (error := self._refresh(tenant)) is not None:
                 broken[tenant] = error
         for ask in asks:
@@ -214,11 +224,12 @@ class Engine:
             if job is None:
                 return
             self._jobs.remove(job)
-        job.state = "running"
+        job.state, self._resumed = "running", time.monotonic()
         try:
             job.run(self._model, self._tokenizer, self._pause)
             job.state = "succeeded"
-            self._refresh(job.tenant)
+            if job.tenant not in _tenants(row.ask for row in self._batch.rows):
+                self._refresh(job.tenant)
         except LockedError as error:
             if time.time() - job.created < LOCK_WAIT and self._deadline is None:
                 job.state, job.due = "queued", time.monotonic() + _RETRY
@@ -236,10 +247,27 @@ class Engine:
         job.error, job.state, job.facts = reason, "failed", ()
 
     def _pause(self) -> None:
-        """Between two facts of a change."""
+        """Between two facts of a change: texts go on for as long as the last fact took."""
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise Interrupted("the server was stopped before this change was done: nothing was changed, send it again")
-        self._answer()
+        now = time.monotonic()
+        until = 2 * now - self._resumed
+        while self._is_asked():
+            self._go_on()
+            if time.monotonic() >= until:
+                break
+        self._resumed = time.monotonic()
+
+
+def _kind_of_batch(model: Any) -> type[ClosedBatch] | type[ContinuousBatch]:
+    if can_join(model):
+        return ContinuousBatch
+    logger.warning("texts of this model cannot join others that run: they are answered in closed batches")
+    return ClosedBatch
+
+
+def _tenants(asks: Iterable[Ask]) -> set[Tenant]:
+    return {ask.tenant for ask in asks if ask.tenant is not None}
 
 
 def _busy(why: str) -> ApiError:

@@ -38,7 +38,7 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Its batch runs. generation: of the database that answers, None for the model alone."""
+    """Its first token is made. generation: of the database that answers, None for the model alone."""
 
     generation: int | None
 
@@ -81,6 +81,7 @@ class Ask:
         likeliest: how many alternatives to tell for each token, None to tell nothing of probabilities.
         explain: tell what fired. fires: whether the database's facts fire in this row.
         index: its number among those that share `events`. cancelled: nobody waits any more.
+        tokens: of the answer, so far; the worker's thread adds them.
     """
 
     ids: list[int]
@@ -95,6 +96,7 @@ class Ask:
     fires: bool = True
     index: int = 0
     cancelled: bool = False
+    tokens: list[int] = field(default_factory=list)
     events: Events = field(default_factory=asyncio.Queue)
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 from neuraldb_faiss.serving.databases import Database
@@ -29,10 +31,16 @@ class Metrics:
         )  # fmt: skip
         self._facts = Gauge("neuraldb_facts", "Facts served.", ["database"], registry=one)
         self._generation = Gauge("neuraldb_generation", "Generation served.", ["database"], registry=one)
-        self.queue = Gauge("neuraldb_queue_length", "Requests that wait.", registry=one)
+        self._queue = Gauge("neuraldb_queue_length", "Requests that wait.", registry=one)
+        self._running = Gauge("neuraldb_running_texts", "Texts that are being generated.", registry=one)
         self.ready = Gauge(
             "neuraldb_ready", "1 while requests are answered, 0 while the server loads or stops.", registry=one
         )
+
+    def watch(self, *, requests: Callable[[], int], running: Callable[[], int]) -> None:
+        """What tells how many requests wait, and how many texts are being generated."""
+        self._queue.set_function(requests)
+        self._running.set_function(running)
 
     def request(self, endpoint: str, status: int, seconds: float) -> None:
         self._requests.labels(endpoint, str(status)).inc()

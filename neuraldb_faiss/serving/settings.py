@@ -24,9 +24,11 @@ class Limits:
         prompt_tokens: of a prompt. new_tokens: of an answer. body: bytes of a request. facts: of one change.
         header: seconds that a request's header may take, from the connection or the answer before it. idle: seconds
             that a connection is kept without a request.
-        timeout: seconds a request may wait and run, all together; and its body may take as many before.
+        timeout: seconds a request may wait and run, all together; what there is of its answer then is the answer. Its
+            body may take as many before.
         queue: requests that may wait. jobs: changes that may wait, for each database.
-        batch: requests answered at once. batch_tokens: their places in the KV cache, padding counted.
+        batch: texts generated at once. batch_tokens: their places in the KV cache, padding counted.
+        prefill_tokens: of prompts that are read at once, padding counted; texts that run wait meanwhile.
         grace: seconds that running requests and changes get to finish in, once the server is told to stop.
     """
 
@@ -41,6 +43,7 @@ class Limits:
     jobs: int = 16
     batch: int = 16
     batch_tokens: int = 65_536
+    prefill_tokens: int = 2048
     grace: float = 30.0
 
 

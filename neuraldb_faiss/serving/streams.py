@@ -28,8 +28,8 @@ class Text:
 
 
 class Answer:
-    """The answer to one request, in one or several texts: begun by `start`, then read whole or in pieces; dropped at
-    its deadline, or when the client is gone."""
+    """The answer to one request, in one or several texts: begun by `start`, then read whole or in pieces; what there is
+    of it at its deadline is the answer. It is dropped when the client is gone."""
 
     def __init__(self, request: Request, asks: Sequence[Ask], timeout: float) -> None:
         """asks: numbered from 0, with the same `events`."""
@@ -37,34 +37,53 @@ class Answer:
         self._asks = asks
         self._timeout = timeout
         self._deadline = asyncio.get_running_loop().time() + timeout
+        self._said: list[list[Said]] = [[] for _ in asks]
+        self._ends: dict[int, Ended] = {}
 
     async def start(self, engine: Engine) -> int | None:
-        """Queue the request and wait until it is begun; the generation that answers it.
+        """Queue the request and wait for its first token; the generation that answers it.
 
         Raises:
             ApiError: too many wait, it took too long, or it failed.
         """
         engine.ask(self._asks)
-        _, event = await self._while_wanted(self._next())
+        try:
+            _, event = await self._while_wanted(self._next())
+        except TimeoutError:
+            raise too_slow(self._timeout) from None
         assert isinstance(event, Started)
         return event.generation
 
-    async def whole(self) -> list[Text]:
-        """All of its texts. Raises ApiError as `start`."""
-        return await self._while_wanted(self._collect())
+    async def whole(self, *, to_the_end: bool = False) -> list[Text]:
+        """All of its texts.
+
+        Args:
+            to_the_end: a part of one is no answer.
+
+        Raises:
+            ApiError: it failed, or took too long where a part will not do.
+        """
+        try:
+            await self._while_wanted(self._collect())
+        except TimeoutError:
+            if to_the_end:
+                raise too_slow(self._timeout) from None
+            await self._cut()
+        return [Text(said, self._ends[index]) for index, said in enumerate(self._said)]
 
     async def pieces(self) -> AsyncIterator[tuple[int, Said | Ended]]:
-        """Its texts as they come, each with its number, and at last how each ended. Raises ApiError as `start`."""
-        running = len(self._asks)
+        """Its texts as they come, each with its number, and at last how each ended. Raises ApiError where it fails."""
         try:
-            while running:
-                async with asyncio.timeout_at(self._deadline):
-                    index, event = await self._next()
-                if isinstance(event, (Said, Ended)):
-                    running -= isinstance(event, Ended)
-                    yield index, event
-        except TimeoutError:
-            raise too_slow(self._timeout) from None
+            while len(self._ends) < len(self._asks):
+                try:
+                    async with asyncio.timeout_at(self._deadline):
+                        index, event = await self._next()
+                except TimeoutError:
+                    break
+                for piece in self._noted(index, event):
+                    yield index, piece
+            for index, piece in await self._cut():
+                yield index, piece
         finally:
             self._cancel()
 
@@ -74,22 +93,40 @@ class Answer:
             raise event.error
         return index, event
 
-    async def _collect(self) -> list[Text]:
-        said: list[list[Said]] = [[] for _ in self._asks]
-        ends: dict[int, Ended] = {}
-        while len(ends) < len(self._asks):
+    async def _collect(self) -> None:
+        while len(self._ends) < len(self._asks):
+            self._noted(*await self._next())
+
+    async def _cut(self) -> list[tuple[int, Said | Ended]]:
+        """End the texts that have not ended, with what there is of them; what was not told of them yet."""
+        self._cancel()
+        await asyncio.sleep(0)  # what the worker has told arrives
+        found: list[tuple[int, Said | Ended]] = []
+        while not self._asks[0].events.empty():
             index, event = await self._next()
-            if isinstance(event, Said):
-                said[index].append(event)
-            elif isinstance(event, Ended):
-                ends[index] = event
-        return [Text(said[index], ends[index]) for index in range(len(said))]
+            found += ((index, piece) for piece in self._noted(index, event))
+        for index, ask in enumerate(self._asks):
+            if index not in self._ends:
+                found += ((index, piece) for piece in self._noted(index, Ended("length", list(ask.tokens), None)))
+        return found
+
+    def _noted(self, index: int, event: Event) -> list[Said | Ended]:
+        """The event, kept, if it is one that clients are told."""
+        if isinstance(event, Said):
+            self._said[index].append(event)
+        elif isinstance(event, Ended) and event.reason != "cancelled":
+            self._ends[index] = event
+        else:
+            return []
+        return [event]
 
     def _cancel(self) -> None:
         for ask in self._asks:
             ask.cancelled = True
 
     async def _while_wanted(self, what: Awaitable[T]) -> T:
+        """What it gives. Raises ApiError where the client is gone, TimeoutError at the deadline; nothing is wanted any
+        more then."""
         wanted = asyncio.ensure_future(what)
         gone = asyncio.ensure_future(_gone(self._request))
         try:
@@ -98,10 +135,8 @@ class Answer:
             if wanted.done():
                 return wanted.result()
             raise ApiError(499, "the client closed the connection", code="client_closed")
-        except BaseException as error:
+        except BaseException:
             self._cancel()
-            if isinstance(error, TimeoutError):
-                raise too_slow(self._timeout) from None
             raise
         finally:
             wanted.cancel()

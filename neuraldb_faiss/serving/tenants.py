@@ -82,6 +82,13 @@ class Tenant(Database):
             self.facts = len(self._db)
             self.generation = self._db.generation
 
+    def is_current(self) -> bool:
+        """Whether the generation shown is the newest; False too where that cannot be known."""
+        try:
+            return self._store.continues(self._db.snapshot) and self._store.generation == self.generation
+        except NeuralDBError:
+            return False
+
     def check_config(self, config: DatabaseConfig) -> None:
         """Raises NeuralDBError where a database with these settings was built with another model."""
         if config.has_model and _belongs_to(config) != self._belongs_to:

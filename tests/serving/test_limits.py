@@ -82,19 +82,16 @@ def test_changes_that_wait_are_limited_for_each_database(serve: Serve) -> None:
         brake.release()
 
 
-def test_a_request_that_takes_too_long_is_told_so(serve: Serve) -> None:
-    served = serve(timeout=4)
+def test_a_request_that_is_not_begun_in_time_is_told_so(serve: Serve) -> None:
+    served = serve(timeout=2)
     brake = Brake(served.model)
     try:
         with pytest.raises(openai.InternalServerError) as failed:
             served.say(PROMPT)
         assert failed.value.status_code == 504 and failed.value.code == "timeout"
-        brake.go(1)  # a stream that was begun ends with an error in it
-        with served.http.stream(
-            "POST", "/v1/completions", json={"model": "tiny", "prompt": PROMPT, "stream": True, "max_tokens": 50}
-        ) as answer:
-            events = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
-        assert json.loads(events[-1])["error"]["code"] == "timeout" and "[DONE]" not in events
+        body = {"model": "tiny", "prompt": PROMPT, "stream": True}
+        answer = served.http.post("/v1/completions", json=body)
+        assert answer.status_code == 504 and answer.json()["error"]["code"] == "timeout"
     finally:
         brake.release()
     assert served.say(PROMPT)

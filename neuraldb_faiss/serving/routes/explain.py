@@ -45,7 +45,7 @@ async def explain(body: Explain, request: Request) -> JSONResponse:
     )  # fmt: skip
     answer = Answer(request, [ask], service.limits.timeout)
     generation = await answer.start(service.engine)
-    (made,) = await answer.whole()
+    (made,) = await answer.whole(to_the_end=True)
     whole = [*ids, *made.end.tokens]
     record = RequestRecord.of(request)
     record.generation = generation
