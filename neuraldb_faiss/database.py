@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
@@ -17,7 +18,15 @@ from neuraldb_faiss.config import (
     check_guard,
     default_gamma,
 )
-from neuraldb_faiss.errors import BuildError, CompactedError, FactError, FingerprintError, ModelError, StoreError
+from neuraldb_faiss.errors import (
+    BuildError,
+    CompactedError,
+    FactError,
+    FingerprintError,
+    ModelError,
+    NeuralDBError,
+    StoreError,
+)
 from neuraldb_faiss.facts import Fact, fold
 from neuraldb_faiss.grounding.limits import MAX_FACTS, MAX_TOKENS
 from neuraldb_faiss.info import Info
@@ -154,10 +163,17 @@ class NeuralDB:
         return self._record().facts
 
     def __repr__(self) -> str:
-        return f"<NeuralDB {self.path} generation {self.generation}: {len(self)} facts at layer {self.layer}>"
+        head = f"NeuralDB {self.path} generation {self.generation}"
+        try:
+            return f"<{head}: {len(self)} facts at layer {self.layer}>"
+        except NeuralDBError as error:  # closed, or no longer there: a notebook shows that, not a traceback
+            return f"<{head}: {error}>"
 
     def _repr_html_(self) -> str:
-        return self.info()._repr_html_()
+        try:
+            return self.info()._repr_html_()
+        except NeuralDBError:
+            return f"<pre>{escape(repr(self))}</pre>"
 
     def _record(self) -> Generation:
         return self._store.catalog.generation_record(self.generation)

@@ -13,7 +13,7 @@ import pytest
 from helpers.tiny import tiny
 from neuraldb_faiss import Fact, NeuralDB, build, merge
 from neuraldb_faiss.config import IndexConfig
-from neuraldb_faiss.errors import SearchError
+from neuraldb_faiss.errors import SearchError, StoreError
 from neuraldb_faiss.options import BuildConfig, BuildOptions
 
 ROME = Fact("Rome", "{} is the capital of", "France")
@@ -88,3 +88,15 @@ def test_info_and_database_print_what_they_are(folder: Path) -> None:
         lines = dict(line.split(maxsplit=1) for line in repr(info).splitlines())
         assert (lines["facts"], lines["gamma"], lines["guard"], lines["index"]) == ("1", "0.45", "subject", "kind flat")
         assert "<tr><th>gamma</th><td>0.45</td></tr>" in db._repr_html_() and info == dict(info)
+
+
+def test_what_a_notebook_shows_of_a_closed_database(folder: Path) -> None:
+    """No traceback in place of the object; its verbs say what to do."""
+    db = NeuralDB.open(folder / "db")
+    (fact,) = db.facts()
+    assert repr(fact) == f"<StoredFact {fact.id}: 'Rome is the capital of' -> 'France'>"
+    db.close()
+    assert "was closed: open it again" in repr(db) and "was closed" in db._repr_html_()
+    for verb in (db.facts, db.info, db.history, lambda: len(db)):
+        with pytest.raises(StoreError, match="db was closed: open it again"):
+            verb()

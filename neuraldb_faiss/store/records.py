@@ -47,6 +47,11 @@ class StoredFact(Fact):
     state: str = "live"
     row: int | None = field(default=None, compare=False)
 
+    def __repr__(self) -> str:
+        """One short line, as lists of facts are looked at; `to_dict` has everything."""
+        odd = [word for word, holds in ((self.state, self.state != "live"), ("failed", self.took is False)) if holds]
+        return f"<StoredFact {self.id}: {self.text!r} -> {self.target!r}{''.join(f', {word}' for word in odd)}>"
+
     @classmethod
     def of(cls, fact: Fact, **known: Any) -> StoredFact:
         """`fact` with these attributes; what an earlier record of it knew (time, sources) is kept."""

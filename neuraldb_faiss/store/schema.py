@@ -175,4 +175,8 @@ def as_store_error(error: sqlite3.Error, path: Path) -> StoreError:
             f"{path} cannot be opened ({error}): look at who may read it; where another program switched it to"
             " write-ahead logging, it must be able to write in the folder"
         )
+    if isinstance(error, sqlite3.ProgrammingError) and "closed database" in str(error):
+        return StoreError(
+            f"the database {path.parent} was closed: open it again, with NeuralDB.open({str(path.parent)!r})"
+        )
     return StoreError(f"{path}: {error}")
