@@ -110,13 +110,17 @@ def changed_at(path: Path) -> int | None:
         return None
 
 
-def make_folder(path: Path) -> None:
-    """Create the folder `path`, and those above it that are missing; durable on return."""
+def make_folder(path: Path, *, durable: bool = True) -> None:
+    """Create the folder `path`, and those above it that are missing.
+
+    Args:
+        durable: on the disk on return. False for one that is renamed once it is full, which syncs its entry anyhow.
+    """
     missing = [folder for folder in path.absolute().parents if not folder.exists()]
     for folder in reversed(missing):
         folder.mkdir(exist_ok=True)
     path.mkdir()
-    for folder in (path, *missing):
+    for folder in (path, *missing) if durable else missing:
         sync_entry(folder)
 
 

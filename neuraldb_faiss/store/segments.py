@@ -156,7 +156,7 @@ def begin_folder(folder: Path) -> Path:
     for stale in (temporary, folder):  # left by a writer that was killed before it named them in the catalog
         if stale.exists():
             files.remove_tree(stale)
-    files.make_folder(temporary)
+    files.make_folder(temporary, durable=False)
     return temporary
 
 
