@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from neuraldb_faiss.cli.loading import ModelChoice
 from neuraldb_faiss.cli.output import emit_json, key_values, say
 from neuraldb_faiss.cli.param_types import Choice
 
-WHAT = ("lookup", "build", "search", "merge", "refresh", "open", "ground", "start")
+WHAT = ("lookup", "build", "search", "merge", "refresh", "open", "ground", "start", "serve")
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,23 @@ class _Sizes:
     repeats: int
     work: Path | None
     peers: tuple[str, ...]
+    servers: tuple[str, ...]
+    clients: tuple[int, ...]
+    requests: int
 
 
 @click.command(
     epilog=opt.example(
-        "neuraldb bench lookup --db db", "neuraldb bench open --facts 1000000", "neuraldb bench start --db db"
+        "neuraldb bench lookup --db db",
+        "neuraldb bench open --facts 1000000",
+        "neuraldb bench start --db db",
+        "neuraldb bench serve --server ours=http://127.0.0.1:8000/v1 --server theirs=http://127.0.0.1:9000/v1",
     )
 )
 @click.argument("what", metavar="WHAT", type=Choice(WHAT))
-@click.option("--db", type=click.Path(path_type=Path), metavar="DB", help="lookup, build, search, start: the database.")
+@click.option(
+    "--db", type=click.Path(path_type=Path), metavar="DB", help="lookup, build, search, start, serve: the database."
+)
 @opt.model
 @opt.bundle(
     "sizes",
@@ -62,6 +71,18 @@ class _Sizes:
         "--peer", "peers", multiple=True, metavar="NAME",
         help="search: besides NumPy and sketch, also torch, flat, sq8, ivf, hnsw or usearch. Repeatable.",
     ),
+    click.option(
+        "--server", "servers", multiple=True, metavar="NAME=URL",
+        help="serve: a running server of OpenAI's API, beside that of --db. Repeatable.",
+    ),
+    click.option(
+        "--clients", type=click.IntRange(1), multiple=True, default=[1, 4, 16], show_default=True, metavar="N",
+        help="serve: clients that ask at once. Repeatable.",
+    ),
+    click.option(
+        "--requests", type=click.IntRange(1), default=36, show_default=True, metavar="N",
+        help="serve: requests of all clients together, in each turn.",
+    ),
 )  # fmt: skip
 @opt.as_json
 def bench(what: str, db: Path | None, model: ModelChoice, sizes: _Sizes, as_json: bool) -> None:
@@ -76,7 +97,8 @@ def bench(what: str, db: Path | None, model: ModelChoice, sizes: _Sizes, as_json
     the facts that a prompt of 1,000 tokens names among --facts, and editing them, without a model; with --model also
     the tokens that their statements add to a chat, and the time to the first token with them. start: processor seconds
     of new processes until a wrong command is refused, of --help, facts and info, and with --db those of `generate`
-    against transformers alone.
+    against transformers alone. serve: tokens a second and latency of a server of --db, or of running ones (--server),
+    asked by several clients at once for answers of mixed lengths; several servers take turns.
     """
     if what in ("lookup", "build", "search"):
         if db is None:
@@ -86,6 +108,8 @@ def bench(what: str, db: Path | None, model: ModelChoice, sizes: _Sizes, as_json
         found = _grounding(model, sizes)
     elif what == "start":
         found = _starting(db, sizes)
+    elif what == "serve":
+        found = _serving(db, model, sizes)
     else:
         from neuraldb_faiss.research.benchmarks import lifecycle
 
@@ -120,6 +144,21 @@ def _starting(db: Path | None, sizes: _Sizes) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory(dir=sizes.work, prefix="neuraldb-bench-") as folder:
         return bench_start(Path(folder), db=db, repeats=sizes.repeats)
+
+
+def _serving(db: Path | None, model: ModelChoice, sizes: _Sizes) -> dict[str, Any]:
+    from neuraldb_faiss.research.benchmarks.serving import bench_serving, served
+
+    servers: dict[str, str] = dict(one.partition("=")[::2] for one in sizes.servers)
+    if not servers and db is None:
+        raise click.UsageError("say which database, or which servers: bench serve --db DB, or --server NAME=URL")
+    if any(not url.startswith("http://") for url in servers.values()):
+        raise click.UsageError("--server takes a name and an address: --server ours=http://127.0.0.1:8000/v1")
+    with ExitStack() as stack:
+        if db is not None:
+            say(f"starting a server of {db}")
+            servers["neuraldb"] = stack.enter_context(served(db, model.model))
+        return bench_serving(servers, clients=sizes.clients, number=sizes.requests, repeats=sizes.repeats)
 
 
 def _on_database(what: str, db: Path, model: ModelChoice, sizes: _Sizes) -> dict[str, Any]:
