@@ -40,6 +40,7 @@ _IRREGULAR = {
 }  # fmt: skip
 _WORD = re.compile(r"[^\W_]{2,}|\d")
 _SENTENCE = re.compile(r"[.!?][\"')\]]*\s+|\n\s*")
+_PARTS = re.compile(r"[,;]| and ")  # of a question that asks for several things
 _VALUE = re.compile(r"\d|(?<=[^.!?:\n] )[A-Z]\w")  # a number, or a name inside of a sentence
 _STEM = 6  # letters that tell stems apart
 _PLAUSIBLE = 0.5  # share of the best relation's score at which a fact may as well be of another
@@ -244,6 +245,8 @@ def _read(text: str, names: tuple[str, ...]) -> _Reading:
         said = f"{said[:_READ]} {said[-_READ:]}"
     shown, asks = masked(said, names), _asks(said)
     asked = aspects(shown, narrow=True)
+    if asks:
+        asked = asked.union(*(aspects(part, narrow=True) for part in _PARTS.split(shown)))
     if not asks and MARK in shown:
         # Sentences of other things may stand before a text's subject, on the same line.
         asked |= aspects(shown[shown.rindex(MARK) :], narrow=True)
