@@ -43,13 +43,32 @@ def _as_json(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, ensure_ascii=not utf8, indent=indent)
 
 
+_logs: list[Callable[[str, str], None]] = []
+
+
+@contextmanager
+def messages_to(log: Callable[[str, str], None]) -> Iterator[None]:
+    """Inside of the block what `say` and `warn` are given goes to `log`, with its level, "info" or "warning"."""
+    _logs.append(log)
+    try:
+        yield
+    finally:
+        _logs.pop()
+
+
 def say(message: str) -> None:
     """A message for people, on stderr."""
-    click.echo(message, err=True)
+    if _logs:
+        _logs[-1]("info", message)
+    else:
+        click.echo(message, err=True)
 
 
 def warn(message: str) -> None:
-    click.secho(f"warning: {message}", fg="yellow", err=True)
+    if _logs:
+        _logs[-1]("warning", message)
+    else:
+        click.secho(f"warning: {message}", fg="yellow", err=True)
 
 
 def emit_json(value: Any) -> None:

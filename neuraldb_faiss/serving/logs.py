@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 REQUESTS = logging.getLogger("neuraldb_faiss.requests")
 AUDIT = logging.getLogger("neuraldb_faiss.audit")
+_COMMAND = logging.getLogger("neuraldb_faiss.serve")
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")
 _LOGGERS = ("asyncio", "uvicorn.error")
@@ -24,6 +25,11 @@ _OURS = "neuraldb_faiss.serving"
 def note(logger: logging.Logger, message: str, fields: dict[str, Any], level: int = logging.INFO) -> None:
     """Log a message with fields, each by its name."""
     logger.log(level, message, extra={"fields": fields})
+
+
+def message(level: str, text: str) -> None:
+    """Log what the command says of itself. level: one of `LEVELS`."""
+    _COMMAND.log(logging.getLevelNamesMapping()[level.upper()], text)
 
 
 class JsonLines(logging.Formatter):

@@ -393,6 +393,25 @@ def test_it_starts_without_torch(texts: dict[str, Path]) -> None:
     assert done.stdout == "[]\n" and "serving +a behind the models of http://127.0.0.1:9" in done.stderr
 
 
+def test_every_line_is_json_where_that_is_asked_for(texts: dict[str, Path]) -> None:
+    code = "from neuraldb_faiss.cli.commands.serve import serve; serve()"
+    arguments = [f"a={texts['a']}", "--upstream", "http://127.0.0.1:9", "--port", "0", "--log-format", "json"]
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True)
+    lines = []
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            lines.append(json.loads(line))
+            if lines[-1]["message"].startswith("at http://"):
+                process.terminate()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert [line["level"] for line in lines] == ["warning", "info", "info", "info"]
+    assert lines[0]["message"].startswith("no --token") and lines[-1]["message"] == "stopped"
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

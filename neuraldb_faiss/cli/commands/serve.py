@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from neuraldb_faiss.cli import options as opt
 from neuraldb_faiss.cli import serve_options as options
 from neuraldb_faiss.cli.config_file import config_option, with_environment
 from neuraldb_faiss.cli.loading import ModelChoice, require_server_packages
-from neuraldb_faiss.cli.output import say, warn
+from neuraldb_faiss.cli.output import messages_to, say, warn
 
 if TYPE_CHECKING:
     from neuraldb_faiss.serving.metrics import Metrics
@@ -64,10 +65,14 @@ def serve(
         raise click.UsageError("--upstream loads no model: leave --model, --device and --dtype out")
     require_server_packages(*["httpx2"] * (answering.upstream is not None))
     from neuraldb_faiss.serving.hosts import Hosts
-    from neuraldb_faiss.serving.logs import logging_to
+    from neuraldb_faiss.serving.logs import logging_to, message
     from neuraldb_faiss.serving.server import Server, bind
 
-    with bind(address.host, address.port) as bound, logging_to(sys.stderr, log.level, log.form):
+    with ExitStack() as stack:
+        bound = stack.enter_context(bind(address.host, address.port))
+        stack.enter_context(logging_to(sys.stderr, log.level, log.form))
+        if log.form == "json":  # then every line is
+            stack.enter_context(messages_to(message))
         at, port = bound.getsockname()[:2]
         hosts = Hosts.of(address.host, at, address.allowed_hosts, access.origins)
         settings = ServerSettings(tokens, limits, hosts, answering.delivery, answering.default, log.content)
@@ -90,7 +95,7 @@ def serve(
         if not all(tokens.to_change(name) for name in named):
             warn("no --token: facts of databases without one cannot be changed here")
         Server(load, bound, settings, ready=ready).serve_until_told()
-    say("stopped")
+        say("stopped")
 
 
 def _model(model: ModelChoice, databases: Mapping[str, Path], settings: ServerSettings, metrics: Metrics) -> Backend:

@@ -56,6 +56,7 @@ class Upstream:
         headers = {"accept-encoding": "identity", **({"authorization": f"Bearer {target.key}"} if target.key else {})}
         self._client = httpx2.AsyncClient(
             headers=headers, transport=transport, follow_redirects=False,
+            verify=target.url.startswith("https:"),  # else certificates would be read for nothing
             timeout=httpx2.Timeout(limits.timeout, connect=min(_CONNECT, limits.timeout)),
             limits=httpx2.Limits(max_connections=limits.queue, max_keepalive_connections=20),
         )  # fmt: skip
