@@ -73,7 +73,11 @@ def logging_to(stream: TextIO, level: str = "info", form: str = "text") -> Itera
     """
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
-    levels = {logging.getLogger("neuraldb_faiss"): level.upper(), AUDIT: "INFO"}
+    ours = logging.getLogger("neuraldb_faiss")
+    levels = {ours: level.upper(), AUDIT: "INFO"}
+    # The command line has a handler of its own on ours, beyond which nothing goes: ours takes its place.
+    was_propagated, handlers = ours.propagate, ours.handlers[:]
+    ours.propagate, ours.handlers[:] = True, []
     before = {logger: logger.level for logger in levels}
     logging.root.addHandler(handler)
     for logger, wanted in levels.items():
@@ -84,6 +88,7 @@ def logging_to(stream: TextIO, level: str = "info", form: str = "text") -> Itera
         for logger, was in before.items():
             logger.setLevel(was)
         logging.root.removeHandler(handler)
+        ours.propagate, ours.handlers[:] = was_propagated, handlers
 
 
 class Sparing(logging.Filter):

@@ -118,6 +118,21 @@ def test_a_change_that_fails_is_logged_too(serve: Serve, log: Log) -> None:
     assert line["message"] == "change failed" and line["error"] == "FactError" and line["who"] == "common"
 
 
+def test_the_command_line_s_own_handler_gives_way(log: Log) -> None:
+    ours, own, stream = logging.getLogger("neuraldb_faiss"), logging.StreamHandler(io.StringIO()), io.StringIO()
+    before = ours.propagate
+    ours.addHandler(own)
+    ours.propagate = False
+    try:
+        with logging_to(stream, "info", "json"):
+            note(REQUESTS, "request", {"id": "1"})
+        assert json.loads(stream.getvalue())["id"] == "1" and own.stream.getvalue() == ""
+        assert ours.handlers[-1] is own and not ours.propagate
+    finally:
+        ours.removeHandler(own)
+        ours.propagate = before
+
+
 def test_lines_as_text_stay_one_line_and_changes_are_logged_at_every_level() -> None:
     stream = io.StringIO()
     with logging_to(stream, "warning", "text"):
