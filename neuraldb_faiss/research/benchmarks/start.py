@@ -16,6 +16,7 @@ from typing import Any
 from neuraldb_faiss.database import NeuralDB
 from neuraldb_faiss.errors import EvaluationError
 from neuraldb_faiss.research.benchmarks import synthetic
+from neuraldb_faiss.store import atomic
 
 LENGTH = 20  # tokens of the answer, as `neuraldb generate` has them by default
 # Wrong commands by what is wrong, and a part of what they are told. DB and OTHER are databases of different models,
@@ -93,11 +94,11 @@ def places(folder: Path) -> dict[str, str]:
     for name, width in (("DB", 64), ("OTHER", 32)):
         synthetic.make(folder / name, 3, d1=width, d2=16).close()
     (folder / "MODEL").mkdir()
-    (folder / "MODEL" / "config.json").write_text("{}")
     head = "subject,prompt,target\n"
-    (folder / "FACTS").write_text(f"{head}Nokia,The CEO of {{}} is,Justin Hotard\n")
-    (folder / "BAD").write_text(f"{head}Nokia,The CEO of Acme is,Justin Hotard\n")
-    (folder / "TEXT").write_text("A sentence.\n")
+    atomic.write_file(folder / "MODEL" / "config.json", b"{}")
+    atomic.write_file(folder / "FACTS", f"{head}Nokia,The CEO of {{}} is,Justin Hotard\n".encode())
+    atomic.write_file(folder / "BAD", f"{head}Nokia,The CEO of Acme is,Justin Hotard\n".encode())
+    atomic.write_file(folder / "TEXT", b"A sentence.\n")
     return {name: str(folder / name) for name in ("DB", "OTHER", "MODEL", "FACTS", "BAD", "TEXT")}
 
 
@@ -174,7 +175,7 @@ def _run(command: Sequence[str], work: Path) -> _Ended:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         command, cwd=work, env=kept, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
     )  # fmt: skip
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime

@@ -79,6 +79,7 @@ def test_eval_refuses_cases_it_cannot_use(run: Run, db: Path, cases_file: Path, 
         "prompt": "Rome is in", "subject": "Rome", "target_new": "Spain", "ground_truth": "Italy",
         "rephrase_prompt": "Rome lies in", "locality_prompt": "Bonn is in", "locality_ground_truth": "Germany",
     }])  # fmt: skip
+    names = write(tmp_path / "names.jsonl", [["Rome"]])
     before = {**digest(tmp_path), **digest(db)}
     refused(run(*common, "--cases", bad), "bad.jsonl, line 1", "target_true")
     refused(run(*common, "--cases", other), "no case to evaluate")
@@ -91,7 +92,7 @@ def test_eval_refuses_cases_it_cannot_use(run: Run, db: Path, cases_file: Path, 
             "neuraldb statistics")  # fmt: skip
     assert run(*common, "--cases", cases_file, "--method", "mend").exit_code == 2
     assert run(*common, "--cases", cases_file, "--set", "lr").exit_code == 2
-    refused(run("report", cases_file, "--out", tmp_path / "r.html"), "is no run")
+    refused(run("report", names, "--out", tmp_path / "r.html"), "holds neither a run nor rows of results")
     left = {name: hash_ for name, hash_ in {**digest(tmp_path), **digest(db)}.items() if not name.startswith("base-")}
     assert left == before
 
