@@ -170,7 +170,7 @@ def served(db: Path, model: str | None) -> Iterator[str]:
     """`neuraldb serve` of this database in a process of its own; its address. Raises NeuralDBError where it ends."""
     command = [sys.executable, "-m", "neuraldb_faiss.cli", "serve", str(db), "--port", "0"]
     command += [] if model is None else ["--model", model]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8") as process:
         try:
             assert process.stderr is not None
             found = next((word for line in process.stderr for word in line.split() if word.startswith("http://")), None)
