@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -87,11 +89,20 @@ class _ToStderr(logging.Handler):
             click.echo("".join(traceback.format_exception(*record.exc_info)).rstrip(), err=True)
 
 
-def _set_up_logging(debug: bool) -> None:
+@contextmanager
+def logging_to_stderr(debug: bool) -> Iterator[None]:
+    """While this lasts, the package's log goes to stderr alone; then its settings are as before, for a program that
+    calls a command."""
     logger = logging.getLogger("neuraldb_faiss")
+    before = logger.handlers, logger.level, logger.propagate
     logger.handlers = [_ToStderr()]
     logger.setLevel(logging.DEBUG if debug else logging.INFO)
     logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.handlers, level, logger.propagate = before
+        logger.setLevel(level)
 
 
 def _print_versions(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
@@ -141,13 +152,14 @@ Examples:
     envvar="NEURALDB_DEBUG",
     help="Show the traceback of an error (also: NEURALDB_DEBUG=1).",
 )
-def cli(debug: bool) -> None:
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
     """Edit what a language model knows: a database of facts beside a frozen model.
 
     Data goes to stdout, progress and messages to stderr. Exit codes: 0 done, 1 failed (one line says why),
     2 wrong usage.
     """
-    _set_up_logging(debug)
+    ctx.with_resource(logging_to_stderr(debug))
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import sqlite3
@@ -280,3 +281,12 @@ def test_an_interrupted_command_says_how_to_resume(run: Run, db: Path, monkeypat
     monkeypatch.setattr(NeuralDB, "info", stop)
     done = run("info", db)
     assert done.exit_code == 130 and "Run the command again to resume" in done.stderr
+
+
+@pytest.mark.parametrize("command", [("info",), ("info", "no-such-folder")])
+def test_a_command_leaves_the_log_s_settings_as_it_found_them(run: Run, db: Path, command: tuple[str, ...]) -> None:
+    """For a program that calls commands, and has handlers of its own."""
+    logger = logging.getLogger("neuraldb_faiss")
+    before = logger.handlers, logger.level, logger.propagate
+    run(*command, *([db] if len(command) == 1 else []))
+    assert (logger.handlers, logger.level, logger.propagate) == before

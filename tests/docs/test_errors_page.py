@@ -19,7 +19,9 @@ from neuraldb_faiss import errors
 
 Page = Callable[[str], str]
 PACKAGE = Path(errors.__file__).parent
-CLASSES = {name: one for name, one in vars(errors).items() if isinstance(one, type)}
+CLASSES = {
+    name: one for name, one in vars(errors).items() if isinstance(one, type) and issubclass(one, errors.NeuralDBError)
+}
 
 
 def sections(text: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ import torch
 
 from helpers.serving import PROMPT, Brake, Serve, Served, until
 from helpers.tiny import tiny_tokenizer
-from neuraldb_faiss.cli.main import _set_up_logging
+from neuraldb_faiss.cli.main import logging_to_stderr
 
 TEXTS = (PROMPT, "Apple was founded by", "Berlin is in", "Marie Curie was born in", "The language of Italy is")
 BAD = "Windows was created by"  # what the faulty models here fail at
@@ -79,16 +79,11 @@ def test_an_exception_is_told_to_the_request_that_causes_it(
 
 
 def test_the_log_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    logger = logging.getLogger("neuraldb_faiss")
-    before = logger.handlers, logger.level, logger.propagate
-    try:
-        _set_up_logging(False)
+    with logging_to_stderr(False):
         try:
             raise RuntimeError("secret detail")
         except RuntimeError:
             logging.getLogger("neuraldb_faiss.serving.batch").exception("the model failed")
-    finally:
-        logger.handlers, logger.level, logger.propagate = before
     told = capsys.readouterr().err
     assert told.startswith("error: the model failed\nTraceback") and "RuntimeError: secret detail" in told
 
