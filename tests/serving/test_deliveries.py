@@ -59,6 +59,18 @@ def heard(served: Served, folder: Path) -> Heard:
     return Heard(served, folder)
 
 
+@pytest.fixture(scope="module")
+def open_gate(folder: Path) -> Iterator[Served]:
+    """A server of a database "a" whose residuals fire whatever stands before a subject: behind the gate of other
+    databases a random model's keys are not found behind statements."""
+    model, tokenizer = load_model(folder / "tiny")
+    facts = [Fact.from_dict(one) for one in FACTS]
+    path = folder / "open"
+    build(facts, model, tokenizer, path, steps=20, max_steps=0, lr=1.0, guard="none", gamma=0.0).close()
+    with serving(folder, {"a": path}, Tokens("secret", {}), Limits(prompt_tokens=300, grace=5)) as served:
+        yield served
+
+
 def stated(path: Path, prompt: Any, folder: Path) -> Any:
     """The prompt with the statements of the facts it names."""
     _, tokenizer = load_model(folder / "tiny")
@@ -113,9 +125,8 @@ def test_a_stream_of_a_chat_says_the_same_and_names_the_facts(served: Served) ->
 
 @pytest.mark.parametrize("how", ["text", "both"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_completion_gets_them_in_front(
-    served: Served, heard: Heard, alone: Alone, folder: Path, how: str, stream: bool
-) -> None:
+def test_a_completion_gets_them_in_front(open_gate: Served, alone: Alone, folder: Path, how: str, stream: bool) -> None:
+    served, heard = open_gate, Heard(open_gate, folder)
     prompt = stated(served.paths["a"], CURIE, folder)
     made = complete(served, {"X-NeuralDB-Delivery": how}, stream=stream, prompt=CURIE)
     assert heard.texts[-1] == prompt and prompt == "Facts:\n" + 4 * f"- {CURIE} Tokyo.\n" + f"\n{CURIE}"
@@ -294,8 +305,8 @@ def test_no_statement_of_one_database_is_in_anothers_prompt(serve: Serve, folder
     assert served.metric('neuraldb_fires_total{database="a"}') == 0
 
 
-def test_a_batch_states_in_some_rows_and_fires_in_others(serve: Serve, alone: Alone, folder: Path) -> None:
-    served = serve(delivery="residual")
+def test_a_batch_states_in_some_rows_and_fires_in_others(open_gate: Served, alone: Alone, folder: Path) -> None:
+    served = open_gate
     expected = {"residual": alone(served.paths["a"], CURIE)}
     prompt = stated(served.paths["a"], CURIE, folder)
     expected |= {"text": alone(None, prompt), "both": alone(served.paths["a"], prompt)}
