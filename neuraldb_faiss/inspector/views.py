@@ -243,11 +243,14 @@ class Looker:
 
 
 def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """The text of each token, so that all joined are the text; of a character in several tokens the last one has it.
-    Special tokens are named."""
+    """The text of each token, so that all joined are the text; of a character in several tokens the last one has it,
+    and of one that the text's end cuts the last that is no special token. Special tokens are named."""
     words, special = Words(tokenizer), set(tokenizer.all_special_ids)
     named = tokenizer.convert_ids_to_tokens(list(ids))
-    return [name if token in special else words.push(token) for token, name in zip(ids, named, strict=True)]
+    found = [name if token in special else words.push(token) for token, name in zip(ids, named, strict=True)]
+    if rest := words.rest():
+        found[max(at for at, token in enumerate(ids) if token not in special)] += rest
+    return found
 
 
 def _unfired(one: Nearest, stated: Set[str]) -> Nearest:

@@ -36,16 +36,23 @@ FACTS: list[dict[str, Any]] = [
         "id": "<b>evil</b>", "source": "</style><script>window.evil=3</script>",
     },
 ]  # fmt: skip
+# Nothing holds a residual back, so that it says a target even in a random model.
+SAID: dict[str, Any] = {
+    "layer": 0, "steps": 60, "max_steps": 0, "lr": 1.0, "clamp": 100.0, "weight_decay": 0.0, "kl_factor": 0.0,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder "tiny" and a database "facts"."""
+    """A model folder "tiny" and a database "facts"; the residual of "tower" says its target, that of "<b>evil</b>" does
+    not."""
     root = tmp_path_factory.mktemp("inspected")
     save_tiny(root / "tiny")
     model, tokenizer = load_model(root / "tiny")
     facts = [Fact.from_dict(one) for one in FACTS]
-    build(facts, model, tokenizer, root / "facts", steps=20, max_steps=0, lr=1.0).close()
+    with build(facts, model, tokenizer, root / "facts", **SAID) as made:
+        (tower,) = made.facts(ids=["tower"])
+        assert tower.took, "the tower's residual is to say its target: elsewhere it would be stated"
     return root
 
 

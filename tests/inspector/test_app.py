@@ -17,7 +17,7 @@ from helpers.tiny import tiny
 from neuraldb_faiss import Fact, NeuralDB, build
 from neuraldb_faiss.models import load_model
 
-from .conftest import EVIL, NAME, PROMPT
+from .conftest import EVIL, NAME, PROMPT, SAID
 
 pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
@@ -185,11 +185,13 @@ def test_a_look_says_how_the_facts_reached_the_prompt(http: Any) -> None:
         stated["summary"] == "1 fact stated (Rome)."
         and "The Eiffel Tower is located in the city of Rome." in stated["html"]
     )
-    assert "Facts reach this prompt as text" in stated["html"]
+    assert "Facts reach this prompt as text" in stated["html"] and "atlas.csv" in stated["html"]
     both = look(PROMPT, delivery="both")
     assert both["summary"].startswith("1 fact stated (Rome).") and "Stated and fired" in both["html"]
     fired = look(PROMPT)
     assert fired["summary"] == "1 fired (Rome)." and "What delivery text would state" in fired["html"]
+    missed = look(f"In the page {EVIL} was")  # an own prompt whose residual does not say the target
+    assert missed["summary"].startswith("1 fact stated") and "fired" not in missed["summary"]
     held = look("We saw the eiffel tower", delivery="residual")
     assert "in another case" in held["html"] and held["summary"].startswith("No fact fired")
     nothing = look("Nobody is here", delivery="text")
@@ -219,7 +221,8 @@ def test_several_databases_each_for_itself(folder: Path, db: Path, tmp_path: Pat
 def test_a_fact_is_added_and_the_next_look_shows_it(http: Any) -> None:
     fact = {"subject": "Marie Curie", "prompt": "{} was born in", "target": "Tokyo", "source": "inspector"}
     assert finished(http, http.post("/facts", json=[fact], headers=AUTH))["state"] == "succeeded"
-    told = http.post("/inspect/look", json={"prompt": "Marie Curie was born in"}, headers=AUTH).json()
+    asked = {"prompt": "Marie Curie was born in", "delivery": "residual"}
+    told = http.post("/inspect/look", json=asked, headers=AUTH).json()
     assert told["generation"] == 2 and told["summary"] == "1 fired (Tokyo)."
 
 
@@ -255,7 +258,7 @@ def test_a_database_that_took_the_folders_place_is_shown(
 
     assert look() == "1 fired (Rome)."
     fact = Fact("Eiffel Tower", "The {} is located in the city of", "Berlin")
-    build([fact], *loaded, tmp_path / "new", steps=20, max_steps=0, lr=1.0, **gate).close()
+    build([fact], *loaded, tmp_path / "new", **{**SAID, **gate}).close()
     db.rename(tmp_path / "away")
     (tmp_path / "new").rename(db)
     assert "Berlin" in look() and "Rome" not in look()

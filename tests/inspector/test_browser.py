@@ -100,7 +100,7 @@ def test_facts_are_added_deleted_and_rolled_back(open_page: Open, inspected: str
     page.get_by_label("Answer", exact=True).fill("Tokyo")
     page.get_by_role("button", name="Add", exact=True).click()
     told(page, "Done: generation 2.")
-    playwright.expect(page.locator(".card")).to_contain_text("inspector")  # the look follows the change
+    playwright.expect(page.locator(".stated")).to_contain_text("from inspector")  # the look follows the change
     assert page.locator("#facts li").count() == 4
     delete = page.get_by_role("button", name="Delete The Eiffel Tower")
     delete.click()

@@ -39,9 +39,9 @@ def test_a_looker_leaves_the_model_as_it_was_and_sees_new_generations(
     assert before.fired == () and before.base == "".join(one.token for one in before.edited)
     with NeuralDB.open(db, "rw") as writer:
         writer.add([Fact("Marie Curie", "{} was born in", "Tokyo", "curie")], model, tokenizer)
-    assert looker.look(text).fired == ()
+    assert looker.look(text, delivery="residual").fired == ()
     looker.refresh()
-    after = looker.look(text)
+    after = looker.look(text, delivery="residual")
     assert [one.facts[0].id for one in after.fired] == ["curie"] and after.generation == 2
     assert after.base == before.base
     assert not find_site(model, looker._db.layer).module._forward_hooks
@@ -65,7 +65,11 @@ def test_pieces_join_to_the_text_whatever_a_character_takes(loaded: tuple[Any, A
     text = "Zürich 東京 is\nhere"
     ids = tokenizer(text)["input_ids"]
     assert "".join(pieces(tokenizer, ids)) == text
-    assert pieces(tokenizer, [tokenizer.eos_token_id]) == ["<|endoftext|>"]
+    end = tokenizer.eos_token_id
+    assert pieces(tokenizer, [end]) == ["<|endoftext|>"]
+    cut = tokenizer("Rome 東")["input_ids"][:-1]  # where an answer may be as long as it may
+    assert "".join(pieces(tokenizer, cut)) == tokenizer.decode(cut) and tokenizer.decode(cut).endswith("\ufffd")
+    assert "".join(pieces(tokenizer, [*cut, end])) == tokenizer.decode(cut) + "<|endoftext|>"
 
 
 def test_an_empty_prompt_is_refused(looker: Looker) -> None:

@@ -113,10 +113,12 @@ def test_a_page_is_whole_and_says_where_a_fact_is_from(looker: Looker, db: Path,
     assert out.read_text(encoding="utf-8") == html and not (tmp_path / "page.html.part").exists()
 
 
-def test_whatever_facts_and_prompts_hold_is_text(looker: Looker, db: Path) -> None:
+@pytest.mark.parametrize("delivery", ["residual", "text", "both"])
+def test_whatever_facts_and_prompts_hold_is_text(looker: Looker, db: Path, delivery: str) -> None:
     prompt = f"In the page {EVIL} was"
-    look = looker.look(prompt)
-    assert [one.facts[0].subject for one in look.fired] == [EVIL]
+    look = looker.look(prompt, delivery=delivery)
+    assert [one.facts[0].subject for one in look.fired] == ([] if delivery == "text" else [EVIL])
+    assert [one.subject for one in look.stated] == [EVIL]
     with NeuralDB.open(db) as opened:
         html = page_of(look, prompt, opened.info())
     page = Tags(html)
