@@ -72,7 +72,7 @@ _SOLVING = (
         "--optimizer",
         type=Choice(OPTIMIZERS),
         help="sampled: normalised steps, each over the raw prompt and one context in turn, some five times as fast."
-        " adam: the paper's, over all contexts at every step. [default: sampled; pmet: adam]",
+        " adam: the paper's, over all contexts at every step. [default: sampled for --residual memit, adam for others]",
     ),
     click.option("--steps", type=click.IntRange(1), help="Optimiser steps for each fact. [default: the model's]"),
     click.option(

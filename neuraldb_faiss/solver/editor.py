@@ -105,11 +105,12 @@ class Editor:
             )
         given = BuildConfig.of(config, options)
         check_choice("keys", given.keys, KEYS)
-        objective = REGISTRY[given.residual].load()
+        kind = REGISTRY[given.residual]
+        objective = kind.load()
         defaults = objective.defaults(model, given.ffn_module)
         site = find_site(model, defaults.layer if given.layer is None else given.layer, given.ffn_module)
         objective.second_site(model, site)  # a model that lacks it is refused before anything slow
-        settings = _config(defaults, given.objective(), objective.optimizer)
+        settings = _config(defaults, given.objective(), kind.optimizer)
         if settings.chat and not has_chat(tokenizer):
             raise BuildError("the tokenizer has no chat template, so nothing can be solved for one: leave out --chat")
         if GUARDS[given.guard].reads_text:

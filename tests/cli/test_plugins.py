@@ -138,7 +138,7 @@ def test_another_packages_objective_builds_adds_and_is_named_in_help(run: Run, m
         assert added.exit_code == 0, added.output
         with NeuralDB.open(path) as db:
             assert {fact.residual for fact in db.facts()} == {"toy"}
-            assert db.config.config["steps"] == 2
+            assert db.config.config["steps"] == 2 and db.config.config["optimizer"] == "adam"  # as it was written for
             assert np.abs(db.snapshot.residuals(np.array([0]))).max() == 0  # ended at the first step: nothing was added
         assert "memit|pmet|none|toy" in run("build", "--help").output
     refused = run("add", path, write(tmp_path / "last.jsonl", FACTS[3:]), "--model", model)

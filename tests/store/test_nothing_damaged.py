@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from helpers.commands import digest
 from helpers.exchanged import EDITOR
+from helpers.pieces import set_piece
 from neuraldb_faiss import NeuralDB
 from neuraldb_faiss.cli.main import cli
 from neuraldb_faiss.edits import changes, merge
@@ -247,7 +248,8 @@ def test_a_rebuild_takes_no_changed_texts(root: Path) -> None:
         db.rebuild(root.parent / "out", None, None)
 
 
-def test_a_staged_piece_that_was_damaged_is_not_published(quick_path: Path) -> None:
+def test_a_staged_piece_that_was_damaged_is_not_published(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_piece(monkeypatch, 16)
     facts = [fact(f"City {number}") for number in range(40)]
     root = quick_path / "db"
 

@@ -52,7 +52,6 @@ class Objective(ABC):
     """How the residuals of one kind are found; it holds no state."""
 
     solves = True  # False: residuals are zeros, and the model is not run for them
-    optimizer = "sampled"  # by default, see `ResidualConfig`
 
     def second_site(self, model: Any, site: FFNSite) -> AttentionSite | None:
         """Where a second vector is added that is optimised and not kept; None for none.

@@ -36,8 +36,6 @@ _OWN: dict[Shape | None, dict[str, Any]] = {
 class Pmet(Memit):
     """Equation 21 with two vectors; only the FFN's is the residual."""
 
-    optimizer = "adam"  # its rules for an early end are per step over all rows
-
     def second_site(self, model: Any, site: FFNSite) -> AttentionSite:
         return find_attention(model, site)
 

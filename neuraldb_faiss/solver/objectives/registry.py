@@ -28,12 +28,15 @@ class ObjectiveKind:
         help: in one line.
         target: "module:class" of a `base.Objective`, made without arguments.
         piece: facts that are solved and staged together; a killed build loses one such piece at most.
+        optimizer: how it is minimised unless the user says otherwise (`ResidualConfig`). With "adam" the settings are
+            those that the objective itself has by default; "sampled" has its own.
     """
 
     name: str
     help: str
     target: str
     piece: int = 16
+    optimizer: str = "adam"
 
     def load(self) -> Objective:
         """Import it."""
@@ -45,7 +48,7 @@ REGISTRY = Registry(
     "residual",
     "neuraldb_faiss.objectives",
     (
-        ObjectiveKind("memit", "equation 21: MEMIT's", "neuraldb_faiss.solver.objectives.memit:Memit", 48),
+        ObjectiveKind("memit", "equation 21: MEMIT's", "neuraldb_faiss.solver.objectives.memit:Memit", 48, "sampled"),
         ObjectiveKind(
             "pmet",
             "PMET's, with a second vector at the attention that is not kept",

@@ -54,7 +54,7 @@ class Dense:
         solver = ("steps", "lr", "weight_decay", "clamp", "kl_factor", "stop_loss")
         kind = "pmet" if name == "pmet" else "memit"
         layer, config = self.settings["layers"][-1], {field: self.settings[field] for field in solver}
-        self.editor = Editor.new(model, tokenizer, layer=layer, residual=kind, keys="paper", **config)
+        self.editor = Editor.new(model, tokenizer, layer=layer, residual=kind, keys="paper", optimizer="adam", **config)
         self.earlier = {site.layer: np.zeros((site.d1, site.d1)) for site in self.sites}
 
     def batch(self, facts: Sequence[Fact]) -> None:
@@ -139,7 +139,7 @@ def test_one_layer_and_one_fact_is_rome_scaled(take: Take) -> None:
         prefixes = edit.settings["prefixes"]
     c0 = statistics.moments(model, [site])[1].matrix
     key = plain.keys(model, tokenizer, site, fact, prefixes)[0]
-    editor = Editor.new(model, tokenizer, layer=1, keys="paper", **FEW_STEPS)
+    editor = Editor.new(model, tokenizer, layer=1, keys="paper", optimizer="adam", **FEW_STEPS)
     residual = editor.make_residuals([fact])[0].residual.astype(float)
     solved = np.linalg.solve(c0, key)
     rome = np.outer(residual, solved) / (key @ solved)
@@ -164,7 +164,7 @@ def test_rome_writes_each_residual_whole(kind: str, take: Take) -> None:
         _, ffn, layer = plain.read(model, tokenizer, site, fact.text, fact.subject_span[1])
         ratio = np.linalg.norm(ffn) / np.linalg.norm(layer)
         own = {**FEW_STEPS, "clamp": 4.0 * ratio, "weight_decay": 0.5 / ratio**2, "kl_factor": 0.0625}
-        editor = Editor.new(model, tokenizer, layer=1, keys="paper", **own)
+        editor = Editor.new(model, tokenizer, layer=1, keys="paper", optimizer="adam", **own)
         residual = Editor.make_residuals(_with_prefixes(editor, prefixes), [[fact]])[0].residual.astype(float)
         key = plain.keys(model, tokenizer, site, [fact], prefixes)[0]
         solved = np.linalg.solve(c0, key)

@@ -129,10 +129,10 @@ def test_ablations(go: Any) -> None:
 
 def test_how_residuals_are_solved(go: Any) -> None:
     kept = 'kept={kl_factor=1.0, kl_prompts=["{} was born in"]}'
-    variants = f"variants={{default={{max_steps=0}}, short={{steps=1, max_steps=0}}, {kept}}}"
+    variants = f'variants={{default={{max_steps=0}}, short={{optimizer="adam", steps=1, max_steps=0}}, {kept}}}'
     rows, out = go("ablation-residual", "--set", variants, facts=2)
     assert {row["label"] for row in rows} == {"default", "short", "kept", "base"}
-    # one step only evaluates: no residual
+    # one step of Adam only evaluates: no residual
     assert value(rows, "short", "target_nll") == pytest.approx(value(rows, "base", "target_nll"), abs=1e-5)
     assert value(rows, "default", "target_nll") < value(rows, "base", "target_nll") - 0.3
     with NeuralDB.open(out / "dbs" / "kept") as db:
