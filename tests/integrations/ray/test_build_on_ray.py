@@ -117,7 +117,7 @@ def test_one_of_two_workers_killed_costs_its_piece(
     killed: list[int] = []
 
     def kill_one(progress: Any) -> None:
-        while not killed:  # in the middle of a piece: another one was given out before this report
+        while progress.done and not killed:  # in the middle of a piece: another one was given out before this report
             for path in seen.glob("busy-*"):
                 killed.append(int(path.name.removeprefix("busy-")))
                 (seen / "killed").touch()
