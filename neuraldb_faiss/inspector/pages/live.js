@@ -205,11 +205,11 @@
     const below = make("div", null, { class: "below" });
     below.append(make("p", known.join(" · "), { class: "soft", title: known.join(" · ") + " · id " + fact.id }), does);
     item.append(line, below);
-    if (fact.test !== null && fact.test.problems.length) item.append(testOf(fact.test));
+    if (fact.test !== null && fact.test.problems.length) item.append(lightsOf(fact.test));
     return item;
   }
 
-  function testOf(test) {
+  function lightsOf(test) {
     const all = make("details", null, { class: "problems" });
     all.append(make("summary", test.good + " of " + test.asks + " answers as wanted"));
     const list = make("ul", null);

@@ -182,9 +182,9 @@ def _swept(rows: Sequence[Row]) -> tuple[str, dict[str, tuple[str, float]]] | No
     """What was swept, and for each label its series and its value; None where nothing was."""
     labels = {_name(row): row for row in rows if row.get("method") != "base" and row["label"] != "base"}
     found = {name: match for name, row in labels.items() if (match := _SWEPT.fullmatch(row["label"]))}
-    whats = {match["what"] for match in found.values()}
-    if len(found) == len(labels) > 2 and len(whats) == 1 and "setting" not in rows[0]:
-        (what,) = whats
+    swept = {match["what"] for match in found.values()}
+    if len(found) == len(labels) > 2 and len(swept) == 1 and "setting" not in rows[0]:
+        (what,) = swept
         return what, {name: (match["series"] or what, float(match["value"])) for name, match in found.items()}
     counts = {row["facts"] for row in labels.values() if row.get("facts")}
     if len(counts) > 1 and "setting" not in rows[0] and all(row.get("method") for row in labels.values()):
