@@ -12,6 +12,7 @@ import numpy as np
 from neuraldb_faiss.config import (
     DELIVERIES,
     KEYS,
+    SAMPLED,
     DatabaseConfig,
     ResidualConfig,
     check_choice,
@@ -49,7 +50,6 @@ _DECIDING = (
 )  # fmt: skip
 _TIMES = 3  # the steps that a fact may take which is not said after its usual ones
 _END_FACTOR = 0.25
-_SAMPLED = {"steps": 16, "lr": 0.6, "stop_loss": 0.1}  # measured on CounterFact (docs/performance.md)
 
 
 @dataclass(frozen=True)
@@ -225,6 +225,6 @@ def _config(defaults: EditDefaults, given: Mapping[str, Any], optimizer: str) ->
         base["kl_factor"] = defaults.chat_kl_factor
     base["optimizer"] = given.get("optimizer", optimizer)
     if base["optimizer"] == "sampled":
-        base |= _SAMPLED
+        base |= SAMPLED
     wanted = {**base, **given}
     return ResidualConfig(**{"max_steps": _TIMES * wanted["steps"], "end_factor": _END_FACTOR, **wanted})

@@ -152,12 +152,11 @@ def _editor(name: str, model: Any, tokenizer: Any, settings: Solving) -> Editor:
         layer=settings.layers[-1],
         residual="pmet" if name == "pmet" else "memit",
         keys="paper",
-        optimizer="adam",
         **{field: getattr(settings, field) for field in _SOLVER_FIELDS},
     )
 
 
-_SOLVER_FIELDS = ("steps", "lr", "weight_decay", "clamp", "kl_factor", "stop_loss")
+_SOLVER_FIELDS = ("steps", "lr", "weight_decay", "clamp", "kl_factor", "stop_loss", "optimizer")
 
 
 def _write_batches(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from neuraldb_faiss.config import OPTIMIZERS, SAMPLED
 from neuraldb_faiss.errors import BuildError, did_you_mean
 
 METHODS = ("memit", "alphaedit", "rect", "pmet", "rome", "ft")
@@ -22,7 +23,11 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Solving(Settings):
-    """Settings of the residual at the last of the layers; see `neuraldb_faiss.solver.ResidualConfig`."""
+    """Settings of the residual at the last of the layers; see `neuraldb_faiss.solver.ResidualConfig`.
+
+    The reference codes use Adam; MEMIT, RECT and AlphaEdit may take the optimizer "sampled", with its own steps, lr and
+    stop_loss.
+    """
 
     steps: int
     lr: float
@@ -30,6 +35,7 @@ class Solving(Settings):
     clamp: float
     kl_factor: float
     stop_loss: float = 0.05
+    optimizer: str = "adam"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +90,7 @@ KINDS: dict[str, type[Settings]] = {
     "rome": Rome,
     "ft": Ft,
 }
+_SAMPLING = ("memit", "alphaedit", "rect")
 _POSITIVE = ("lr", "clamp", "c0_weight", "null_threshold", "l2", "bound")
 _AT_LEAST_0 = ("weight_decay", "kl_factor", "stop_loss")
 _WHOLE = ("steps", "batch_size")
@@ -106,6 +113,8 @@ def with_changes(name: str, settings: Settings, changes: Mapping[str, Any]) -> S
     if unknown := sorted(set(given) - set(known)):
         hint = did_you_mean(unknown[0], known)
         raise BuildError(f"{name} has no setting {unknown[0]!r}: it has {', '.join(known)}.{hint}")
+    if given.get("optimizer") == "sampled":
+        given = {**SAMPLED, **given}
     if "layers" in given:
         given["layers"] = tuple(sorted(set(given["layers"])))
     changed = replace(settings, **given)
@@ -120,6 +129,10 @@ def _check(name: str, settings: Settings) -> None:
                 raise BuildError(f"{name} needs at least one layer")
             if name in ("rome", "ft") and len(value) > 1:
                 raise BuildError(f"{name} edits one layer, not {', '.join(map(str, value))}: name one")
+        elif field == "optimizer":
+            known = OPTIMIZERS if name in _SAMPLING else ("adam",)
+            if value not in known:
+                raise BuildError(f"optimizer of {name} is {value!r}: it must be one of {', '.join(known)}")
         elif field in _WHOLE:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise BuildError(f"{field} of {name} is {value!r}: it must be a whole number of at least 1")

@@ -51,10 +51,10 @@ class Dense:
         self.settings = {**vars(default_settings(name, model)), **SETTINGS[name]}
         self.sites = [find_site(model, layer) for layer in self.settings["layers"]]
         self.c0 = {n: m.matrix for n, m in statistics.moments(model, self.sites).items()}
-        solver = ("steps", "lr", "weight_decay", "clamp", "kl_factor", "stop_loss")
+        solver = ("steps", "lr", "weight_decay", "clamp", "kl_factor", "stop_loss", "optimizer")
         kind = "pmet" if name == "pmet" else "memit"
         layer, config = self.settings["layers"][-1], {field: self.settings[field] for field in solver}
-        self.editor = Editor.new(model, tokenizer, layer=layer, residual=kind, keys="paper", optimizer="adam", **config)
+        self.editor = Editor.new(model, tokenizer, layer=layer, residual=kind, keys="paper", **config)
         self.earlier = {site.layer: np.zeros((site.d1, site.d1)) for site in self.sites}
 
     def batch(self, facts: Sequence[Fact]) -> None:
@@ -281,6 +281,12 @@ def test_a_half_precision_model(take: Take) -> None:
         ({"weight_decay": -1.0}, BuildError, "weight_decay of memit is -1.0: it must not be negative"),
         ({"steps": 0}, BuildError, "steps of memit is 0: it must be a whole number"),
         ({"name": "rect", "keep": 1.5}, BuildError, "keep of rect is 1.5: it is a share"),
+        (
+            {"name": "pmet", "optimizer": "sampled"},
+            BuildError,
+            "optimizer of pmet is 'sampled': it must be one of adam",
+        ),
+        ({"optimizer": "sgd"}, BuildError, "optimizer of memit is 'sgd': it must be one of adam, sampled"),
         ({"name": "rome", "layers": [1, 2]}, BuildError, "rome edits one layer, not 1, 2"),
         ({"layers": []}, BuildError, "memit needs at least one layer"),
         ({"layers": [1, 9]}, ModelError, "layer 9 does not exist"),

@@ -13,8 +13,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from helpers.tiny import tiny
+from neuraldb_faiss.config import SAMPLED
 from neuraldb_faiss.errors import BuildError
 from neuraldb_faiss.research.baselines import METHODS, default_settings
+from neuraldb_faiss.research.baselines.settings import AlphaEdit, with_changes
 
 ROOT = Path(__file__).resolve().parents[3]
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -55,7 +57,8 @@ def test_reference_settings(
     model: str, layers: tuple[int, ...], weight: float, steps: int, lr: float, rome: int
 ) -> None:
     made = {name: default_settings(name, shaped(model)) for name in METHODS}
-    solver = {"steps": steps, "lr": lr, "weight_decay": 0.5, "clamp": 0.75, "kl_factor": 0.0625, "stop_loss": 0.05}
+    solver = {"steps": steps, "lr": lr, "weight_decay": 0.5, "clamp": 0.75, "kl_factor": 0.0625, "stop_loss": 0.05,
+              "optimizer": "adam"}  # fmt: skip
     assert vars(made["memit"]) == {"layers": layers, "c0_weight": weight, **solver}
     assert vars(made["rect"]) == {**vars(made["memit"]), "keep": 0.4}
     assert vars(made["alphaedit"]) == {"layers": layers, "null_threshold": 2e-2, "l2": 10, **solver}
@@ -89,6 +92,14 @@ def test_an_unknown_model_gets_a_guess(kind: str) -> None:
     model, _ = tiny(kind)
     assert default_settings("memit", model).layers == (0, 1)
     assert default_settings("rome", model).layers == default_settings("ft", model).layers == (1,)
+
+
+def test_sampled_steps_come_with_their_own_numbers() -> None:
+    settings = default_settings("alphaedit", tiny("llama")[0])
+    changed = with_changes("alphaedit", settings, {"optimizer": "sampled", "steps": 8})
+    assert isinstance(changed, AlphaEdit)
+    assert (changed.steps, changed.lr, changed.stop_loss) == (8, SAMPLED["lr"], SAMPLED["stop_loss"])
+    assert with_changes("alphaedit", changed, {"optimizer": None}) == changed
 
 
 def test_an_unknown_method_is_refused() -> None:
