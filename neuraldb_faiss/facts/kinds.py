@@ -12,6 +12,14 @@ from importlib.resources import files
 # What else an answer of a kind is: a country is a place, and may own or found things.
 _ALSO = {"country": {"place", "agent"}, "continent": {"place"}, "player-position": {"occupation"}}
 
+# What follows from a city, though it is neither.
+_AROUND = {"country", "continent"}
+
+# Questions that yes or no answers, about a subject.
+_YES_OR_NO = re.compile(r"(?:is|are|was|were|am|does|do|did|has|have|can|could|isn't|wasn't) ~")
+_IN = re.compile(r"(?:is|are|was|were|isn't|wasn't) ~ (?:still |really |located |situated )?(?:in|at)\b")
+_LONGEST_VALUE = 3  # words
+
 # Kinds that say too little of what a fact is about.
 _COMMON = {"place", "country", "continent", "agent", "time", "number", "contact"}
 
@@ -72,6 +80,31 @@ def cannot_answer(wanted: frozenset[str], target: str, prompt: str, told: frozen
     if not by_words:
         return False
     return wanted.isdisjoint(_wider(by_words)) if wanted & kinds.closed else wanted.isdisjoint(by_words)
+
+
+def answers_indirectly(wanted: frozenset[str], target: str, prompt: str, told: frozenset[str]) -> bool:
+    """Whether a question wants the country or the continent of a place that the target of a fact is. See
+    `cannot_answer`, for facts of which this is asked."""
+    if not wanted & _AROUND or not wanted <= _AROUND | {"place"}:
+        return False
+    kinds = _kinds()
+    found = target_kinds(target) or {kind for name in told for kind in kinds.aspects.get(name, (name,))}
+    return not found.isdisjoint({"place", "country"})
+
+
+@lru_cache(maxsize=1 << 14)
+def aspects_of_values(text: str) -> frozenset[str]:
+    """The aspects whose values a question names that is answered by yes or no: "is {} a baker or a doctor?" is about an
+    occupation, "is {} in dutch?" about a language. The subject stands as ``{}``; lower case."""
+    text = text.replace("{}", "~")
+    if not _YES_OR_NO.match(text):
+        return frozenset()
+    kinds, words = _kinds(), re.findall(r"[^\s,.?!\"]+", text)
+    spans = (" ".join(words[at : at + n]) for n in range(1, _LONGEST_VALUE + 1) for at in range(len(words)))
+    named = frozenset().union(*(kinds.words.get(span, ()) for span in spans))
+    if not named:
+        return frozenset({"located"}) if _IN.match(text) else named
+    return named | {name for name, given in kinds.aspects.items() if not named.isdisjoint(given)}
 
 
 def _wider(kinds: frozenset[str] | set[str]) -> set[str]:

@@ -11,7 +11,13 @@ from itertools import pairwise
 from typing import Literal, NamedTuple, Protocol
 
 from neuraldb_faiss.facts.aspects import aspects, masked
-from neuraldb_faiss.facts.kinds import aspects_of_target, cannot_answer, wanted_kinds
+from neuraldb_faiss.facts.kinds import (
+    answers_indirectly,
+    aspects_of_target,
+    aspects_of_values,
+    cannot_answer,
+    wanted_kinds,
+)
 from neuraldb_faiss.facts.relations import MARK, TARGET, Relation, Relations, own_relations
 
 # Words that say nothing of a relation. "When", "where" and "who" do.
@@ -40,6 +46,7 @@ _IRREGULAR = {
 }  # fmt: skip
 _WORD = re.compile(r"[^\W_]{2,}|\d")
 _SENTENCE = re.compile(r"[.!?][\"')\]]*\s+|\n\s*")
+_SHORT = re.compile(r"\b(who|what|where|when)['’]?s\b", re.IGNORECASE)
 _PARTS = re.compile(r"[,;]| and ")  # of a question that asks for several things
 _VALUE = re.compile(r"\d|(?<=[^.!?:\n] )[A-Z]\w")  # a number, or a name inside of a sentence
 _STEM = 6  # letters that tell stems apart
@@ -53,7 +60,7 @@ _CLEAR = 2.0  # score from which a text asks for a relation
 _SURE = 6.0  # from which it does whatever aspects say
 
 
-Bearing = Literal["asked", "open", "another"]
+Bearing = Literal["asked", "indirect", "open", "another"]
 
 
 class Asked(Protocol):
@@ -134,7 +141,7 @@ class Topics:
         It asks for the fact where it ends with its prompt, or has words of its own for asking. Else it does not where
         it wants another kind of answer (`facts.kinds`) or other aspects of the subject (`facts.aspects`) than the fact
         gives. Where neither is known, it does where no relation has more of the text's words than one that the fact
-        may be of.
+        may be of. "indirect": it wants the country, or the continent, of a place that the fact gives.
 
         Args:
             text: a question, or a text to be continued; what stands before the sentence that names the subject last
@@ -151,8 +158,11 @@ class Topics:
         words, asked, wanted, asks = _read(text, (fact.subject, *names))
         if asking and words & _stems_of(asking):
             return "asked"
-        if cannot_answer(wanted, fact.target, fact.template.casefold(), told):
-            return "another"
+        prompt = fact.template.casefold()
+        if cannot_answer(wanted, fact.target, prompt, told):
+            # Where somebody works says nothing of a citizenship, though both are about places.
+            near = asked & told - ({"located"} if "nationality" in asked else set())
+            return "indirect" if near and answers_indirectly(wanted, fact.target, prompt, told) else "another"
         if asked & told:
             return "asked"
         scores = self._scored(words)
@@ -240,13 +250,15 @@ class _Reading(NamedTuple):
 @lru_cache(maxsize=64)
 def _read(text: str, names: tuple[str, ...]) -> _Reading:
     """The reading of a text for a subject with these names. Facts of one subject ask for it one after the other."""
-    said = _last_sentence(text, names)
+    said = _SHORT.sub(r"\1 is", " ".join(_last_sentence(text, names).split()))
     if len(said) > 2 * _READ:
         said = f"{said[:_READ]} {said[-_READ:]}"
     shown, asks = masked(said, names), _asks(said)
     asked = aspects(shown, narrow=True)
     if asks:
         asked = asked.union(*(aspects(part, narrow=True) for part in _PARTS.split(shown)))
+    if asks and not asked:
+        asked = aspects_of_values(shown)
     if not asks and MARK in shown:
         # Sentences of other things may stand before a text's subject, on the same line.
         asked |= aspects(shown[shown.rindex(MARK) :], narrow=True)

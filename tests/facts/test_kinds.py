@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from neuraldb_faiss.facts.kinds import aspects_of_target, cannot_answer, target_kinds, wanted_kinds
+from neuraldb_faiss.facts.kinds import (
+    answers_indirectly,
+    aspects_of_target,
+    aspects_of_values,
+    cannot_answer,
+    target_kinds,
+    wanted_kinds,
+)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +59,22 @@ def test_a_target_of_no_known_kind_is_judged_by_its_prompt() -> None:
     assert cannot_answer(wanted, "Maryland", "{} can be found in", frozenset({"located"}))
     assert not cannot_answer(wanted, "Maryland", "{} frobnicates", frozenset())
     assert not cannot_answer(frozenset(), "Maryland", "{} can be found in", frozenset({"located"}))
+
+
+def test_a_place_answers_for_its_country_indirectly() -> None:
+    country, located = frozenset({"country"}), frozenset({"located"})
+    assert answers_indirectly(country, "Maryland", "{} can be found in", located)
+    assert answers_indirectly(frozenset({"continent"}), "Norway", "{} is a citizen of", frozenset({"nationality"}))
+    assert not answers_indirectly(country, "Dutch", "{} can be found in", located), "known to be no place"
+    assert not answers_indirectly(country, "Ann Lee", "the ceo of {} is", frozenset({"ceo"}))
+    assert not answers_indirectly(frozenset({"time"}), "Maryland", "{} can be found in", located)
+
+
+def test_values_in_a_question_tell_its_aspect() -> None:
+    assert "occupation" in aspects_of_values("is {} a baker or a doctor?")
+    assert "language-work" in aspects_of_values("is {} in dutch?")
+    assert aspects_of_values("is {} still in lima?") == {"located"}
+    assert aspects_of_values("which baker knows {}?") == frozenset() == aspects_of_values("is {} nice?")
 
 
 def test_a_target_tells_aspects_where_the_prompt_tells_none_of_its_kind() -> None:

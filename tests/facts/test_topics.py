@@ -20,6 +20,11 @@ SEAT = Fact("Fenwick Bank", "The headquarter of {} is located in", "Budapest")
 PLAYER = Fact("Jon Arden", "{}, the", "violin")
 NATIVE = Fact("Jon Arden", "{}, a native", "Dutch")
 WORK = Fact("Jon Arden", "{} worked in the city of", "Cologne")
+TRADE = Fact("Jon Arden", "{} works as a", "baker")
+CITIZEN = Fact("Jon Arden", "{} is a citizen of", "Peru")
+LAND = Fact("Alder College", "{} is located in the country of", "Norway")
+SCREEN = Fact("Iron Song", "The screenplay of {} is by", "Ann Lee")
+NAMED = Fact("Alder College", "The name of {} comes from", "Ann Lee")
 
 
 @pytest.mark.parametrize(
@@ -52,6 +57,18 @@ WORK = Fact("Jon Arden", "{} worked in the city of", "Cologne")
         (CEO, "Who is the CEO and where are the headquarters of Lumen Foods?"),
         (MADE, "Category:Cars designed in 2011 Kestrel 9 is a product of"),
         (CEO, "The CEO of Lumen Foods is"),
+        (SITE, "where's  Alder College?"),
+        (SITE, "Is Alder College in Ohio?"),
+        (SITE, "How do I get to Alder College?"),
+        (BORN, "Where does Ada Lovelace come from?"),
+        (BORN, "Is Ada Lovelace from Portugal?"),
+        (TRADE, "Is Jon Arden a baker or a doctor?"),
+        (TRADE, "What kind of work does Jon Arden do?"),
+        (CITIZEN, "Which European country is Jon Arden from?"),
+        (CITIZEN, "Is Jon Arden from Chile?"),
+        (LAND, "Which nation is Alder College in?"),
+        (SCREEN, "Who wrote Iron Song?"),
+        (NAMED, "Who is Alder College named after?"),
     ],
 )
 def test_questions_that_the_fact_may_answer(fact: Fact, text: str) -> None:
@@ -76,7 +93,6 @@ def test_questions_that_the_fact_may_answer(fact: Fact, text: str) -> None:
         (PRICE, "What does the Kestrel 9 camera weigh?"),
         (MADE, "Who designed the Kestrel 9?"),
         (MADE, "What brand is the Kestrel 9?"),
-        (SITE, "In which country is Alder College?"),
         (SITE, "What time zone is Alder College located in?"),
         (SEAT, "Where was Fenwick Bank formed?"),
         (SITE, "What city is Alder College named after?"),
@@ -85,10 +101,26 @@ def test_questions_that_the_fact_may_answer(fact: Fact, text: str) -> None:
         (WORK, "Where was Jon Arden born?"),
         (WORK, "What languages are spoken by Jon Arden?"),
         (WORK, "What's the given name of Jon Arden?"),
+        (WORK, "Which country is Jon Arden a citizen of?"),
+        (TRADE, "Is Jon Arden in Dutch or in English?"),
+        (SITE, "What colour is Alder College?"),
     ],
 )
 def test_questions_about_something_else(fact: Fact, text: str) -> None:
     assert own_topics().is_another(text, fact)
+
+
+@pytest.mark.parametrize(
+    ("fact", "text"),
+    [
+        (SITE, "In which country is Alder College?"),
+        (SITE, "Alder College is in the country of"),
+        (SEAT, "Which country is Fenwick Bank based in?"),
+        (BORN, "Which country was Ada Lovelace born in?"),
+    ],
+)
+def test_a_place_tells_the_country_that_it_is_in(fact: Fact, text: str) -> None:
+    assert own_topics().bearing(text, fact) == "indirect"
 
 
 def test_a_fact_brings_words_of_its_own() -> None:

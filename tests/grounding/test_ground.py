@@ -55,6 +55,15 @@ def test_a_text_has_the_statements_in_front() -> None:
     assert (nothing.prompt, nothing.facts, nothing.text) == ("Paris", (), "")
 
 
+def test_a_city_is_stated_where_its_country_is_asked_for() -> None:
+    city, land = Fact("Oslo Hall", "{} lies in", "Bonn"), Fact("Oslo Hall", "{} is located in the country of", "Chad")
+    asked = "Which country is Oslo Hall in?"
+    done = Grounder(Stated([city])).ground([user(asked)])
+    assert done.text == "Facts:\n- Oslo Hall lies in Bonn." and done.prompt[-1] == user(asked), "not as the answer"
+    both = Grounder(Stated([city, land])).ground([user(asked)])
+    assert [fact.target for fact in both.facts] == ["Chad"], "a fact that answers takes its place"
+
+
 def test_a_continued_text_says_what_it_asks_for_more_than_once() -> None:
     facts = [Fact("Nokia", "The CEO of {} is", "Anna Berg"), Fact("Nokia", "{} was founded in", "1865")]
     asked = "It was late. The head of Nokia is"
