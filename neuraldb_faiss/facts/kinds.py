@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
 
+from neuraldb_faiss.facts.word_patterns import WordPatterns
+
 # What else an answer of a kind is: a country is a place, and may own or found things.
 _ALSO = {"country": {"place", "agent"}, "continent": {"place"}, "player-position": {"occupation"}}
 
@@ -28,7 +30,7 @@ _COMMON = {"place", "country", "continent", "agent", "time", "number", "contact"
 class _Kinds:
     """asks, forms: by kind. words: the kinds of a target. aspects: an aspect's kind."""
 
-    asks: Mapping[str, re.Pattern[str]]
+    asks: WordPatterns
     forms: Mapping[str, re.Pattern[str]]
     words: Mapping[str, frozenset[str]]
     aspects: Mapping[str, Sequence[str]]
@@ -39,7 +41,7 @@ class _Kinds:
 def wanted_kinds(text: str) -> frozenset[str]:
     """The kinds of answers that a text wants; none where it does not say. The subject stands as ``{}``; lower case."""
     text = text.replace("{}", "~")
-    return frozenset(kind for kind, pattern in _kinds().asks.items() if pattern.search(text))
+    return frozenset(_kinds().asks.names(text))
 
 
 @lru_cache(maxsize=1 << 14)
@@ -119,7 +121,7 @@ def _kinds() -> _Kinds:
         for name in names:
             words[name] = words.get(name, frozenset()) | {kind}
     return _Kinds(
-        asks={kind: re.compile(rf"(?<![a-z])(?:{one})") for kind, one in listed["asks"].items()},
+        asks=WordPatterns(listed["asks"]),
         forms={kind: re.compile(one) for kind, one in listed["forms"].items()},
         words=words,
         aspects={name: kind.split() for name, kind in listed["aspects"].items()},

@@ -54,8 +54,8 @@ _PLAUSIBLE = 0.5  # share of the best relation's score at which a fact may as we
 _LEAST = 1.5  # score from which a fact is of a relation at all
 _READ = 250  # characters from a name's sentence on, and at a text's end, that say what is asked
 _NEAR = 500  # characters before a name in which its sentence begins, and of a sentence that may say what a fact says
-_SENTENCES = 20  # before the last, which may say themselves what a fact says
-_KEPT = 4096  # facts' wordings whose relations are remembered
+_FAR = 2_000  # characters at a text's end whose sentences may say themselves what a fact says
+_KEPT = 4096  # facts whose words are remembered
 _CLEAR = 2.0  # score from which a text asks for a relation
 _SURE = 6.0  # from which it does whatever aspects say
 
@@ -118,6 +118,7 @@ class Topics:
             word: [name for name, words in self._words.items() if word in words] for word in held
         }
         self._maybe = lru_cache(maxsize=_KEPT)(self._relations_of)
+        self._given = lru_cache(maxsize=_KEPT)(self._given_by)
         self._scored = lru_cache(maxsize=64)(self._scores)
 
     def is_another(self, text: str, fact: Asked, names: Sequence[str] = ()) -> bool:
@@ -127,13 +128,7 @@ class Topics:
     def is_stated(self, text: str, fact: Asked, names: Sequence[str] = ()) -> bool:
         """Whether the text itself says what the fact is about, before its last sentence: one that is no question names
         the subject and asks for the fact, and has a number or a name besides."""
-        known = (fact.subject, *names)
-        return any(
-            any(name.casefold() in said.casefold() for name in known)
-            and _VALUE.search(_without(said, known)) is not None
-            and self.bearing(said, fact, names) == "asked"
-            for said in _told(text)
-        )
+        return any(self.bearing(said, fact, names) == "asked" for said in _told(text, (fact.subject, *names)))
 
     def bearing(self, text: str, fact: Asked, names: Sequence[str] = ()) -> Bearing:
         """Whether a text asks for this fact, for another relation of its subject, or for nothing in particular.
@@ -151,14 +146,10 @@ class Topics:
         if text.rstrip().endswith(fact.template.replace(MARK, fact.subject)):
             return "asked"
         asking = " ".join((*fact.questions, *fact.paraphrases))
-        own = _stems_of(fact.template) | _stems_of(asking) if asking else _stems_of(fact.template)
-        own -= _stems_of(fact.subject)
-        maybe, theirs = self._maybe(own, fact.relation)
-        told = self._aspects_of(fact)
+        prompt, own, maybe, theirs, told = self._given(fact.template, fact.subject, fact.target, fact.relation, asking)
         words, asked, wanted, asks = _read(text, (fact.subject, *names))
         if asking and words & _stems_of(asking):
             return "asked"
-        prompt = fact.template.casefold()
         if cannot_answer(wanted, fact.target, prompt, told):
             # Where somebody works says nothing of a citizenship, though both are about places.
             near = asked & told - ({"located"} if "nationality" in asked else set())
@@ -179,12 +170,14 @@ class Topics:
         named = any(name.casefold() in text.casefold() for name in (fact.subject, *names))
         return "another" if asked or asks or (named and most >= _CLEAR) else "open"
 
-    def _aspects_of(self, fact: Asked) -> frozenset[str]:
-        """What a fact is about, by its prompt, its relation and its target."""
-        told = aspects(fact.template.casefold())
-        if fact.relation is not None and fact.relation in self._relations:
-            told |= aspects(self._relations[fact.relation].prompt.casefold())
-        return told | aspects_of_target(fact.target, told)
+    def _given_by(self, template: str, subject: str, target: str, relation: str | None, asking: str) -> _Given:
+        """What the words of a fact tell. asking: its own questions and paraphrases."""
+        prompt = template.casefold()
+        own = (_stems_of(template) | _stems_of(asking)) - _stems_of(subject)
+        told = aspects(prompt)
+        if relation is not None and relation in self._relations:
+            told |= aspects(self._relations[relation].prompt.casefold())
+        return _Given(prompt, own, *self._maybe(own, relation), told | aspects_of_target(target, told))
 
     def _relations_of(self, words: frozenset[str], named: str | None) -> tuple[frozenset[str], frozenset[str]]:
         """The relations that a fact with these words may be of (it names one, or none), and their words."""
@@ -197,9 +190,10 @@ class Topics:
     def _scores(self, words: frozenset[str]) -> dict[str, float]:
         """How much of each relation the words tell."""
         scores: dict[str, float] = {}
-        for word in words:
-            for name in self._of.get(word, ()):
-                scores[name] = scores.get(name, 0.0) + self._weights[word]
+        for word in words & self._of.keys():
+            weight = self._weights[word]
+            for name in self._of[word]:
+                scores[name] = scores.get(name, 0.0) + weight
         return scores
 
 
@@ -221,7 +215,15 @@ def _words_of(relation: Relation) -> set[str]:
 
 def last_sentence(text: str) -> str:
     """What stands behind the last end of a sentence, or of a line, of a text; all of it where there is none."""
-    return _SENTENCE.split(text.rstrip())[-1].strip()
+    text = text.rstrip()
+    starts = _sentences(text) or [found.end() for found in _SENTENCE.finditer(text)]
+    return text[starts[-1] if starts else 0 :].strip()
+
+
+@lru_cache(maxsize=64)
+def _sentences(text: str) -> list[int]:
+    """Where the sentences of a text's end begin, but for one that begins before it."""
+    return [found.end() for found in _SENTENCE.finditer(text, max(0, len(text) - _FAR))]
 
 
 def _asks(text: str) -> bool:
@@ -230,11 +232,29 @@ def _asks(text: str) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _told(text: str) -> tuple[str, ...]:
-    """The sentences before a text's last, as far as they are near and no questions."""
-    starts = [0, *(found.end() for found in _SENTENCE.finditer(text.rstrip()))]
-    sentences = [text[start:stop] for start, stop in pairwise(starts)]
-    return tuple(said[-_NEAR:] for said in sentences[-_SENTENCES:] if not _asks(said))
+def _told(text: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The sentences before a text's last that hold one of a subject's names, and a number or a name besides; as far as
+    they are near and no questions."""
+    low = [name.casefold() for name in names]
+    starts = [max(0, len(text) - _FAR), *_sentences(text.rstrip())]
+    near = (text[start:stop][-_NEAR:] for start, stop in pairwise(starts))
+    return tuple(
+        said
+        for said in near
+        for folded in [said.casefold()]
+        if any(name in folded for name in low) and not _asks(said) and _VALUE.search(_without(said, names)) is not None
+    )
+
+
+class _Given(NamedTuple):
+    """What a fact's own words tell: its prompt in lower case, the stems of its words, the relations that it may be of
+    with their words, and its aspects."""
+
+    prompt: str
+    own: frozenset[str]
+    maybe: frozenset[str]
+    theirs: frozenset[str]
+    told: frozenset[str]
 
 
 class _Reading(NamedTuple):
@@ -250,16 +270,17 @@ class _Reading(NamedTuple):
 @lru_cache(maxsize=64)
 def _read(text: str, names: tuple[str, ...]) -> _Reading:
     """The reading of a text for a subject with these names. Facts of one subject ask for it one after the other."""
-    said = _SHORT.sub(r"\1 is", " ".join(_last_sentence(text, names).split()))
+    said = _last_sentence(text, names)
     if len(said) > 2 * _READ:
         said = f"{said[:_READ]} {said[-_READ:]}"
+    said = _SHORT.sub(r"\1 is", " ".join(said.split()))
     shown, asks = masked(said, names), _asks(said)
     asked = aspects(shown, narrow=True)
     if asks:
         asked = asked.union(*(aspects(part, narrow=True) for part in _PARTS.split(shown)))
     if asks and not asked:
         asked = aspects_of_values(shown)
-    if not asks and MARK in shown:
+    if not asks and MARK in shown[1:]:
         # Sentences of other things may stand before a text's subject, on the same line.
         asked |= aspects(shown[shown.rindex(MARK) :], narrow=True)
     return _Reading(frozenset(stems(masked(said, names, " "))), asked, wanted_kinds(shown), asks)

@@ -4,32 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, Unpack
+from typing import Any, NamedTuple
 
 from neuraldb_faiss.errors import FactError
 from neuraldb_faiss.facts.metadata import kind_of
 from neuraldb_faiss.facts.statement import stopped
 from neuraldb_faiss.facts.topics import last_sentence
 from neuraldb_faiss.grounding import chats
+from neuraldb_faiss.grounding.entry_facts import EntryFacts, FactSource
 from neuraldb_faiss.grounding.limits import MAX_FACTS, MAX_TOKENS
 from neuraldb_faiss.grounding.mentions import Mentions
 from neuraldb_faiss.grounding.relevance import relevant
 from neuraldb_faiss.grounding.wording import Wording, plain_text
-from neuraldb_faiss.guard.name_files import Names
-from neuraldb_faiss.options import FactFilter
 from neuraldb_faiss.store.records import StoredFact, subject_key
 
 Conversation = Sequence[Mapping[str, Any]]
 _BYTES = 4  # of UTF-8, that count as a token where there is no tokenizer
 _LONGEST = 64  # characters that one token holds, at most: longer statements are not even counted
 _FULL = 4  # tokens in which no statement has room
-_KEPT = 1 << 14  # entries whose facts are remembered
-
-
-class FactSource(Names, Protocol):
-    """A snapshot: names, and the live facts of entries."""
-
-    def facts(self, **where: Unpack[FactFilter]) -> Iterator[StoredFact]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +43,8 @@ class _View:
     """One generation: its names, and the facts of its entries as far as they were asked for."""
 
     def __init__(self, source: FactSource, before: Mentions | None = None) -> None:
-        self.source, self.mentions = source, Mentions(source, before)
-        self._facts: dict[int, tuple[StoredFact, ...]] = {}
+        self.source, self._facts = source, EntryFacts(source)
+        self.mentions = Mentions(self._facts, before)
         self._whole: tuple[str, list[tuple[str, list[StoredFact]]]] = "", []
 
     def all_of(self, text: str) -> list[tuple[str, list[StoredFact]]]:
@@ -76,7 +68,7 @@ class _View:
             for mention in self.mentions.in_text(text):
                 if covered is not None and covered <= mention.start:
                     continue
-                facts = sorted((fact for entry in mention.entries for fact in self._of(entry)), key=_row)
+                facts = sorted((fact for entry in mention.entries for fact in self._facts.of(entry)), key=_row)
                 if not facts:
                     continue
                 covered = mention.start
@@ -87,15 +79,6 @@ class _View:
                     if name not in seen:
                         seen.add(name)
                         yield text, list(group.values())
-
-    def _of(self, entry: int) -> tuple[StoredFact, ...]:
-        known = self._facts.get(entry)
-        if known is None:
-            known = tuple(self.source.facts(entry=entry))
-            if len(self._facts) >= _KEPT:
-                self._facts.clear()
-            self._facts[entry] = known
-        return known
 
 
 class Grounder:

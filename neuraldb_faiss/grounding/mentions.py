@@ -24,12 +24,14 @@ from typing import NamedTuple
 import numpy as np
 
 from neuraldb_faiss.grounding.common_words import FUNCTION_WORDS, common_words
+from neuraldb_faiss.grounding.entry_facts import EntryFacts, FactSource
 from neuraldb_faiss.guard.folding import LOWER, NO_CASE, PARAGRAPH, SEPARATOR, SPACE, fold_name, fold_text, in_word
-from neuraldb_faiss.guard.name_files import Names, subjects_of
+from neuraldb_faiss.guard.name_files import subjects_of
 from neuraldb_faiss.guard.name_index import Subjects, as_written
 
 LONGEST = 200
 _STOPS = 2_000  # word ends looked at in one go, from the end of a text
+_TOGETHER = 32  # stretches whose entries are read at once
 _S = ord("s")
 _SENTENCE_ENDS = frozenset(map(ord, ".!?:\"'("))
 _PLURAL = 4  # code points of a name that an s may follow
@@ -49,12 +51,14 @@ class Mention(NamedTuple):
 class Mentions:
     """Finds the names of one generation's entries in texts; threads may share it."""
 
-    def __init__(self, source: Names, before: Mentions | None = None) -> None:
-        """before: one of an earlier generation, which lends what it knows where the lineage is the same."""
-        self.source: Names = source
+    def __init__(self, facts: EntryFacts, before: Mentions | None = None) -> None:
+        """facts: of the generation. before: one of an earlier generation, which lends what it knows where the lineage
+        is the same."""
+        self._facts, source = facts, facts.source
+        self.source: FactSource = source
         same = before is not None and getattr(before.source, "lineage", None) == getattr(source, "lineage", None)
         lent = before._known if before is not None and same else None
-        self._known: tuple[Subjects, int] = subjects_of(source, None, lent)
+        self._known: tuple[Subjects, int] = subjects_of(source, None, lent, facts.names)
         self._measured = _folded(source.floors)
 
     def in_text(self, text: str) -> Iterator[Mention]:
@@ -63,8 +67,12 @@ class Mentions:
         read = _Read(text)
         for last in range(len(read.stops), 0, -_STOPS):
             stops = read.stops[max(0, last - _STOPS) : last]
-            found = list(subjects.stretches(read.codes, read.begins, stops, LONGEST))
-            for start, stop, entries in sorted(found, key=lambda one: (-one[1], one[0])):
+            found = sorted(
+                subjects.stretches(read.codes, read.begins, stops, LONGEST), key=lambda one: (-one[1], one[0])
+            )
+            for at, (start, stop, entries) in enumerate(found):
+                if at % _TOGETHER == 0:
+                    self._facts.read(entry for _, _, some in found[at : at + _TOGETHER] for entry in some)
                 spelled = read.codes[start:stop].tobytes()
                 named = tuple(
                     entry

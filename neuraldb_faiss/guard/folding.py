@@ -115,6 +115,7 @@ def _one_space(codes: np.ndarray, cases: np.ndarray, feeds: np.ndarray) -> np.nd
     return keep
 
 
+@lru_cache(maxsize=4096)  # facts of one subject ask for it one after the other
 def fold_name(name: str) -> tuple[bytes, bytes]:
     """A name's folded code points, and their cases, for comparisons."""
     codes, cases, _ = fold_bytes(" ".join(name.split()).encode("utf-8", "replace"))

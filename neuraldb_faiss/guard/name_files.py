@@ -12,7 +12,7 @@ name, never fire one: every hit is compared with the catalog's own names.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,20 +49,22 @@ class Names(Origin, Protocol):
 
 
 def subjects_of(
-    source: Names, spell: Speller | None = None, before: tuple[Subjects, int] | None = None
-) -> tuple[Subjects, int]:
+    source: Names, spell: Speller | None = None, before: tuple[Subjects, int] | None = None,
+    names_of: Callable[[int], Iterable[str]] | None = None,
+) -> tuple[Subjects, int]:  # fmt: skip
     """The index of all names up to the source's generation, and the last generation whose names it has.
 
     The names are kept hashed in files in the source's `search_folder`, so that only the first opening hashes them all.
 
     Args:
         spell: as for `Subjects`. before: what this gave for an earlier source of the same lineage; it lends its names.
+        names_of: an entry's names, where the source's own are not to be asked.
     """
     kept = spell is None  # the files hold names as the catalog has them
     known = before or (load_subjects(source) if kept else None)
     subjects, upto = known or (Subjects.of((), source.names, spell=spell), -1)
     pairs = [(entry, name) for _, entry, name in source.subject_names(upto)]
-    subjects = subjects.extended(pairs, source.names, source.floors)
+    subjects = subjects.extended(pairs, names_of or source.names, source.floors)
     if kept and before is None and len(pairs) > SAVE_AGAIN:
         save_subjects(source, subjects)
     return subjects, max(upto, source.generation)

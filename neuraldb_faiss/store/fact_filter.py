@@ -18,11 +18,12 @@ class RowFilter(FactFilter, total=False):
     """Which rows of facts are meant; all that is given must hold.
 
     Attributes:
-        key_ids: with one of these keys.
+        key_ids: with one of these keys. entries: served by one of these.
         after: only rows that come behind this one.
     """
 
     key_ids: Sequence[str] | None
+    entries: Sequence[int] | None
     after: int
 
 
@@ -51,7 +52,10 @@ def conditions(where: RowFilter) -> tuple[str, dict[str, Any]]:
         values["entry"] = entry
     if where.get("failed"):
         parts.append("took = 0")
-    if not where.get("every_row") and entry is None:
+    if (entries := where.get("entries")) is not None:
+        parts.append("entry IN (SELECT value FROM json_each(:entries))")
+        values["entries"] = json.dumps(list(entries))
+    if not where.get("every_row") and entry is None and entries is None:
         parts.append(
             "row = (SELECT MIN(row) FROM facts AS other WHERE other.identity = facts.identity"
             " AND other.made <= :g AND (other.ended IS NULL OR other.ended > :g))"

@@ -12,9 +12,8 @@ import numpy as np
 from neuraldb_faiss.config import DatabaseConfig
 from neuraldb_faiss.errors import CompactedError
 from neuraldb_faiss.facts.names import names_in_texts
-from neuraldb_faiss.options import FactFilter
 from neuraldb_faiss.store.catalog import FIRING, Catalog
-from neuraldb_faiss.store.fact_filter import VISIBLE
+from neuraldb_faiss.store.fact_filter import VISIBLE, RowFilter
 from neuraldb_faiss.store.records import StoredFact
 from neuraldb_faiss.store.segments import Segment, SegmentRecord
 from neuraldb_faiss.strict_json import BadJSON, parse
@@ -134,7 +133,7 @@ class Snapshot:
             )
         return read
 
-    def facts(self, **where: Unpack[FactFilter]) -> Iterator[StoredFact]:
+    def facts(self, **where: Unpack[RowFilter]) -> Iterator[StoredFact]:
         """Live facts in the order they came, narrowed by what is given; see `Catalog.facts`. Those that were given are
         all of them only where no error ends them."""
         yield from self._catalog.facts(self.generation, **where)

@@ -35,5 +35,4 @@ class Stated:
         yield from ((at, at, name) for at in range(len(self._facts)) for name in self.names(at))
 
     def facts(self, **where: Any) -> Iterator[StoredFact]:
-        entry = where["entry"]
-        return iter([] if entry in self._ended else [self._facts[entry]])
+        return (self._facts[entry] for entry in where["entries"] if entry not in self._ended)
