@@ -5,20 +5,22 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, TypeVar
 
-from neuraldb_faiss.errors import LockedError, NeuralDBError
+from neuraldb_faiss.errors import NeuralDBError
 from neuraldb_faiss.models.generation import end_ids
 from neuraldb_faiss.models.sites import input_device, unwrap
 from neuraldb_faiss.serving.batch import ClosedBatch
+from neuraldb_faiss.serving.change_queue import ChangeQueue
 from neuraldb_faiss.serving.continuous import ContinuousBatch
-from neuraldb_faiss.serving.errors import ApiError, model_failed, stopping, unreadable
+from neuraldb_faiss.serving.errors import ApiError, busy, model_failed, stopping, unreadable
 from neuraldb_faiss.serving.forward import can_join
 from neuraldb_faiss.serving.generation import Ask, Failed
-from neuraldb_faiss.serving.jobs import LOCK_WAIT, Interrupted, Job
+from neuraldb_faiss.serving.jobs import Job
 from neuraldb_faiss.serving.metrics import Metrics
 from neuraldb_faiss.serving.rows import Row
 from neuraldb_faiss.serving.settings import Limits
@@ -28,9 +30,6 @@ from neuraldb_faiss.serving.waiting import Waiting
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-_RETRY = 0.5  # seconds until a change tries again to become the writer
-_KEPT_JOBS = 1000
 
 
 class Engine:
@@ -52,10 +51,8 @@ class Engine:
         self._batch: ClosedBatch | ContinuousBatch = _kind_of_batch(model)(model, tokenizer, metrics)
         self._waiting = Waiting(limits)
         self._calls: deque[tuple[Future[Any], Callable[[Any, Any], Any]]] = deque()
-        self._jobs: deque[Job] = deque()
-        self._known: OrderedDict[str, Job] = OrderedDict()
         self._changed = threading.Condition()
-        self._deadline: float | None = None  # set: stop, and break changes off then
+        self._changes = ChangeQueue(limits, self._changed)
         self._resumed = 0.0  # when the change that runs began with its present entry
         self._held: set[Tenant] = set()  # databases whose requests wait for texts of an older generation to end
         self._thread = threading.Thread(target=self._run, name="neuraldb-model", daemon=True)
@@ -69,7 +66,7 @@ class Engine:
     @property
     def alive(self) -> bool:
         """Whether new work is taken."""
-        return self._thread.is_alive() and self._deadline is None
+        return self._thread.is_alive() and not self._changes.closed
 
     def ask(self, asks: Sequence[Ask]) -> None:
         """Queue the prompts of one request; they begin together. Raises ApiError where too many wait, or the server
@@ -77,7 +74,7 @@ class Engine:
         with self._changed:
             self._check_open()
             if len(self._waiting) >= self._limits.queue:
-                raise _busy(f"{len(self._waiting)} requests wait already")
+                raise busy(f"{len(self._waiting)} requests wait already")
             self._waiting.add(asks)
             self._changed.notify()
 
@@ -88,7 +85,7 @@ class Engine:
         with self._changed:
             self._check_open()
             if len(self._calls) >= self._limits.queue:
-                raise _busy(f"{len(self._calls)} requests wait already")
+                raise busy(f"{len(self._calls)} requests wait already")
             self._calls.append((future, what))
             self._changed.notify()
         return future
@@ -97,24 +94,14 @@ class Engine:
         """Queue a change. Raises ApiError where too many of this database wait, or the server stops."""
         with self._changed:
             self._check_open()
-            waiting = sum(one.tenant is job.tenant for one in self._jobs)
-            if waiting >= self._limits.jobs:
-                raise _busy(f"{waiting} changes of {job.tenant.name} wait already")
-            self._jobs.append(job)
-            self._known[job.id] = job
-            while len(self._known) > _KEPT_JOBS:
-                self._known.popitem(last=False)
-            self._changed.notify()
+            self._changes.add(job)
 
     def job(self, name: str) -> Job | None:
-        return self._known.get(name)
+        return self._changes.job(name)
 
     def close(self, grace: float) -> None:
         """Take nothing new, finish what was taken; changes that are not done in `grace` seconds are not made."""
-        with self._changed:
-            if self._deadline is None:
-                self._deadline = time.monotonic() + grace
-            self._changed.notify()
+        self._changes.close(grace)
 
     def join(self) -> None:
         """Wait until all is finished."""
@@ -129,34 +116,18 @@ class Engine:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(self._has_work, timeout=self._patience())
-                if self._deadline is not None and not (self._is_asked() or self._jobs):
+                self._changed.wait_for(self._has_work, timeout=self._changes.patience())
+                if self._changes.closed and not (self._is_asked() or self._changes):
                     return
             self._go_on()
             self._work()
 
     def _has_work(self) -> bool:
-        waiting = self._is_asked() or self._due() is not None
-        return waiting or (self._deadline is not None and not self._jobs)
+        waiting = self._is_asked() or self._changes.due(self._held) is not None
+        return waiting or (self._changes.closed and not self._changes)
 
     def _is_asked(self) -> bool:
         return bool(self._waiting or self._calls or self._batch.rows)
-
-    def _patience(self) -> float | None:
-        """Seconds until a change that waits for another writer is to be tried again."""
-        if not self._jobs:
-            return None
-        return max(0.0, min(job.due for job in self._jobs) - time.monotonic())
-
-    def _due(self) -> Job | None:
-        """The first change that may be tried; of one database, none before those that came earlier, nor before the
-        requests that wait to see the last one."""
-        seen = set(self._held)
-        for job in self._jobs:
-            if job.tenant not in seen and job.due <= time.monotonic():
-                return job
-            seen.add(job.tenant)
-        return None
 
     def _go_on(self) -> None:
         """Answer one call, let those join whose turn it is, and make a token of each text."""
@@ -218,38 +189,20 @@ class Engine:
         return None
 
     def _work(self) -> None:
-        """Make one change, if one is due."""
-        with self._changed:
-            job = self._due()
-            if job is None:
-                return
-            self._jobs.remove(job)
-        job.state, self._resumed = "running", time.monotonic()
-        try:
-            job.run(self._model, self._tokenizer, self._pause)
-            job.state = "succeeded"
-            if job.tenant not in _tenants(row.ask for row in self._batch.rows):
-                self._refresh(job.tenant)
-        except LockedError as error:
-            if time.time() - job.created < LOCK_WAIT and self._deadline is None:
-                job.state, job.due = "queued", time.monotonic() + _RETRY
-                with self._changed:
-                    self._jobs.appendleft(job)
-                return
-            self._fail(job, str(error))
-        except NeuralDBError as error:
-            self._fail(job, str(error))
-        except Exception as error:
-            logger.exception("%s of %s failed", job.id, job.tenant.name)
-            self._fail(job, f"the change failed ({type(error).__name__}); the server's log says more")
+        """Make one change, if one is due; none before the requests that wait to see the last one of its database."""
+        job = self._changes.take(self._held)
+        if job is not None:
+            self._resumed = time.monotonic()
+            self._changes.make(job, partial(self._make, job))
 
-    def _fail(self, job: Job, reason: str) -> None:
-        job.error, job.state, job.facts = reason, "failed", ()
+    def _make(self, job: Job) -> None:
+        job.run(self._model, self._tokenizer, self._pause)
+        if job.tenant not in _tenants(row.ask for row in self._batch.rows):
+            self._refresh(job.tenant)
 
     def _pause(self) -> None:
         """Between two facts of a change: texts go on for as long as the last fact took."""
-        if self._deadline is not None and time.monotonic() > self._deadline:
-            raise Interrupted("the server was stopped before this change was done: nothing was changed, send it again")
+        self._changes.check_time()
         now = time.monotonic()
         until = 2 * now - self._resumed
         while self._is_asked():
@@ -268,7 +221,3 @@ def _kind_of_batch(model: Any) -> type[ClosedBatch] | type[ContinuousBatch]:
 
 def _tenants(asks: Iterable[Ask]) -> set[Tenant]:
     return {ask.tenant for ask in asks if ask.tenant is not None}
-
-
-def _busy(why: str) -> ApiError:
-    return ApiError(429, f"{why}: try again later", code="too_many_requests", headers={"Retry-After": "1"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ class Asker:
 
 
 @dataclass(eq=False)
-class Job:
+class Job(ABC):
     """A change that was accepted.
 
     Attributes:
@@ -115,11 +116,11 @@ class Job:
         self.facts = ()
         self._log("change", **self.told())
 
+    @abstractmethod
     def make(self, store: Store, editor: Any) -> Generation | None:
         """The change itself; None where nothing was new. editor: None where no model can solve anything."""
-        raise NotImplementedError
 
-    def finish(self, store: Store) -> None:
+    def finish(self, store: Store) -> None:  # noqa: B027  (most changes leave nothing to note)
         """Note what became of it, once it is made."""
 
     def told(self) -> dict[str, Any]:
