@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,12 @@ class Served:
         self.model = model  # the very one that serves
         self.paths = paths
         self.http = httpx2.Client(base_url=url, timeout=60)
+        self._clients: list[OpenAI] = []
+
+    def close(self) -> None:
+        """Close the connections of all its clients."""
+        for client in (self.http, *self._clients):
+            client.close()
 
     @property
     def address(self) -> tuple[str, int]:
@@ -47,7 +53,9 @@ class Served:
         return host, int(port)
 
     def client(self, token: str = "any") -> OpenAI:
-        return OpenAI(base_url=f"{self.url}/v1", api_key=token, max_retries=0, timeout=60)
+        client = OpenAI(base_url=f"{self.url}/v1", api_key=token, max_retries=0, timeout=60)
+        self._clients.append(client)
+        return client
 
     def say(self, prompt: str, model: str = "tiny", token: str = "any", **more: Any) -> str:
         asked = {"temperature": 0, "max_tokens": 8, **more}
@@ -87,7 +95,8 @@ def serving(
         thread.start()
         try:
             assert ready.wait(30)
-            yield Served(f"http://127.0.0.1:{port}", loaded[0], paths)
+            with closing(Served(f"http://127.0.0.1:{port}", loaded[0], paths)) as served:
+                yield served
         finally:
             server.should_exit = True
             thread.join(60)
