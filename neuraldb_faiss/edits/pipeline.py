@@ -12,10 +12,12 @@ import numpy as np
 from neuraldb_faiss.config import DatabaseConfig
 from neuraldb_faiss.errors import BuildError
 from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.solver.first_guess import Solutions
 from neuraldb_faiss.solver.objectives.registry import REGISTRY
 from neuraldb_faiss.solver.reporting import listening
 from neuraldb_faiss.store import StoredFact, Transaction
 from neuraldb_faiss.store.records import canonical
+from neuraldb_faiss.store.solved import solved_entries
 from neuraldb_faiss.store.transaction import now
 
 if TYPE_CHECKING:  # it imports torch
@@ -78,8 +80,13 @@ class Planner(Protocol):
     def key_ids(self, facts: Sequence[Fact]) -> list[str]: ...
 
 
-# Solves pieces, wherever; the answers come in the order of the pieces.
-Solve = Callable[[Sequence[list[Group]]], Iterable[Solved]]
+# Solves pieces, wherever, from first guesses where there are solutions to make them from; the answers come in the order
+# of the pieces.
+Solve = Callable[[Sequence[list[Group]], Solutions | None], Iterable[Solved]]
+
+# Entries from which first guesses are made at least, and at most: the newest ones.
+LEAST_SOLVED = 512
+MOST_SOLVED = 4096
 
 
 def group_by_key(keyed: Iterable[tuple[str, Fact]]) -> list[Group]:
@@ -110,8 +117,11 @@ def solve_here(editor: Editor, drop_failed: bool) -> Solve:
     """One piece after the other, in this process; a planner that solves nothing makes its entries itself."""
     own = getattr(editor, "solve_piece", None)
 
-    def solve(pieces: Sequence[list[Group]]) -> Iterator[Solved]:
-        return (own(piece) if own is not None else solve_piece(editor, piece, drop_failed) for piece in pieces)
+    def solve(pieces: Sequence[list[Group]], known: Solutions | None) -> Iterator[Solved]:
+        if own is not None:
+            return (own(piece) for piece in pieces)
+        knowing = editor if known is None else editor.knowing(known)
+        return (solve_piece(knowing, piece, drop_failed) for piece in pieces)
 
     return solve
 
@@ -128,7 +138,11 @@ def solve_into(
 ) -> None:
     """Have every group's entry made by `solve` and stage it; what an earlier, killed call staged of it is kept.
 
-    The pieces depend only on the groups and the editor, so a resumed build stages the same arrays, whoever solves.
+    The pieces depend only on the groups, the editor, and the generation that the transaction starts from, so a resumed
+    build stages the same arrays, whoever solves. With the optimizer "sampled", residuals begin at first guesses as
+    soon as that generation and the pieces before hold LEAST_SOLVED entries; the guesses are made anew where these have
+    become twice as many, up to MOST_SOLVED.
+
     With `drop_failed`, a group is left out where any of its facts did not take. `resume=False` adds to what the
     transaction has staged itself.
 
@@ -140,9 +154,46 @@ def solve_into(
     sizes = [sum(len(group.facts) for group in piece) for piece in pieces]
     told = _Telling(report, sizes, staged)
     with listening(told.solved):
-        for solved in solve(pieces[staged:]):
-            transaction.stage(solved.keys, solved.key_rows, solved.key_tokens, solved.residuals, solved.facts)
-            told.staged(solved.losses)
+        for span in _spans(pieces, transaction, planner):
+            left = pieces[max(span.start, staged) : span.stop]
+            for solved in solve(left, _known(transaction, planner, span)) if left else ():
+                transaction.stage(solved.keys, solved.key_rows, solved.key_tokens, solved.residuals, solved.facts)
+                told.staged(solved.losses)
+
+
+def _spans(pieces: Sequence[list[Group]], transaction: Transaction, planner: Planner) -> list[_Span]:
+    """The pieces in parts that are solved from the same first guesses, or from none."""
+    wanted, entries = LEAST_SOLVED, 0
+    if planner.settings().config.get("optimizer") != "sampled":
+        wanted = MOST_SOLVED + 1
+    elif transaction.base:
+        entries = transaction.catalog.generation_record(transaction.base).entries
+    spans = [_Span(0, len(pieces), wanted <= min(entries, MOST_SOLVED))]
+    for number, piece in enumerate(pieces):
+        if wanted <= min(entries, MOST_SOLVED):
+            spans[-1:] = [_Span(spans[-1].start, number, spans[-1].guess), _Span(number, len(pieces), True)]
+            while wanted <= entries:
+                wanted *= 2
+        entries += len(piece)
+    return spans
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Pieces start..stop, and whether there are entries enough to guess from by then."""
+
+    start: int
+    stop: int
+    guess: bool
+
+
+def _known(transaction: Transaction, planner: Planner, span: _Span) -> Solutions | None:
+    """What first guesses are made from; None where there is too little."""
+    if not span.guess:
+        return None
+    facts, residuals = solved_entries(transaction, planner.residual, span.start, MOST_SOLVED)
+    targets = tuple(tuple(fact.separator + fact.target for fact in mine) for mine in facts)
+    return Solutions(targets, residuals) if len(facts) >= LEAST_SOLVED / 2 else None
 
 
 class _Telling:

@@ -30,6 +30,7 @@ from neuraldb_faiss.options import BuildConfig, RayOptions
 if TYPE_CHECKING:  # torch, transformers and faiss load only when they are used
     from neuraldb_faiss.edits.pipeline import Group, Solved
     from neuraldb_faiss.solver.editor import Editor
+    from neuraldb_faiss.solver.first_guess import Solutions
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +81,9 @@ def build_on_ray(
         if plan.guess:
             logger.warning(plan.guess)
 
-        def solve(pieces: Sequence[list[Group]]) -> Iterator[Solved]:
-            calls = [(plan.config, piece, drop_failed) for piece in pieces]
+        def solve(pieces: Sequence[list[Group]], known: Solutions | None) -> Iterator[Solved]:
+            shared = crew.share(known)
+            calls = [(plan.config, piece, drop_failed, shared) for piece in pieces]
             return crew.run("solve", calls, lambda n: f"solving {clip(pieces[n][0].facts[0].text)} and what follows it")
 
         store = changes.build_by(
@@ -124,6 +126,7 @@ class Worker:
     """In a process of its own: a model, and an editor as soon as its settings are told."""
 
     _editor: Editor | None = None
+    _knowing: Editor | None = None  # with the first guesses of the last piece
 
     def load(self, model: str, device: str, dtype: str | None) -> str:
         """Load the model; who this is. (Not in `__init__`: what that raises arrives as text alone.)"""
@@ -146,14 +149,20 @@ class Worker:
         heard = [fact for number, fact in enumerate(facts) if number not in gone]
         return Plan(editor.settings(), editor.key_ids(heard), silent, guess)
 
-    def solve(self, config: DatabaseConfig, piece: list[Group], drop_failed: bool) -> Solved:
-        """One piece. Raises FingerprintError where this machine has another model."""
+    def solve(
+        self, config: DatabaseConfig, piece: list[Group], drop_failed: bool, known: Solutions | None = None
+    ) -> Solved:
+        """One piece, from first guesses where `known` is given. Raises FingerprintError where this machine has another
+        model."""
         from neuraldb_faiss.edits.pipeline import solve_piece
         from neuraldb_faiss.solver.editor import Editor
 
         if self._editor is None:
             self._editor = Editor.of(config, self._model, self._tokenizer)
-        return solve_piece(self._editor, piece, drop_failed)
+        if known is None:
+            return solve_piece(self._editor, piece, drop_failed)
+        self._knowing = (self._knowing or self._editor).knowing(known)
+        return solve_piece(self._knowing, piece, drop_failed)
 
 
 @dataclass(frozen=True)
@@ -201,6 +210,12 @@ class Workers:
         else:
             for worker in (*self._idle, *(job.worker for job in self._jobs.values())):
                 ray.kill(worker)
+
+    def share(self, known: Solutions | None) -> Any:
+        """What stands for it in calls, so that each machine gets it once."""
+        import ray
+
+        return None if known is None else ray.put(known)
 
     def run(self, method: str, calls: Sequence[tuple[Any, ...]], doing: Callable[[int], str]) -> Iterator[Any]:
         """The answers of `method` to these calls, in their order, whichever workers give them.

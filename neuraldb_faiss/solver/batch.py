@@ -149,9 +149,9 @@ class Batch:
 
     def sample(self, turn: int) -> list[int]:
         """Positions of the rows without a prefix, and of those behind the one whose turn it is (from 0, round and
-        round)."""
+        round; below 0 it is none's)."""
         n = max(1, max(row.context for row in self.rows))
-        return [i for i, row in enumerate(self.rows) if not row.context or row.context - 1 == turn % n]
+        return [i for i, row in enumerate(self.rows) if not row.context or (turn >= 0 and row.context - 1 == turn % n)]
 
     def select(self, rows: Sequence[int]) -> Batch:
         """The batch with only the rows at these positions, which ascend and of which every group has some."""

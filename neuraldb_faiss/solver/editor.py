@@ -38,11 +38,12 @@ from neuraldb_faiss.models.interventions import check_causal
 from neuraldb_faiss.models.tokenization import encode_prompt, has_chat
 from neuraldb_faiss.options import BuildConfig, BuildOptions
 from neuraldb_faiss.solver.bare_keys import with_bare_keys
+from neuraldb_faiss.solver.first_guess import FirstGuess, Solutions
 from neuraldb_faiss.solver.keys import KeyRows, compute_keys
 from neuraldb_faiss.solver.objectives.registry import REGISTRY, check_stored
 from neuraldb_faiss.solver.outcome import FactOutcome
 from neuraldb_faiss.solver.prefixes import generate_prefixes
-from neuraldb_faiss.solver.residuals import solve_residuals
+from neuraldb_faiss.solver.residuals import Solver
 
 # Settings that decide an entry's arrays, and the gate, which the facts left out hang on.
 _DECIDING = (
@@ -78,6 +79,7 @@ class Editor:
     ffn_module: str | None
     name: str | None = None  # where the model came from; told to people, compared with nothing
     delivery: str = "auto"
+    guess: FirstGuess | None = None  # where the solver begins
 
     @classmethod
     def new(
@@ -204,11 +206,21 @@ class Editor:
             return [Edited(zero, None, (None,) * len(group)) for group in groups]
         prefixes = self.prefixes if prefixed else ()
         config = self.config if prefixed else replace(self.config, chat=False)
-        solved = solve_residuals(self.model, self.tokenizer, self.site, groups, prefixes, config, kind=self.residual)
+        guesses = None
+        if self.guess is not None and prefixed and groups:
+            guesses = self.guess([[fact.separator + fact.target for fact in group] for group in groups])
+        solver = Solver(self.model, self.tokenizer, self.site, config, self.residual)
+        solved = solver.solve(groups, prefixes, guesses)
         return [Edited(one.residual, one.loss, one.facts) for one in solved]
 
+    def knowing(self, solutions: Solutions) -> Editor:
+        """The editor whose residuals begin at first guesses from these."""
+        if self.guess is not None and self.guess.digest == solutions.digest:
+            return self
+        return replace(self, guess=FirstGuess(self.model, self.tokenizer, solutions))
+
     def digest(self) -> str:
-        """Hex; equal where the same facts give the same arrays."""
+        """Hex; equal where the same facts give the same arrays, solved from the same first guesses."""
         return digest_of(self.settings())
 
 

@@ -67,12 +67,12 @@ class Normalised:
     """Steps of a given length along the mean of recent gradients, each brought to length one.
 
     A loss of logarithms has gradients that differ a hundredfold on the way; only their direction is used. The k-th step
-    is lr * (0.75^(k-1) + 1/12) * ||h_init|| long.
+    is lr * (0.75^(k-1) + 1/12) * ||h_init|| long; `taken` steps before the first have shortened it already.
     """
 
-    def __init__(self, like: Tensor, lr: float) -> None:
+    def __init__(self, like: Tensor, lr: float, taken: int = 0) -> None:
         self._lr = lr
-        self._step = 0
+        self._step = taken
         self._mean = torch.zeros_like(like)
 
     def update(self, r: Tensor, grad: Tensor, h_norm: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -71,57 +72,77 @@ def solve_residuals(
     does not fit all the same is halved. Raises BuildError where a group has no facts, its loss is not finite, or the
     model has no gradient, and ModelError where the objective needs what the model does not have (PMET an attention).
     """
-    if any(not group for group in groups):
-        raise BuildError("cannot solve a residual for a group without facts: leave empty groups out")
-    if config.steps < 1:
-        raise BuildError(f"steps must be at least 1, not {config.steps}: the loss is never evaluated otherwise")
-    if not groups:
-        return []
-    model = unwrap(model)
-    if any(p.is_inference() for p in model.parameters()):
-        raise BuildError(
-            "the model was loaded under torch.inference_mode, so nothing can be solved with it: load it outside"
-        )
-    objective = REGISTRY[kind].load()
-    attention = objective.second_site(model, site)
-    fill = CPU_TOKENS if input_device(model).type == "cpu" else GPU_TOKENS
-    max_tokens = places_with_gradients(model, site, fill)
-    rows = [
-        tuple(group_rows(tokenizer, g, group, prefixes, config.kl_prompts, config.end_factor > 0))
-        for g, group in enumerate(groups)
-    ]
-    if config.chat:
-        with frozen(model):
-            stays = kept(model, tokenizer, [group[0].subject for group in groups])
+    return Solver(model, tokenizer, site, config, kind).solve(groups, prefixes)
+
+
+@dataclass(frozen=True, slots=True)
+class Solver:
+    """`solve_residuals` with these settings, for one set of groups after the other."""
+
+    model: Any
+    tokenizer: Any
+    site: FFNSite
+    config: ResidualConfig
+    kind: str = DEFAULT
+
+    def solve(
+        self, groups: Sequence[Sequence[Fact]], prefixes: Sequence[str], guesses: np.ndarray | None = None
+    ) -> list[Solved]:
+        """`solve_residuals`; the optimizer "sampled" begins at `guesses`, float32 [groups, d2], if there are any."""
+        model, tokenizer, site, config = self.model, self.tokenizer, self.site, self.config
+        if any(not group for group in groups):
+            raise BuildError("cannot solve a residual for a group without facts: leave empty groups out")
+        if config.steps < 1:
+            raise BuildError(f"steps must be at least 1, not {config.steps}: the loss is never evaluated otherwise")
+        if not groups:
+            return []
+        model = unwrap(model)
+        if any(p.is_inference() for p in model.parameters()):
+            raise BuildError(
+                "the model was loaded under torch.inference_mode, so nothing can be solved with it: load it outside"
+            )
+        objective = REGISTRY[self.kind].load()
+        attention = objective.second_site(model, site)
+        fill = CPU_TOKENS if input_device(model).type == "cpu" else GPU_TOKENS
+        max_tokens = places_with_gradients(model, site, fill)
         rows = [
-            (*mine, *(row for n, fact in enumerate(group) for row in answered(tokenizer, g, n, fact)), *stays[g])
-            for g, (mine, group) in enumerate(zip(rows, groups, strict=True))
+            tuple(group_rows(tokenizer, g, group, prefixes, config.kl_prompts, config.end_factor > 0))
+            for g, group in enumerate(groups)
         ]
-    sampled = config.optimizer == "sampled"
-    solve_batch = solve_sampled if sampled else _solve_batch
-    solved: dict[int, Solved] = {}
-    with torch.inference_mode(False), torch.enable_grad(), frozen(model):
-        ways = Ways(model, site, attention, Heads(model, prefix_tokens(tokenizer, prefixes)))
-        way = ways.fastest(Batch((rows[0],)), config.clamp)
+        if config.chat:
+            with frozen(model):
+                stays = kept(model, tokenizer, [group[0].subject for group in groups])
+            rows = [
+                (*mine, *(row for n, fact in enumerate(group) for row in answered(tokenizer, g, n, fact)), *stays[g])
+                for g, (mine, group) in enumerate(zip(rows, groups, strict=True))
+            ]
+        sampled = config.optimizer == "sampled"
+        solved: dict[int, Solved] = {}
+        with torch.inference_mode(False), torch.enable_grad(), frozen(model):
+            ways = Ways(model, site, attention, Heads(model, prefix_tokens(tokenizer, prefixes)))
+            way = ways.fastest(Batch((rows[0],)), config.clamp)
 
-        def solve(members: Sequence[int]) -> list[Solved | None]:
-            batch = Batch(tuple(rows[g] for g in members))
-            return solve_batch(partial(ways.start, way), batch, config, site, objective, tokenizer)
+            def solve(members: Sequence[int]) -> list[Solved | None]:
+                batch, start = Batch(tuple(rows[g] for g in members)), partial(ways.start, way)
+                if not sampled:
+                    return _solve_batch(start, batch, config, site, objective, tokenizer)
+                first = None if guesses is None else torch.from_numpy(guesses[list(members)])
+                return solve_sampled(start, batch, config, site, objective, tokenizer, first)
 
-        # What passes with a gradient have: of the rows behind prefixes one a fact, where they take turns.
-        passed = [tuple(row for row in mine if not (sampled and row.context > 1)) for mine in rows]
-        batches = _split(passed, max_tokens, is_packed(way))
-        for members, results in in_parts(batches, lambda members: _places(passed, members, is_packed(way)), solve):
-            for g, result in zip(members, results, strict=True):
-                if result is None:
-                    names = ", ".join(f"{fact.id} ({fact.subject!r})" for fact in groups[g][:3])
-                    raise BuildError(
-                        f"the loss of fact {names} is not finite at layer {site.layer}: "
-                        "load the model in another dtype (--dtype float32) or leave the fact out"
-                    )
-                solved[g] = result
-            tell_solved(sum(len(groups[g]) for g in members))
-    return [solved[g] for g in range(len(groups))]
+            # What passes with a gradient have: of the rows behind prefixes one a fact, where they take turns.
+            passed = [tuple(row for row in mine if not (sampled and row.context > 1)) for mine in rows]
+            batches = _split(passed, max_tokens, is_packed(way))
+            for members, results in in_parts(batches, lambda members: _places(passed, members, is_packed(way)), solve):
+                for g, result in zip(members, results, strict=True):
+                    if result is None:
+                        names = ", ".join(f"{fact.id} ({fact.subject!r})" for fact in groups[g][:3])
+                        raise BuildError(
+                            f"the loss of fact {names} is not finite at layer {site.layer}: "
+                            "load the model in another dtype (--dtype float32) or leave the fact out"
+                        )
+                    solved[g] = result
+                tell_solved(sum(len(groups[g]) for g in members))
+        return [solved[g] for g in range(len(groups))]
 
 
 def _places(rows: Sequence[tuple[Row, ...]], groups: Sequence[int], packed: bool) -> int:
