@@ -125,6 +125,12 @@ class Topics:
         """Whether `text` asks for another relation of the fact's subject, so that the fact does not answer it."""
         return self.bearing(text, fact, names) == "another"
 
+    def asks_for_nothing(self, text: str, fact: Asked, names: Sequence[str] = ()) -> bool:
+        """Whether `text` names the fact's subject, or not even that, and asks for nothing in particular about it: "Tell
+        me about Nokia." """
+        read = _read(text, (fact.subject, *names))
+        return not (read.words - _open_stems() or read.aspects or read.wanted)
+
     def is_stated(self, text: str, fact: Asked, names: Sequence[str] = ()) -> bool:
         """Whether the text itself says what the fact is about, before its last sentence: one that is no question names
         the subject and asks for the fact, and has a number or a name besides."""
@@ -270,7 +276,7 @@ class _Reading(NamedTuple):
 @lru_cache(maxsize=64)
 def _read(text: str, names: tuple[str, ...]) -> _Reading:
     """The reading of a text for a subject with these names. Facts of one subject ask for it one after the other."""
-    said = _last_sentence(text, names)
+    said = sentence_of(text, names)
     if len(said) > 2 * _READ:
         said = f"{said[:_READ]} {said[-_READ:]}"
     said = _SHORT.sub(r"\1 is", " ".join(said.split()))
@@ -286,7 +292,7 @@ def _read(text: str, names: tuple[str, ...]) -> _Reading:
     return _Reading(frozenset(stems(masked(said, names, " "))), asked, wanted_kinds(shown), asks)
 
 
-def _last_sentence(text: str, names: Sequence[str]) -> str:
+def sentence_of(text: str, names: Sequence[str]) -> str:
     """The text from the sentence on that holds the last of these names; all of it where none is there."""
     low = text.casefold()
     at = max(low.rfind(name.casefold()) for name in names)

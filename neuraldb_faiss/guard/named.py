@@ -16,6 +16,8 @@ PLACE = "place"
 GAMMA = "gamma"
 FLOOR = "floor"
 NEARER = "nearer"
+ANOTHER = "another"
+STATED = "stated"
 WHY = {
     WAITS: "the fact waits to be solved anew: neuraldb solve",
     CASE: "the text writes the name in another case than the fact does",
@@ -24,6 +26,8 @@ WHY = {
     GAMMA: "the cosine does not exceed γ",
     FLOOR: "the cosine is below the floor that is asked for where a text writes a name as here",
     NEARER: "another fact of the same name is nearer",
+    ANOTHER: "the text does not ask for the fact",
+    STATED: "the text itself says what the fact is about",
 }
 
 

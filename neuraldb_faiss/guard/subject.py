@@ -11,12 +11,14 @@ import numpy as np
 import torch
 
 from neuraldb_faiss.config import check_gamma
+from neuraldb_faiss.guard.asking import Asking, HoldsBack
 from neuraldb_faiss.guard.gate import UNKNOWN, Fired, Tokens
 from neuraldb_faiss.guard.name_files import Names, subjects_of
 from neuraldb_faiss.guard.name_index import Folded, Speller, Subjects
 from neuraldb_faiss.guard.named import CASE, FLOOR, GAMMA, NEARER, PLACE, WAITS, WORD, Named
 from neuraldb_faiss.guard.none import PlainGate
 from neuraldb_faiss.guard.texts import Texts
+from neuraldb_faiss.guard.turns import Turns
 from neuraldb_faiss.index.base import EntrySource
 from neuraldb_faiss.index.device_matcher import Candidates
 from neuraldb_faiss.index.key_tokens import YIELD, as_bare
@@ -89,7 +91,9 @@ class SubjectMatcher:
         same = source.lineage == self._view.source.lineage
         self._view = _View.of(source, self._spell, self._view if same else None)
 
-    def match(self, queries: torch.Tensor, text: Folded, first_tokens: np.ndarray) -> Matches:
+    def match(
+        self, queries: torch.Tensor, text: Folded, first_tokens: np.ndarray, holds_back: HoldsBack | None = None
+    ) -> Matches:
         """One row a token; where none of its names' keys passes the gate, no entry.
 
         Args:
@@ -97,8 +101,19 @@ class SubjectMatcher:
             text: what they say; its tokens count the queries' rows.
             first_tokens: int64 [n]: as for `Matcher.match`, at a text's first token only keys taken there on the same
                 token answer, and nowhere else do those.
+            holds_back: asked about what would fire; where it gives a reason, the entry is out, and the next one fires.
         """
         found = self.candidates(text, first_tokens)
+        while True:
+            matches = self._nearest(queries, found)
+            held = _held(matches, holds_back)
+            if not held:
+                return matches
+            entries = found.source.key_entries[found.positions].tolist()
+            found = found.only([pair not in held for pair in zip(found.rows.tolist(), entries, strict=True)])
+
+    def _nearest(self, queries: torch.Tensor, found: Candidates) -> Matches:
+        """The nearest of these keys to each query."""
         rows, positions, source = found.rows, found.positions, found.source
         floors = np.maximum(found.floors, np.nextafter(self.gamma, 1.0))  # what cannot fire must not win
         entries = np.full(len(queries), -1, np.int64)
@@ -119,7 +134,7 @@ class SubjectMatcher:
             source,
         )
 
-    def candidates(self, text: Folded, first_tokens: np.ndarray) -> Candidates:
+    def candidates(self, text: Folded, first_tokens: np.ndarray, holds_back: HoldsBack | None = None) -> Candidates:
         """The keys whose subjects end at each token; arguments as for `match`. It needs no query."""
         view = self._view
         rows, entries, floors = view.subjects.ends(text)
@@ -129,12 +144,18 @@ class SubjectMatcher:
         tokens, first = source.key_tokens[positions], first_tokens[rows]
         bare = tokens == as_bare(first)
         fits = source.live[positions] & (bare | (tokens == first))
-        return Candidates(rows[fits], positions[fits], floors[fits], source, np.where(bare, YIELD, 0.0)[fits])
+        found = Candidates(rows[fits], positions[fits], floors[fits], source, np.where(bare, YIELD, 0.0)[fits])
+        if holds_back is None:
+            return found
+        pairs = zip(found.rows.tolist(), source.key_entries[found.positions].tolist(), strict=True)
+        return found.only([holds_back(place, entry) is None for place, entry in pairs])
 
-    def named(self, queries: torch.Tensor, text: Folded, first_tokens: np.ndarray) -> list[Named]:
+    def named(
+        self, queries: torch.Tensor, text: Folded, first_tokens: np.ndarray, holds_back: HoldsBack | None = None
+    ) -> list[Named]:
         """The live facts' entries whose subjects end at each token, in any case; arguments as for `match`."""
         view, source = self._view, self._view.source
-        matches = self.match(queries, text, first_tokens)
+        matches = self.match(queries, text, first_tokens, holds_back)
         firing = {(at, int(matches.entry_ids[at])) for at in np.flatnonzero(matches.fired.numpy()).tolist()}
         heard = {pair[:2] for pair in _pairs(view.subjects.ends(text, any_case=True))}
         rows = as_rows(queries)
@@ -160,10 +181,23 @@ class SubjectMatcher:
                     reason = CASE
                 elif score is None:
                     reason = PLACE
+                elif score <= self.gamma:
+                    reason = GAMMA
+                elif score < needed:
+                    reason = FLOOR
                 else:
-                    reason = GAMMA if score <= self.gamma else FLOOR if score < needed else NEARER
+                    reason = (holds_back(at, entry) if holds_back else None) or NEARER
             found.append(Named(at, entry, score, needed, reason))
         return found
+
+
+def _held(matches: Matches, holds_back: HoldsBack | None) -> set[tuple[int, int]]:
+    """What fires of these matches and is held back, as (token, entry)."""
+    if holds_back is None:
+        return set()
+    firing = np.flatnonzero(matches.fired.numpy())
+    pairs = zip(firing.tolist(), matches.entry_ids.numpy()[firing].tolist(), strict=True)
+    return {(place, entry) for place, entry in pairs if holds_back(place, entry) is not None}
 
 
 def _pairs(ends: tuple[np.ndarray, np.ndarray, np.ndarray]) -> list[tuple[int, int, float]]:
@@ -172,8 +206,8 @@ def _pairs(ends: tuple[np.ndarray, np.ndarray, np.ndarray]) -> list[tuple[int, i
 
 
 class SubjectGate:
-    """Entries whose subject (or an alias of it) the text ends with at a token; of these the nearest by cosine, where
-    that exceeds gamma.
+    """Entries whose subject (or an alias of it) the text ends with at a token, where it asks for what they say; of
+    these the nearest by cosine, where that exceeds gamma.
 
     Where the model is run without token ids there is no text, and the plain gate decides.
     """
@@ -181,9 +215,13 @@ class SubjectGate:
     guard = "subject"
     wants_past = True
 
-    def __init__(self, matcher: SubjectMatcher, texts: Texts, plain: Callable[[], Matcher]) -> None:
-        """plain: makes the matcher of the plain gate, when it is first needed."""
+    def __init__(
+        self, matcher: SubjectMatcher, texts: Texts, plain: Callable[[], Matcher], asking: Asking | None = None
+    ) -> None:
+        """plain: makes the matcher of the plain gate, when it is first needed. asking: tells what texts ask for; None
+        where entries may fire whatever is asked."""
         self._matcher = matcher
+        self._asking = asking
         self._texts = texts
         self._make_plain = plain
         self._plain: PlainGate | None = None
@@ -205,18 +243,23 @@ class SubjectGate:
     def fired(self, keys: torch.Tensor, tokens: Tokens) -> Fired:
         if tokens.ids is None:
             return self._unguarded().fired(keys, tokens)
-        text = self._text(tokens)
-        return Fired.of(self._matcher.match(keys, text, tokens.first_tokens().reshape(-1)), None)
+        text, first = self._text(tokens), tokens.first_tokens().reshape(-1)
+        return Fired.of(self._matcher.match(keys, text, first, self._holds_back(tokens)), None)
 
     def named(self, keys: torch.Tensor, tokens: Tokens) -> list[Named]:
         """Which entries the text names, and why they do not fire (`guard.named.NamesSubjects`)."""
-        return self._matcher.named(keys, self._text(tokens), tokens.first_tokens().reshape(-1))
+        text, first = self._text(tokens), tokens.first_tokens().reshape(-1)
+        return self._matcher.named(keys, text, first, self._holds_back(tokens))
 
     def candidates(self, keys: torch.Tensor, tokens: Callable[[], Tokens]) -> Candidates | None:
         known = tokens()
         if known.ids is None:
             return self._unguarded().candidates(keys, tokens)
-        return self._matcher.candidates(self._text(known), known.first_tokens().reshape(-1))
+        text, first = self._text(known), known.first_tokens().reshape(-1)
+        return self._matcher.candidates(text, first, self._holds_back(known))
+
+    def _holds_back(self, tokens: Tokens) -> HoldsBack | None:
+        return None if self._asking is None else self._asking.reading(tokens, self._matcher.source)
 
     def _unguarded(self) -> PlainGate:
         if self._plain is None:
@@ -241,4 +284,5 @@ class SubjectGate:
 def make(source: Any, gamma: float, tokenizer: Any, plain: Callable[[], Matcher]) -> SubjectGate:
     """The gate of the guard "subject" (`registry.GuardKind.target`)."""
     texts = Texts.of(tokenizer)
-    return SubjectGate(SubjectMatcher(source, gamma=gamma, spell=texts.speller(tokenizer)), texts, plain)
+    matcher = SubjectMatcher(source, gamma=gamma, spell=texts.speller(tokenizer))
+    return SubjectGate(matcher, texts, plain, Asking(texts, Turns.of(tokenizer)))

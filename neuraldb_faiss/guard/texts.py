@@ -52,6 +52,11 @@ class Texts:
         data = b"".join(map(self._piece, ids))
         return "" if BREAK in data else " ".join(data.decode("utf-8", "replace").split())
 
+    def written(self, ids: Sequence[int]) -> str:
+        """What these tokens say, to the letter; a line break for each that says nothing."""
+        data = b"".join(b"\n" if piece == BREAK else piece for piece in map(self._piece, ids))
+        return data.decode("utf-8", "replace")
+
     def fold(self, past: np.ndarray, ids: np.ndarray, real: np.ndarray, starts: np.ndarray, reach: int) -> Folded:
         """The texts of one forward, one behind the other; a token's number is its place in `ids`, flattened.
 

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from neuraldb_faiss.guard.asking import Asking
 from neuraldb_faiss.guard.gate import Tokens
 from neuraldb_faiss.guard.name_index import Folded
 from neuraldb_faiss.guard.subject import SubjectGate, SubjectMatcher
 from neuraldb_faiss.guard.texts import Texts
+from neuraldb_faiss.guard.turns import Turns
 from neuraldb_faiss.index.matcher import Matcher
 
 
@@ -29,4 +31,5 @@ class WholeWordsGate(SubjectGate):
 def make(source: Any, gamma: float, tokenizer: Any, plain: Callable[[], Matcher]) -> WholeWordsGate:
     """The gate of the guard "whole-words" (`registry.GuardKind.target`)."""
     texts = Texts.of(tokenizer)
-    return WholeWordsGate(SubjectMatcher(source, gamma=gamma, spell=texts.speller(tokenizer)), texts, plain)
+    matcher = SubjectMatcher(source, gamma=gamma, spell=texts.speller(tokenizer))
+    return WholeWordsGate(matcher, texts, plain, Asking(texts, Turns.of(tokenizer)))

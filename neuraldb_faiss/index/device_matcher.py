@@ -6,6 +6,7 @@ their keys along, a few rows; what the device decides, the device uses.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,11 @@ class Candidates:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def only(self, kept: Sequence[bool]) -> Candidates:
+        """Those at which `kept`, one a candidate, is true."""
+        at = np.flatnonzero(np.asarray(kept, bool))
+        return Candidates(self.rows[at], self.positions[at], self.floors[at], self.source, self.behind[at])
 
 
 @dataclass(frozen=True, slots=True)

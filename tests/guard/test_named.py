@@ -14,7 +14,7 @@ from helpers.fake_snapshot import FakeSnapshot
 from helpers.tiny import tiny_tokenizer
 from neuraldb_faiss.guard.gate import Tokens
 from neuraldb_faiss.guard.name_index import Folded
-from neuraldb_faiss.guard.named import CASE, FLOOR, GAMMA, NEARER, PLACE, WAITS, WHY, WORD, Named
+from neuraldb_faiss.guard.named import ANOTHER, CASE, FLOOR, GAMMA, NEARER, PLACE, WAITS, WHY, WORD, Named
 from neuraldb_faiss.guard.subject import SubjectMatcher
 from neuraldb_faiss.guard.texts import Texts
 from neuraldb_faiss.guard.whole_words import WholeWordsGate
@@ -134,3 +134,27 @@ def test_a_gate_answers_for_the_tokens_of_a_forward() -> None:
     keys = torch.from_numpy(np.repeat(query((0, 0.9))[None], ids.size, 0)).float()
     (one,) = gate.named(keys, tokens)
     assert one.reason is None and one.place in gate.fired(keys, tokens).places
+
+
+def test_what_is_held_back_leaves_its_place_to_the_next_nearest() -> None:
+    words, text = tiny_tokenizer("bytelevel"), "Ann is in Rome"
+    ids = np.array([words(text)["input_ids"]])
+    near_to_both = AXES[: len(NAMES)].copy()
+    near_to_both[4] += 2 * AXES[3]
+    matcher, real = SubjectMatcher(Source(near_to_both), gamma=GAMMA_), np.ones(ids.shape, bool)
+    folded = Texts.of(words).fold(np.empty((1, 0), np.int64), ids, real, np.arange(ids.size)[None] == 0, 400)
+    keys, first = torch.from_numpy(np.repeat(AXES[3][None], ids.size, 0)).float(), np.full(ids.size, -1)
+    asked: list[tuple[int, int]] = []
+
+    def holds_back(place: int, entry: int) -> str | None:
+        asked.append((place, entry))
+        return ANOTHER if entry == 3 else None
+
+    last = ids.size - 1
+    assert matcher.match(keys, folded, first).entry_ids[last] == 3
+    assert matcher.match(keys, folded, first, holds_back).entry_ids[last] == 4
+    assert asked == [(last, 3), (last, 4)]  # nobody is asked about tokens that do not fire
+    found = matcher.candidates(folded, first, holds_back)
+    assert found.source.key_entries[found.positions].tolist() == [4]
+    told = {one.entry: one.reason for one in matcher.named(keys, folded, first, holds_back)}
+    assert told == {3: ANOTHER, 4: None}

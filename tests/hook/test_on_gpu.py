@@ -92,6 +92,10 @@ def test_guarded_as_on_the_host_too(prove: Callable[[], None]) -> None:
     prove()
 
 
+def test_entries_fire_where_they_are_asked_for(tmp_path: Path) -> None:
+    guarded.test_entries_fire_where_they_are_asked_for(tmp_path)
+
+
 class Unasked(TorchDispatchMode):
     """Fails at operations that make the host wait for a GPU without saying so."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from transformers import DynamicCache, StaticCache
 
 from helpers.fake_snapshot import FakeSnapshot
 from helpers.tiny import tiny, tiny_tokenizer
+from neuraldb_faiss import Fact, build
 from neuraldb_faiss.guard.subject import SubjectGate, SubjectMatcher
 from neuraldb_faiss.guard.texts import Texts
 from neuraldb_faiss.guard.whole_words import WholeWordsGate
@@ -290,6 +292,28 @@ def test_packed_texts_are_apart() -> None:
     with case.attach() as handle, torch.no_grad():
         case.model(ids, position_ids=positions)
     assert 0 not in {entry for _, _, entry in traced(handle)}
+
+
+def test_entries_fire_where_they_are_asked_for(tmp_path: Path) -> None:
+    """However near the keys are; the paper's gate does not ask."""
+    model, words = tiny("llama")
+    facts = [Fact("Acme Ltd", "The CEO of {} is", "Bob"), Fact("Acme Ltd", "The head office of {} is in", "Oslo")]
+    db = build(facts, model, words, tmp_path / "db", layer=1, residual="none")
+    ceo, office = (fact.entry for fact in db.facts())
+    for text, expected in (
+        ("The CEO of Acme Ltd is", [ceo]),
+        ("The head office of Acme Ltd is in", [office]),
+        ("Q: Where is the head office of Acme Ltd?\nA:", [office]),
+        ("Acme Ltd was founded in the year", []),
+        ("Acme Ltd was founded in the year 1987. The CEO of Acme Ltd is", [ceo]),
+        ("The CEO of Acme Ltd is Ann Lee. The CEO of Acme Ltd is", [ceo]),
+    ):
+        with db.attach(model, words, gamma=0.0) as handle, torch.no_grad():
+            model(**words(text, return_tensors="pt"))
+        assert [fire.entry_id for fire in handle.trace()] == expected, text
+    with db.attach(model, words, gamma=0.0, guard="none") as handle, torch.no_grad():
+        model(**words("Acme Ltd was founded in the year", return_tensors="pt"))
+    assert handle.hits
 
 
 pieces = some.lists(

@@ -98,10 +98,10 @@ def test_a_name_fires_where_its_prompt_never_had_it(tmp_path: Path) -> None:
     db = build([BEHIND, MADRID], model, tokenizer, tmp_path / "db", layer=1, residual="none", gamma=0.9)
     tokens = db.snapshot.key_tokens
     assert is_bare(tokens).any() and db.verify(deep=True) == []
-    assert fired(db, model, tokenizer, f"{SHORT} city") == [(BEHIND.id, 0)]
+    assert fired(db, model, tokenizer, f"{SHORT} is") == [(BEHIND.id, 0)]
     assert dict(fired(db, model, tokenizer, "Madrid is")) == {MADRID.id: len(tokenizer("Madrid").input_ids) - 1}
     # Without a guard, and for whoever asks for keys, they are not there.
-    assert fired(db, model, tokenizer, f"{SHORT} city", guard="none") == []
+    assert fired(db, model, tokenizer, f"{SHORT} is", guard="none") == []
     bare = db.snapshot.keys(np.flatnonzero(is_bare(tokens)))
     assert (db.search(bare.astype(np.float32)).scores < 0.9999).all()
 
@@ -126,5 +126,5 @@ def test_life_of_a_fact_with_an_entry_at_the_beginning(tmp_path: Path) -> None:
         assert (len(db), db.info()["entries"], db.info()["waiting"]) == (3, 5, 0)
         db.remove(subject=SHORT)
         assert (len(db), db.info()["entries"], db.info()["waiting"]) == (1, 1, 0)
-        assert fired(db, model, tokenizer, f"{SHORT} city") == []
+        assert fired(db, model, tokenizer, f"{SHORT} is") == []
         assert db.verify(deep=True) == []

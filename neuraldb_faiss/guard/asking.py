@@ -1,0 +1,165 @@
+"""Whether a text asks for what an entry says, so that its residual may fire where the subject is named."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from neuraldb_faiss.facts.topics import Asked, own_topics, sentence_of
+from neuraldb_faiss.guard.gate import Tokens
+from neuraldb_faiss.guard.named import ANOTHER, STATED
+from neuraldb_faiss.guard.texts import Texts
+from neuraldb_faiss.guard.turns import Turn, Turns
+
+_KEPT = 1 << 14  # entries whose facts are remembered
+_ROLE = re.compile(r"\s*\w*\s*")  # what stands between two marks and is no message: "assistant"
+_END = re.compile(r"[.!?][\"')\]]*\s|\n")  # of a sentence, or of a line
+
+HoldsBack = Callable[[int, int], str | None]  # (token, entry) -> a key of `named.WHY`, None where it may fire
+
+
+class Stored(Asked, Protocol):
+    """A fact, with the names of its subject among its `metadata`."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def metadata(self) -> Mapping[str, Any]: ...
+
+
+class Asking:
+    """Holds entries back where the text names their subjects and does not ask for them (`facts.topics`).
+
+    - A text to be continued: where the sentence that names the subject, as far as it is known, asks for something else
+      about it.
+    - A message of a chat: where it asks for something else, or for nothing in particular ("Tell me about Nokia."). One
+      that does not say is judged by the last message behind it, where that is known.
+    - An answer: where its own sentence, up to the name, asks for something else; one that does not say is judged by the
+      message before it. So it is in a forward of one token, with a KV cache, as in a forward of the whole text.
+    - Anywhere, where the text itself says in an earlier sentence what the fact is about: the context wins.
+
+    Of several facts of an entry one that may be asked for is enough. Threads may share it.
+    """
+
+    def __init__(self, texts: Texts, turns: Turns) -> None:
+        self._texts, self._turns = texts, turns
+        self._facts: tuple[Any, dict[int, tuple[Stored, ...]]] = None, {}
+
+    def reading(self, tokens: Tokens, source: Any) -> HoldsBack:
+        """What holds the entries of a snapshot back in the texts of one forward.
+
+        Args:
+            tokens: with ids.
+            source: the snapshot, whose `facts(entry=...)` gives the facts of an entry.
+        """
+        if self._facts[0] is not source:
+            self._facts = source, {}
+        known = self._facts[1]
+        rows: dict[int, _Row] = {}
+        found: dict[tuple[int, int], str | None] = {}
+
+        def holds_back(place: int, entry: int) -> str | None:
+            if (place, entry) not in found:
+                if entry not in known:
+                    if len(known) >= _KEPT:
+                        known.clear()
+                    known[entry] = tuple(source.facts(entry=entry))
+                row, column = divmod(place, tokens.positions.shape[1])
+                if row not in rows:
+                    rows[row] = _Row(tokens, row)
+                found[place, entry] = self._why(*rows[row].around(column), known[entry])
+            return found[place, entry]
+
+        return holds_back
+
+    def _why(self, ids: Sequence[int], at: int, facts: Sequence[Stored]) -> str | None:
+        """Why none of these facts may fire at the token `at` of a text; None where one may."""
+        turns = self._turns.split(ids)
+        number = next(number for number, turn in enumerate(turns) if at < turn.stop)
+        start, stop, kind = turns[number]
+        if kind == "text":
+            text = self._texts.written(ids[start : at + 1])
+            rest = self._texts.written(ids[at + 1 : stop])
+            end = _END.search(rest)
+            text += rest[: end.start() + 1 if end else None]
+            return _first(_in_text(text, fact) for fact in facts)
+        if kind == "answer":
+            own, message = self._texts.written(ids[start : at + 1]), self._last(ids, turns[:number])
+            return _first(_in_answer(own, message, fact) for fact in facts)
+        message, later = self._texts.written(ids[start:stop]), self._last(ids, turns[number + 1 :])
+        return _first(_in_message(message, later, fact) for fact in facts)
+
+    def _last(self, ids: Sequence[int], turns: Sequence[Turn]) -> str:
+        """The last message of these turns; "" where there is none."""
+        texts = (self._texts.written(ids[turn.start : turn.stop]) for turn in reversed(turns) if turn.kind == "message")
+        return next((text for text in texts if not _ROLE.fullmatch(text)), "")
+
+
+class _Row:
+    """The texts of one row of a forward."""
+
+    def __init__(self, tokens: Tokens, row: int) -> None:
+        assert tokens.ids is not None
+        real = slice(None) if tokens.real is None else np.flatnonzero(tokens.real[row])
+        past = tokens.past[row]
+        self._past = past[past != -1].tolist()
+        self._columns = np.arange(tokens.ids.shape[1])[real]
+        self._ids = tokens.ids[row, real].tolist()
+        self._starts = np.flatnonzero(tokens.positions[row, real] == 0)
+
+    def around(self, column: int) -> tuple[list[int], int]:
+        """The tokens of the text that a column belongs to, as far as they are known, and its place among them."""
+        at = int(np.searchsorted(self._columns, column))
+        first = int(np.searchsorted(self._starts, at, side="right"))
+        start = int(self._starts[first - 1]) if first else 0
+        stop = int(self._starts[first]) if first < len(self._starts) else len(self._ids)
+        past = [] if first else self._past
+        return [*past, *self._ids[start:stop]], len(past) + at - start
+
+
+def _first(reasons: Iterator[str | None]) -> str | None:
+    """The first of these reasons, None where one of them is None, or where there is none."""
+    found: str | None = None
+    for reason in reasons:
+        if reason is None:
+            return None
+        found = found or reason
+    return found
+
+
+def _in_text(text: str, fact: Stored) -> str | None:
+    names = _names(fact)
+    own = fact.text in sentence_of(text, (fact.subject,))  # whatever stands behind it: a text that is scored has more
+    if not own and own_topics().bearing(text, fact, names) == "another":
+        return ANOTHER
+    return STATED if own_topics().is_stated(text, fact, names) else None
+
+
+def _in_message(message: str, later: str, fact: Stored) -> str | None:
+    topics, names = own_topics(), _names(fact)
+    bearing = topics.bearing(message, fact, names)
+    if bearing == "open" and later:
+        bearing = topics.bearing(later, fact, names)
+    if bearing == "another" or (bearing == "open" and topics.asks_for_nothing(later or message, fact, names)):
+        return ANOTHER
+    return STATED if topics.is_stated(message, fact, names) else None
+
+
+def _in_answer(own: str, message: str, fact: Stored) -> str | None:
+    topics, names = own_topics(), _names(fact)
+    bearing = topics.bearing(own, fact, names)
+    if bearing == "open":
+        bearing = topics.bearing(message, fact, names)
+        if bearing == "open" and topics.asks_for_nothing(message, fact, names):
+            return ANOTHER
+    if bearing == "another":
+        return ANOTHER
+    return STATED if any(topics.is_stated(text, fact, names) for text in (own, message)) else None
+
+
+def _names(fact: Stored) -> Sequence[str]:
+    aliases: Sequence[str] = fact.metadata.get("aliases", ())
+    return aliases

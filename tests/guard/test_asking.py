@@ -1,0 +1,163 @@
+"""An entry fires only where the text asks for what it says, or does not say what it asks for."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import AddedToken
+
+from helpers.tiny import tiny_tokenizer
+from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.guard.asking import Asking
+from neuraldb_faiss.guard.gate import Tokens
+from neuraldb_faiss.guard.named import ANOTHER, STATED
+from neuraldb_faiss.guard.texts import Texts
+from neuraldb_faiss.guard.turns import Turn, Turns
+
+TEMPLATE = (
+    "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+CEO = Fact("Nokia", "The CEO of {} is", "Justin Hotard")
+OFFICE = Fact("Nokia", "The head office of {} is in", "Espoo")
+
+
+class Source:
+    """Entry 0 serves one fact, entry 1 two."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def facts(self, *, entry: int) -> Iterator[Fact]:
+        self.asked.append(entry)
+        yield from ((CEO,), (CEO, OFFICE), ())[entry]
+
+
+@pytest.fixture(scope="module")
+def words() -> Any:
+    made = copy.deepcopy(tiny_tokenizer("bytelevel"))
+    made.add_tokens([AddedToken(name, special=True) for name in ("<|start|>", "<|end|>")], special_tokens=True)
+    made.chat_template = TEMPLATE
+    return made
+
+
+def mentions(words: Any, ids: list[int]) -> list[int]:
+    """The tokens at which Nokia ends."""
+    return [at for at in range(len(ids)) if words.decode(ids[: at + 1]).count("Nokia")
+            > words.decode(ids[:at]).count("Nokia")]  # fmt: skip
+
+
+def reasons(words: Any, text: str, entry: int = 0, *, cached: bool = False) -> list[str | None]:
+    """What holds the entry back at each mention; `cached`: each token in a forward of its own."""
+    asking, source = Asking(Texts.of(words), Turns.of(words)), Source()
+    ids = words(text, add_special_tokens=False)["input_ids"]
+    found = []
+    for at in mentions(words, ids):
+        past, now = (ids[:at], ids[at : at + 1]) if cached else ([], ids)
+        positions = np.arange(len(past), len(past) + len(now))[None]
+        tokens = Tokens(positions, None, np.array([now]), True, np.array(past, np.int64).reshape(1, -1))
+        found.append(asking.reading(tokens, source)(at - len(past), entry))
+    return found
+
+
+def chat(words: Any, *turns: str, answer: str = "") -> str:
+    told = [{"role": ("user", "assistant")[n % 2], "content": turn} for n, turn in enumerate(turns)]
+    return str(words.apply_chat_template(told, add_generation_prompt=True, tokenize=False)) + answer
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The CEO of Nokia is", [None]),
+        ("The CEO of Nokia is Mary", [None]),
+        ("Today Nokia", [None]),
+        ("Nokia is led by its chief executive,", [None]),
+        ("Nokia was founded in the year", [ANOTHER]),
+        ("The headquarters of Nokia are in", [ANOTHER]),
+        ("Nokia was founded in the year 1865. The CEO of Nokia is", [ANOTHER, None]),
+        ("The CEO of Nokia is well. Nokia was founded in the year", [None, ANOTHER]),
+        ("The CEO of Nokia is Anna Berg. The CEO of Nokia is", [None, STATED]),
+        ("Q: When was Nokia founded?\nA:", [ANOTHER]),
+    ],
+)
+def test_in_a_text_to_be_continued_the_sentence_decides(words: Any, text: str, expected: list[str | None]) -> None:
+    assert reasons(words, text) == expected
+
+
+@pytest.mark.parametrize(
+    ("turns", "answer", "expected"),
+    [
+        (["Who is the CEO of Nokia?"], "", [None]),
+        (["When was Nokia founded?"], "", [ANOTHER]),
+        (["Tell me about Nokia."], "", [ANOTHER]),
+        (["The CEO of Nokia is Anna Berg. Who is the CEO of Nokia?"], "", [STATED, STATED]),
+        (["I like Nokia.", "Good.", "Who is the CEO?"], "", [None]),
+        (["I like Nokia.", "Good.", "When was it founded?"], "", [ANOTHER]),
+        (["Who is the CEO of Nokia?"], "Nokia", [None, None]),
+        (["Who is the CEO of Nokia?"], "Nokia was founded in 1865 by the founder of Nokia", [None, None, ANOTHER]),
+        (["When was Nokia founded?"], "Nokia", [ANOTHER, ANOTHER]),
+        (["Tell me about Nokia."], "Nokia", [ANOTHER, ANOTHER]),
+        (["Tell me about Nokia."], "It makes phones. The CEO of Nokia", [ANOTHER, None]),
+        (["Who is the CEO?"], "The CEO of Nokia is Anna Berg. The CEO of Nokia", [None, STATED]),
+    ],
+)
+def test_in_a_chat_the_message_decides_or_the_answers_own_sentence(
+    words: Any, turns: list[str], answer: str, expected: list[str | None]
+) -> None:
+    assert reasons(words, chat(words, *turns, answer=answer)) == expected
+
+
+@pytest.mark.parametrize("answer", ["Nokia", "The founder of Nokia", "The CEO of Nokia"])
+@pytest.mark.parametrize("question", ["Who is the CEO of Nokia?", "When was Nokia founded?", "Tell me about Nokia."])
+def test_an_answer_is_judged_alike_with_any_cache(words: Any, question: str, answer: str) -> None:
+    text = chat(words, question, answer=answer)
+    assert reasons(words, text)[-1] == reasons(words, text, cached=True)[-1]
+
+
+def test_one_fact_that_may_be_asked_for_is_enough(words: Any) -> None:
+    for text in ("The CEO of Nokia is", "The headquarters of Nokia are in"):
+        assert reasons(words, text, entry=1) == [None]
+    assert reasons(words, "Nokia was founded in the year", entry=1) == [ANOTHER]
+    assert reasons(words, "Nokia was founded in the year", entry=2) == [None]  # its facts are gone
+
+
+def test_texts_of_one_forward_are_read_apart_and_facts_once(words: Any) -> None:
+    """Two texts packed into the first row, padding in the second, a cache before both."""
+    one, two = (words(text)["input_ids"] for text in (" is the CEO of Nokia", "Nokia was founded"))
+    asked = words("Yes. Who")["input_ids"]
+    row = [*one, *two]
+    ids = np.array([row, [0] * (len(row) - len(one)) + one])
+    positions = np.array([[*range(len(asked), len(asked) + len(one)), *range(len(two))], [0] * len(row)])
+    positions[1, -len(one) :] = np.arange(len(asked), len(asked) + len(one))
+    real = np.array([[True] * len(row), [False] * (len(row) - len(one)) + [True] * len(one)])
+    source = Source()
+    tokens = Tokens(positions, real, ids, True, np.array([asked, asked]))
+    holds_back = Asking(Texts.of(words), Turns.of(words)).reading(tokens, source)
+    first, second = len(one) - 1, len(one) + mentions(words, two)[0]
+    assert [holds_back(at, 0) for at in (first, second, 2 * len(row) - 1)] == [None, ANOTHER, None]
+    assert source.asked == [0]
+
+
+def test_turns_of_a_template(words: Any) -> None:
+    turns = Turns.of(words)
+    start, end = words.convert_tokens_to_ids(["<|start|>", "<|end|>"])
+    assert turns.marks == {start, end}
+    assert words.decode(list(turns.opening)) == "<|start|>assistant\n"
+    ids = words(chat(words, "Hi", "Yes", "Go", answer="Now"), add_special_tokens=False)["input_ids"]
+    told = [(words.decode(ids[one.start : one.stop]).strip(), one.kind) for one in turns.split(ids)]
+    assert [one for one in told if one[0]] == [
+        ("user\nHi", "message"), ("Yes", "answer"), ("user\nGo", "message"), ("Now", "answer"),
+    ]  # fmt: skip
+    plain = words("Hi")["input_ids"]
+    assert turns.split(plain) == [Turn(0, len(plain), "text")]
+
+
+@pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m.content }}{% endfor %}", "{{ 1 / 0 }}"])
+def test_a_template_without_marks_or_openings_has_no_turns(words: Any, template: str | None) -> None:
+    other = copy.deepcopy(words)
+    other.chat_template = template
+    assert Turns.of(other) == Turns()
