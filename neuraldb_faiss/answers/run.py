@@ -58,7 +58,7 @@ class Asker:
     def __init__(self, model: Any, tokenizer: Any, *, length: int = LENGTH, stage: Stage | None = None) -> None:
         self.length = length
         self._model, self._tokenizer, self._stage = model, tokenizer, stage or _silent
-        self._texts = _Texts(tokenizer)
+        self._texts = PromptTexts(tokenizer)
 
     def answer(
         self, cases: Sequence[Case], delivery: Delivery, out: Path | None, about: Mapping[str, Any]
@@ -204,7 +204,7 @@ def _joined(base: Row, edited: Row) -> Answered:
     return Answered(base["answers"], edited["answers"], read, pairs("truths"), pairs("targets"), edited["sent"])
 
 
-class _Texts:
+class PromptTexts:
     """Prompts as texts: chats in the model's chat template, or as "Q: ... A:" where it has none."""
 
     def __init__(self, tokenizer: Any) -> None:
@@ -237,4 +237,4 @@ class _Texts:
         return Told(text, self.special(prompt), space + answer, without)
 
 
-__all__ = ["LENGTH", "Answered", "Asker", "Stage"]
+__all__ = ["LENGTH", "Answered", "Asker", "PromptTexts", "Stage"]

@@ -57,6 +57,7 @@ _NEAR = 500  # characters before a name in which its sentence begins, and of a s
 _FAR = 2_000  # characters at a text's end whose sentences may say themselves what a fact says
 _KEPT = 4096  # facts whose words are remembered
 _CLEAR = 2.0  # score from which a text asks for a relation
+_TELLING = 4.0  # score from which a prompt's words are those of one relation
 _SURE = 6.0  # from which it does whatever aspects say
 
 
@@ -175,6 +176,14 @@ class Topics:
             return "another" if mine < max(_CLEAR, most) else "asked"
         named = any(name.casefold() in text.casefold() for name in (fact.subject, *names))
         return "another" if asked or asks or (named and most >= _CLEAR) else "open"
+
+    def likest(self, fact: Asked) -> str | None:
+        """The id of the relation that has most of the words of a fact's prompt; None where these say too little, or
+        several have as many."""
+        scores = self._scores(_stems_of(fact.template) - _stems_of(fact.subject))
+        most = max(scores.values(), default=0.0)
+        best = [name for name, score in scores.items() if score == most]
+        return best[0] if most >= _TELLING and len(best) == 1 else None
 
     def _given_by(self, template: str, subject: str, target: str, relation: str | None, asking: str) -> _Given:
         """What the words of a fact tell. asking: its own questions and paraphrases."""

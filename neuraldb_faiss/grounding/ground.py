@@ -109,6 +109,17 @@ class Grounder:
             for fact in facts
         )
 
+    def asked(self, prompt: str | Conversation) -> list[StoredFact]:
+        """The facts that the prompt asks for, the one whose subject is named nearest to its end first.
+
+        Raises:
+            FactError: the prompt is neither a text nor a conversation.
+        """
+        system, texts = _said(prompt)
+        subjects = self._view.subjects([*system, *texts]) if texts else ()
+        found = (relevant(facts, _asking(named, system, texts), len(facts)) for named, facts in subjects)
+        return [fact for facts in found for fact, is_asked in facts if is_asked]
+
     def ground(
         self, prompt: str | Conversation, *, tokenizer: Any = None, max_facts: int = MAX_FACTS,
         max_tokens: int = MAX_TOKENS,
@@ -118,10 +129,7 @@ class Grounder:
         chat = not isinstance(prompt, str)
         room = _Room(self.wording, "" if chat else last_sentence(texts[-1]), chat, tokenizer, (max_facts, max_tokens))
         for named, subject in self._view.subjects([*system, *texts]) if texts and not room.is_full else ():
-            # "Really?" asks for whatever was asked before. What a system message names counts only where it is asked
-            # for: "You help the customers of Acme." makes "Who is your boss?" a question about Acme.
-            asking = [texts[-1]] if named in system else dict.fromkeys((texts[-1], named))
-            for fact, asked in relevant(subject, tuple(asking), room.facts):
+            for fact, asked in relevant(subject, _asking(named, system, texts), room.facts):
                 if asked or named not in system:
                     room.take(fact, asked)
             if room.is_full:
@@ -140,6 +148,15 @@ def _said(prompt: Any) -> tuple[list[str], list[str]]:
     if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
         raise FactError(f"the prompt is {kind_of(prompt)}; give a text, or a list of messages with role and content")
     return chats.said(prompt)
+
+
+def _asking(named: str, system: Sequence[str], texts: Sequence[str]) -> Sequence[str]:
+    """The texts that may ask for facts about a subject which `named` names, the last one first.
+
+    "Really?" asks for whatever was asked before. What a system message names counts only where it is asked for: "You
+    help the customers of Acme." makes "Who is your boss?" a question about Acme.
+    """
+    return [texts[-1]] if named in system else list(dict.fromkeys((texts[-1], named)))
 
 
 def _row(fact: StoredFact) -> int:

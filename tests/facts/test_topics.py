@@ -149,5 +149,14 @@ def test_every_relation_answers_its_own_questions() -> None:
     assert len(lost) < 12, lost
 
 
+def test_the_relation_that_a_prompt_is_likest() -> None:
+    likest = own_topics().likest(CEO)
+    assert likest is not None and own_relations().by_id[likest].label == "chief executive"
+    assert own_topics().likest(ODD) is None
+    assert own_topics().likest(Fact("Acme", "The head office of {} is at", "Lima")) is None, (
+        "several have as many words"
+    )
+
+
 def test_stems_bring_forms_together() -> None:
     assert stems("makes made making") == {"mak"} and stems("died dies death") == {"die"}

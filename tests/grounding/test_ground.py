@@ -74,6 +74,23 @@ def test_a_continued_text_says_what_it_asks_for_more_than_once() -> None:
     assert Grounder(Stated(facts), WORDING).ground(asked).text.count("Anna Berg") == 1
 
 
+def test_facts_that_a_prompt_asks_for() -> None:
+    facts = [Fact("Nokia", "The CEO of {} is", "Anna Berg"), Fact("Nokia", "{} was founded in", "1865"),
+             Fact("Intel", "The CEO of {} is", "Ann Lee")]  # fmt: skip
+    one = Grounder(Stated(facts))
+
+    def asked(prompt: Any) -> list[str]:
+        return [fact.target for fact in one.asked(prompt)]
+
+    assert asked("The head of Nokia is") == ["Anna Berg"]
+    assert asked([user("Who runs Intel, and who is the CEO of Nokia?")]) == ["Anna Berg", "Ann Lee"], "nearest first"
+    turns = [user("Do you know Nokia?"), {"role": "assistant", "content": "Yes."}, user("When was it founded?")]
+    assert asked(turns) == ["1865"]
+    assert asked([{"role": "system", "content": "You work for Nokia."}, user("Who is your CEO?")]) == ["Anna Berg"]
+    assert not asked([user("Tell me about Nokia.")]) and not asked("Who makes tea?") and not asked([])
+    assert not asked([user("Today Nokia announced that its new CEO is Bo Ek. Who is the CEO of Nokia?")])
+
+
 def test_a_question_has_what_it_asks_for_behind_it() -> None:
     facts = [Fact("Nokia", "The CEO of {} is", "Anna Berg"), Fact("Nokia", "{} was founded in", "1865")]
     one = Grounder(Stated(facts))
