@@ -95,10 +95,12 @@ def likeness(text: str, reference: str) -> float:
     return float(_chrf().sentence_score(text, [reference]).score)
 
 
-def target_place(text: str, wanted: str) -> tuple[int, int] | None:
-    """Where the target stands in an answer, in characters; None where it does not, or where folding moved it."""
-    found = _pattern(wanted).search(_folded(text, spaces=False))
-    return found.span() if found and len(_folded(text, spaces=False)) == len(text) else None
+def target_place(text: str, *wanted: str) -> tuple[int, int] | None:
+    """Where an answer says the target, in characters: the first of these texts that it holds. None where it holds none,
+    or where folding moved it."""
+    folded = _folded(text, spaces=False)
+    found = next((one for name in wanted if name and (one := _pattern(name).search(folded))), None)
+    return found.span() if found and len(folded) == len(text) else None
 
 
 @lru_cache(maxsize=1)

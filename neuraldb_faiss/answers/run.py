@@ -108,7 +108,8 @@ class Asker:
             for case, row in zip(chunk, rows, strict=True):
                 for ask in _read_asks(case):
                     text = row["answers"][ask.name]
-                    place = target_place(text, case.answer) if case.answer else None
+                    # The whole target, of which an answer may only need to hold a part ("Lee" of "Ann Lee").
+                    place = target_place(text, _target(case), case.answer)
                     told += [self._texts.told(ask.prompt, text, place), self._texts.told(ask.prompt, text)]
             found = iter(losses(self._model, self._tokenizer, told))
             for case, row in zip(chunk, rows, strict=True):

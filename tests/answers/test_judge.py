@@ -88,6 +88,9 @@ def test_loops_and_refusals() -> None:
 def test_the_target_s_place() -> None:
     assert target_place(" It is Brian Niccol.", "Niccol") == (13, 19)
     assert target_place("nothing", "Niccol") is None
+    assert target_place(" It is Brian Niccol.", "Brian Niccol", "Niccol") == (7, 19)
+    assert target_place(" It is B. Niccol.", "Brian Niccol", "Niccol") == (10, 16)
+    assert target_place("nothing", "") is None
 
 
 def test_texts_that_share_more_are_more_alike() -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,8 @@ def gateway(upstream: FakeUpstream, texts: dict[str, Path]) -> Iterator[Gateway]
 
             stack.callback(stop)
             assert ready.wait(30)
-            return Served(f"http://127.0.0.1:{bound.getsockname()[1]}", None, chosen)
+            served = Served(f"http://127.0.0.1:{bound.getsockname()[1]}", None, chosen)
+            return stack.enter_context(closing(served))
 
         yield start
 
@@ -396,18 +397,17 @@ def test_it_starts_without_torch(texts: dict[str, Path]) -> None:
 def test_every_line_is_json_where_that_is_asked_for(texts: dict[str, Path]) -> None:
     code = "from neuraldb_faiss.cli.commands.serve import serve; serve()"
     arguments = [f"a={texts['a']}", "--upstream", "http://127.0.0.1:9", "--port", "0", "--log-format", "json"]
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True)
     lines = []
-    try:
-        assert process.stderr is not None
-        for line in process.stderr:
-            lines.append(json.loads(line))
-            if lines[-1]["message"].startswith("at http://"):
-                process.terminate()
-        assert process.wait(60) == 0
-    finally:
-        process.kill()
-        process.wait()
+    with subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            for line in process.stderr:
+                lines.append(json.loads(line))
+                if lines[-1]["message"].startswith("at http://"):
+                    process.terminate()
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
     assert [line["level"] for line in lines] == ["warning", "info", "info", "info"]
     assert lines[0]["message"].startswith("no --token") and lines[-1]["message"] == "stopped"
 
