@@ -13,9 +13,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import StaticCache
 
 from helpers import fake_gpu
+from helpers import hooked as plain
 from helpers.fake_snapshot import FakeSnapshot
 from helpers.tiny import tiny
-from hook import test_hook as plain
 from hook import test_subject_guard as guarded
 from neuraldb_faiss.guard.none import PlainGate
 from neuraldb_faiss.hook import attach

@@ -14,8 +14,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 
+from helpers import hooked as plain
 from helpers.tiny import tiny, tiny_tokenizer
-from hook import test_hook as plain
 from hook import test_subject_guard as guarded
 from neuraldb_faiss.hook import kv_history
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from helpers import hooked as plain
 from helpers.fake_snapshot import FakeSnapshot
 from helpers.tiny import tiny, tiny_tokenizer
-from hook import test_hook as plain
 from hook import test_subject_guard as guarded
 from neuraldb_faiss import Fact, build
 from neuraldb_faiss.errors import ModelError, NeuralDBError

@@ -14,9 +14,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers import fake_gpu
+from helpers import hooked as plain
 from helpers.fake_snapshot import FakeSnapshot
 from helpers.tiny import tiny
-from hook import test_hook as plain
+from hook import test_attach, test_calls, test_reference
 from hook import test_subject_guard as guarded
 from neuraldb_faiss import Fact, build
 from neuraldb_faiss.hook.residual_cache import ResidualCache
@@ -37,20 +38,21 @@ def case() -> plain.Case:
 
 
 SAME: list[Callable[[plain.Case], None]] = [
-    plain.test_a_text_gets_its_own_first_token_back_in_the_middle, plain.test_detaching_gives_the_same_bits,
-    plain.test_two_handles, plain.test_an_exception_leaves_nothing_behind, plain.test_embeddings_instead_of_ids,
-    plain.test_the_layer_called_by_itself, plain.test_position_ids_tell_packed_texts_apart,
-    plain.test_flattened_activations, plain.test_trace_is_bounded_and_names_the_facts_of_its_generation,
-    plain.test_an_attached_model_follows_a_newer_generation,
-    plain.test_threads_that_share_a_model_fire_as_one_alone, plain.test_gradients_flow,
-    partial(plain.test_one_text_at_a_time, use_cache=True),
-    partial(plain.test_padding, side="left", positional=False, inner=False),
-    partial(plain.test_padding, side="right", positional=True, inner=True),
+    test_reference.test_a_text_gets_its_own_first_token_back_in_the_middle,
+    test_attach.test_detaching_gives_the_same_bits, test_attach.test_two_handles,
+    test_attach.test_an_exception_leaves_nothing_behind, test_calls.test_embeddings_instead_of_ids,
+    test_calls.test_the_layer_called_by_itself, test_calls.test_position_ids_tell_packed_texts_apart,
+    test_calls.test_flattened_activations, test_attach.test_trace_is_bounded_and_names_the_facts_of_its_generation,
+    test_attach.test_an_attached_model_follows_a_newer_generation,
+    test_attach.test_threads_that_share_a_model_fire_as_one_alone, test_calls.test_gradients_flow,
+    partial(test_reference.test_one_text_at_a_time, use_cache=True),
+    partial(test_reference.test_padding, side="left", positional=False, inner=False),
+    partial(test_reference.test_padding, side="right", positional=True, inner=True),
     *(
-        partial(plain.test_chunked_prefill, side=side, cuts=(1, 2, 3), kind=kind)
+        partial(test_reference.test_chunked_prefill, side=side, cuts=(1, 2, 3), kind=kind)
         for kind in ("dynamic", "static", "static, square mask") for side in ("left", "none")
     ),
-    *(partial(plain.test_generate, options=options)
+    *(partial(test_reference.test_generate, options=options)
       for options in ({}, {"num_beams": 3}, {"cache_implementation": "static"})),
 ]  # fmt: skip
 
@@ -62,7 +64,7 @@ def test_as_on_the_host(prove: Callable[[plain.Case], None], case: plain.Case) -
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype: torch.dtype) -> None:
-    plain.test_half_precision(tiny("llama"), dtype)
+    test_reference.test_half_precision(tiny("llama"), dtype)
 
 
 GUARDED: list[Callable[[guarded.Case], None]] = [

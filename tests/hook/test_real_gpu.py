@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from helpers import hooked as plain
 from helpers.fake_snapshot import FakeSnapshot
 from helpers.tiny import tiny
-from hook import test_hook as plain
 from hook import test_subject_guard as guarded
 from neuraldb_faiss.guard.none import PlainGate
 from neuraldb_faiss.hook import attach
