@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,15 @@ import pytest
 from tokenizers import AddedToken
 
 from helpers.tiny import tiny_tokenizer
+from neuraldb_faiss import build
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.guard.asking import Asking
 from neuraldb_faiss.guard.gate import Tokens
 from neuraldb_faiss.guard.named import ANOTHER, STATED
 from neuraldb_faiss.guard.texts import Texts
 from neuraldb_faiss.guard.turns import Turn, Turns
+from neuraldb_faiss.models.decoding import greedy_texts
+from neuraldb_faiss.models.tokenization import chat_text
 
 TEMPLATE = (
     "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
@@ -161,3 +165,26 @@ def test_a_template_without_marks_or_openings_has_no_turns(words: Any, template:
     other = copy.deepcopy(words)
     other.chat_template = template
     assert Turns.of(other) == Turns()
+
+
+@pytest.mark.slow
+def test_the_demo_model_says_the_fact_where_it_is_asked_for(demo_model: tuple[Any, Any], tmp_path: Path) -> None:
+    model, tokenizer = demo_model
+    with (
+        build([CEO], model, tokenizer, tmp_path / "db") as db,
+        db.attach(model, tokenizer, delivery="residual") as handle,
+    ):
+
+        def answer(text: str) -> str:
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            return greedy_texts(model, tokenizer, [ids], 20)[0]
+
+        assert answer(CEO.text).startswith(" Justin Hotard")
+        assert handle.hits
+        handle.clear_trace()
+        for message in ("When was Nokia founded?", "Tell me about Nokia."):
+            asked = chat_text(tokenizer, [message])
+            with handle.disabled():
+                own = answer(asked)
+            assert "Nokia" in own and answer(asked) == own
+        assert not handle.trace()
