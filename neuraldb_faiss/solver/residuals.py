@@ -31,7 +31,7 @@ from neuraldb_faiss.solver.objectives.registry import DEFAULT, REGISTRY
 from neuraldb_faiss.solver.optimizer import Adam, gradient_scale, project
 from neuraldb_faiss.solver.outcome import Solved, end_nll, kept_alone, told
 from neuraldb_faiss.solver.reporting import tell_solved
-from neuraldb_faiss.solver.sampled import solve_sampled
+from neuraldb_faiss.solver.sampled import GUESSED_CONTEXTS, solve_sampled
 from neuraldb_faiss.solver.target_end import continuing
 
 if TYPE_CHECKING:
@@ -88,8 +88,14 @@ class Solver:
     def solve(
         self, groups: Sequence[Sequence[Fact]], prefixes: Sequence[str], guesses: np.ndarray | None = None
     ) -> list[Solved]:
-        """`solve_residuals`; the optimizer "sampled" begins at `guesses`, float32 [groups, d2], if there are any."""
+        """`solve_residuals`; the optimizer "sampled" begins at `guesses`, float32 [groups, d2], if there are any.
+
+        Then the prompts behind the first `GUESSED_CONTEXTS` prefixes are all that the loss is the mean of.
+        """
         model, tokenizer, site, config = self.model, self.tokenizer, self.site, self.config
+        sampled = config.optimizer == "sampled"
+        if sampled and guesses is not None:
+            prefixes = prefixes[:GUESSED_CONTEXTS]
         if any(not group for group in groups):
             raise BuildError("cannot solve a residual for a group without facts: leave empty groups out")
         if config.steps < 1:
@@ -116,7 +122,6 @@ class Solver:
                 (*mine, *(row for n, fact in enumerate(group) for row in answered(tokenizer, g, n, fact)), *stays[g])
                 for g, (mine, group) in enumerate(zip(rows, groups, strict=True))
             ]
-        sampled = config.optimizer == "sampled"
         solved: dict[int, Solved] = {}
         with torch.inference_mode(False), torch.enable_grad(), frozen(model):
             ways = Ways(model, site, attention, Heads(model, prefix_tokens(tokenizer, prefixes)))

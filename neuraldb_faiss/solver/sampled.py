@@ -28,7 +28,8 @@ from neuraldb_faiss.solver.target_end import continuing
 ROUND = 8  # steps between two looks at all rows
 GUESSED_ROUND = 4  # the same from a first guess
 GUESSED_STEPS = 4  # that a first guess saves: the length of the steps goes on from there
-GUESSED_ALONE = 2  # first steps from a guess that take the raw prompt alone
+GUESSED_ALONE = 3  # first steps from a guess that take the raw prompt alone
+GUESSED_CONTEXTS = 2  # that are looked at: residuals from a guess are as good behind the others (docs/performance.md)
 
 
 def solve_sampled(

@@ -59,13 +59,14 @@ def test_targets_of_a_kind_are_guessed_alike() -> None:
     assert set(cosines[2].argsort()[-2:]) == {0, 1}  # two facts of one entry
 
 
-def test_a_solution_as_guess_is_better_at_its_first_look_than_zeros_at_theirs() -> None:
+def test_a_solution_is_a_better_guess_than_zeros_and_guesses_are_looked_at_sooner() -> None:
     model, tokenizer = tiny("llama")
     site, groups = find_site(model, 1), [[fact] for fact in FACTS]
     solved = solve_residuals(model, tokenizer, site, groups, PREFIXES, CONFIG)
     solver = Solver(model, tokenizer, site, dataclasses.replace(CONFIG, stop_loss=100.0))
-    cold, warm = (solver.solve(groups, PREFIXES, one) for one in (None, np.stack([one.residual for one in solved])))
-    assert all(one.loss < other.loss for one, other in zip(warm, cold, strict=True))
+    guess = np.stack([one.residual for one in solved])
+    cold, zeros, warm = (solver.solve(groups, PREFIXES, one) for one in (None, 0 * guess, guess))
+    assert all(one.loss < other.loss for one, other in zip(warm, zeros, strict=True))
     assert {one.steps for one in warm} == {sampled.GUESSED_ROUND} and {one.steps for one in cold} == {sampled.ROUND}
 
 
@@ -78,6 +79,18 @@ def test_no_guess_is_longer_than_the_clamp() -> None:
     warm = Solver(model, tokenizer, site, config).solve(groups, PREFIXES, guesses)
     for one, other in zip(warm, cold, strict=True):
         assert np.linalg.norm(one.residual) <= 1.001 * np.linalg.norm(other.residual)
+
+
+def test_from_a_guess_two_contexts_are_enough() -> None:
+    model, tokenizer = tiny("llama")
+    site, groups = find_site(model, 1), [[fact] for fact in FACTS]
+    solver = Solver(model, tokenizer, site, dataclasses.replace(CONFIG, steps=4, max_steps=4))
+    guesses = np.random.default_rng(4).standard_normal((2, site.d2)).astype(np.float32)
+    more = (*PREFIXES, "I was born in Spain")
+    for one, other in zip(solver.solve(groups, PREFIXES, guesses), solver.solve(groups, more, guesses), strict=True):
+        np.testing.assert_allclose(one.residual, other.residual, rtol=1e-4, atol=1e-5)
+    cold, colder = solver.solve(groups, PREFIXES), solver.solve(groups, more)
+    assert not np.allclose(cold[0].residual, colder[0].residual, rtol=1e-4, atol=1e-5)
 
 
 def test_adam_does_not_begin_at_a_guess() -> None:
