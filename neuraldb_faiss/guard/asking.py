@@ -8,12 +8,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from neuraldb_faiss.facts.topics import Asked, own_topics, sentence_of
+from neuraldb_faiss.facts.topics import Asked, Bearing, own_topics, sentence_of
 from neuraldb_faiss.guard.gate import Tokens
 from neuraldb_faiss.guard.named import ANOTHER, STATED
 from neuraldb_faiss.guard.texts import Texts
 from neuraldb_faiss.guard.turns import Turn, Turns
 
+_OTHERS: tuple[Bearing, ...] = ("another", "indirect")  # a residual says a city, and not its country
 _KEPT = 1 << 14  # entries whose facts are remembered
 _ROLE = re.compile(r"\s*\w*\s*")  # what stands between two marks and is no message: "assistant"
 _END = re.compile(r"[.!?][\"')\]]*\s|\n")  # of a sentence, or of a line
@@ -133,7 +134,7 @@ def _first(reasons: Iterator[str | None]) -> str | None:
 def _in_text(text: str, fact: Stored) -> str | None:
     names = _names(fact)
     own = fact.text in sentence_of(text, (fact.subject,))  # whatever stands behind it: a text that is scored has more
-    if not own and own_topics().bearing(text, fact, names) == "another":
+    if not own and own_topics().bearing(text, fact, names) in _OTHERS:
         return ANOTHER
     return STATED if own_topics().is_stated(text, fact, names) else None
 
@@ -143,7 +144,7 @@ def _in_message(message: str, later: str, fact: Stored) -> str | None:
     bearing = topics.bearing(message, fact, names)
     if bearing == "open" and later:
         bearing = topics.bearing(later, fact, names)
-    if bearing == "another" or (bearing == "open" and topics.asks_for_nothing(later or message, fact, names)):
+    if bearing in _OTHERS or (bearing == "open" and topics.asks_for_nothing(later or message, fact, names)):
         return ANOTHER
     return STATED if topics.is_stated(message, fact, names) else None
 
@@ -155,7 +156,7 @@ def _in_answer(own: str, message: str, fact: Stored) -> str | None:
         bearing = topics.bearing(message, fact, names)
         if bearing == "open" and topics.asks_for_nothing(message, fact, names):
             return ANOTHER
-    if bearing == "another":
+    if bearing in _OTHERS:
         return ANOTHER
     return STATED if any(topics.is_stated(text, fact, names) for text in (own, message)) else None
 

@@ -129,6 +129,11 @@ def test_one_fact_that_may_be_asked_for_is_enough(words: Any) -> None:
     assert reasons(words, "Nokia was founded in the year", entry=2) == [None]  # its facts are gone
 
 
+def test_a_city_does_not_fire_where_its_country_is_asked_for(words: Any) -> None:
+    assert reasons(words, chat(words, "Where is the head office of Nokia?"), 1) == [None]
+    assert reasons(words, chat(words, "In which country is the head office of Nokia?"), 1) == [ANOTHER]
+
+
 def test_texts_of_one_forward_are_read_apart_and_facts_once(words: Any) -> None:
     """Two texts packed into the first row, padding in the second, a cache before both."""
     one, two = (words(text)["input_ids"] for text in (" is the CEO of Nokia", "Nokia was founded"))
