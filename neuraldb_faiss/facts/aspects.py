@@ -20,14 +20,18 @@ _LONGEST = 200  # characters that are looked at, from the end
 _PRONOUN = re.compile(r"\b(?:(it|they|he|him|she|you)|(its|their|his|her|your))\b")
 
 
-@lru_cache(maxsize=1 << 14)
 def aspects(text: str, narrow: bool = False) -> frozenset[str]:
     """The aspects that a text asks for. The subject stands as ``{}`` in it, or as a pronoun; lower case.
 
     narrow: only the aspects that tell most closely what is asked, where there are any (`narrow` of `aspects.toml`):
         where somebody was born, not where anything is.
     """
-    text = text[-_LONGEST:].replace("{}", _SUBJECT)
+    return _aspects_in(text[-_LONGEST:], narrow)
+
+
+@lru_cache(maxsize=1 << 14)
+def _aspects_in(text: str, narrow: bool) -> frozenset[str]:
+    text = text.replace("{}", _SUBJECT)
     if _SUBJECT not in text:
         text = _PRONOUN.sub(lambda found: _SUBJECT if found[1] else f"{_SUBJECT}'s", text)
     known = _aspects()
