@@ -126,6 +126,11 @@ class Topics:
         """Whether `text` asks for another relation of the fact's subject, so that the fact does not answer it."""
         return self.bearing(text, fact, names) == "another"
 
+    def asks_clearly(self, text: str, fact: Asked, names: Sequence[str] = ()) -> bool:
+        """Whether `text` asks for known aspects of the fact's subject, or a kind of answer, or ends as a question."""
+        read = _read(text, (fact.subject, *names))
+        return bool(read.aspects or read.wanted or read.asks)
+
     def asks_for_nothing(self, text: str, fact: Asked, names: Sequence[str] = ()) -> bool:
         """Whether `text` names the fact's subject, or not even that, and asks for nothing in particular about it: "Tell
         me about Nokia." """

@@ -132,11 +132,12 @@ def _first(reasons: Iterator[str | None]) -> str | None:
 
 
 def _in_text(text: str, fact: Stored) -> str | None:
-    names = _names(fact)
+    topics, names = own_topics(), _names(fact)
     own = fact.text in sentence_of(text, (fact.subject,))  # whatever stands behind it: a text that is scored has more
-    if not own and own_topics().bearing(text, fact, names) in _OTHERS:
+    # A word or two tell more of a question than of a text that goes on.
+    if not own and topics.bearing(text, fact, names) in _OTHERS and topics.asks_clearly(text, fact, names):
         return ANOTHER
-    return STATED if own_topics().is_stated(text, fact, names) else None
+    return STATED if topics.is_stated(text, fact, names) else None
 
 
 def _in_message(message: str, later: str, fact: Stored) -> str | None:

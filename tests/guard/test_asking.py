@@ -79,6 +79,7 @@ def chat(words: Any, *turns: str, answer: str = "") -> str:
         ("The CEO of Nokia is", [None]),
         ("The CEO of Nokia is Mary", [None]),
         ("Today Nokia", [None]),
+        ("The Nokia said", [None]),
         ("Nokia is led by its chief executive,", [None]),
         ("Nokia was founded in the year", [ANOTHER]),
         ("The headquarters of Nokia are in", [ANOTHER]),
@@ -136,7 +137,7 @@ def test_a_city_does_not_fire_where_its_country_is_asked_for(words: Any) -> None
 
 def test_texts_of_one_forward_are_read_apart_and_facts_once(words: Any) -> None:
     """Two texts packed into the first row, padding in the second, a cache before both."""
-    one, two = (words(text)["input_ids"] for text in (" is the CEO of Nokia", "Nokia was founded"))
+    one, two = (words(text)["input_ids"] for text in (" is the CEO of Nokia", "Nokia was founded in the year"))
     asked = words("Yes. Who")["input_ids"]
     row = [*one, *two]
     ids = np.array([row, [0] * (len(row) - len(one)) + one])
