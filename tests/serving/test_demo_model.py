@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +34,8 @@ def test_a_fact_added_over_http_is_said_next(demo_model_path: Path, tmp_path: Pa
         thread.start()
         try:
             assert ready.wait(60)
-            _try(Served(url, model, {"db": path}), demo_model_path.name)
+            with closing(Served(url, model, {"db": path})) as served:
+                _try(served, demo_model_path.name)
         finally:
             server.should_exit = True
             thread.join(120)
