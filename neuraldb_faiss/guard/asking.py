@@ -56,22 +56,25 @@ class Asking:
             tokens: with ids.
             source: the snapshot, whose `facts(entry=...)` gives the facts of an entry.
         """
-        if self._facts[0] is not source:
-            self._facts = source, {}
-        known = self._facts[1]
+        kept = self._facts  # another thread may read another generation
+        if kept[0] is not source:
+            kept = self._facts = source, {}
+        known = kept[1]
         rows: dict[int, _Row] = {}
         found: dict[tuple[int, int], str | None] = {}
 
         def holds_back(place: int, entry: int) -> str | None:
             if (place, entry) not in found:
-                if entry not in known:
+                facts = known.get(entry)
+                if facts is None:
+                    facts = tuple(source.facts(entry=entry))
                     if len(known) >= _KEPT:
-                        known.clear()
-                    known[entry] = tuple(source.facts(entry=entry))
+                        known.clear()  # other threads keep what they have looked up
+                    known[entry] = facts
                 row, column = divmod(place, tokens.positions.shape[1])
                 if row not in rows:
                     rows[row] = _Row(tokens, row)
-                found[place, entry] = self._why(*rows[row].around(column), known[entry])
+                found[place, entry] = self._why(*rows[row].around(column), facts)
             return found[place, entry]
 
         return holds_back

@@ -152,6 +152,18 @@ def test_texts_of_one_forward_are_read_apart_and_facts_once(words: Any) -> None:
     assert source.asked == [0]
 
 
+def test_facts_that_another_thread_forgets_meanwhile_are_still_read(words: Any) -> None:
+    class Forgetful(dict[int, Any]):
+        def __setitem__(self, entry: int, facts: Any) -> None:
+            """As where another thread clears what is remembered right behind this."""
+
+    ids = words("Nokia was founded in the year")["input_ids"]
+    source, asking = Source(), Asking(Texts.of(words), Turns.of(words))
+    asking._facts = source, Forgetful()
+    tokens = Tokens(np.arange(len(ids))[None], None, np.array([ids]), True, np.empty((1, 0), np.int64))
+    assert asking.reading(tokens, source)(mentions(words, ids)[0], 0) == ANOTHER
+
+
 def test_turns_of_a_template(words: Any) -> None:
     turns = Turns.of(words)
     start, end = words.convert_tokens_to_ids(["<|start|>", "<|end|>"])
