@@ -48,6 +48,9 @@ _WORD = re.compile(r"[^\W_]{2,}|\d")
 _SENTENCE = re.compile(r"[.!?][\"')\]]*\s+|\n\s*")
 _SHORT = re.compile(r"\b(who|what|where|when)['’]?s\b", re.IGNORECASE)
 _PARTS = re.compile(r"[,;]| and ")  # of a question that asks for several things
+# Aspects of questions that name a kind of place ("Which city is it in?"); of facts about places where a subject is not.
+_WHERE = frozenset({"in-place", "part-of-place"})
+_OTHER_PLACES = {"birth-place", "born", "capital", "formed-place", "nationality", "origin-country", "origin-person"}
 _VALUE = re.compile(r"\d|(?<=[^.!?:\n] )[A-Z]\w")  # a number, or a name inside of a sentence
 _STEM = 6  # letters that tell stems apart
 _PLAUSIBLE = 0.5  # share of the best relation's score at which a fact may as well be of another
@@ -172,7 +175,7 @@ class Topics:
         most = max(scores.values(), default=0.0)
         mine = max((scores.get(name, 0.0) for name in maybe), default=0.0)
         if asked and told:
-            return "asked" if mine >= max(most, _SURE) else "another"
+            return "asked" if mine >= max(most, _SURE) and not asked & _WHERE else "another"
         if any(word not in self._weights for word in words & own):
             return "asked"
         if not words - _open_stems() or not (maybe or told):
@@ -197,7 +200,8 @@ class Topics:
         told = aspects(prompt)
         if relation is not None and relation in self._relations:
             told |= aspects(self._relations[relation].prompt.casefold())
-        return _Given(prompt, own, *self._maybe(own, relation), told | aspects_of_target(target, told))
+        told |= aspects_of_target(target, told) | _where(told)
+        return _Given(prompt, own, *self._maybe(own, relation), told)
 
     def _relations_of(self, words: frozenset[str], named: str | None) -> tuple[frozenset[str], frozenset[str]]:
         """The relations that a fact with these words may be of (it names one, or none), and their words."""
@@ -226,6 +230,14 @@ def own_topics() -> Topics:
 @cache
 def _open_stems() -> frozenset[str]:
     return frozenset(_stem(word) for word in _OPEN | ASKING)
+
+
+def _where(told: frozenset[str]) -> frozenset[str]:
+    """Which questions that name a kind of place a fact with these aspects answers: which city its subject is in, and
+    which one it is a part of. A head office tells the first alone; a birthplace, or where a thing is from, neither."""
+    if "headquarters" in told:
+        return frozenset({"in-place"})
+    return _WHERE if told & {"located", "event-part"} and not told & _OTHER_PLACES else frozenset()
 
 
 def _words_of(relation: Relation) -> set[str]:
@@ -300,7 +312,7 @@ def _read(text: str, names: tuple[str, ...]) -> _Reading:
         asked = asked.union(*(aspects(part, narrow=True) for part in _PARTS.split(shown)))
     if asks and not asked:
         asked = aspects_of_values(shown)
-    if not asks and MARK in shown[1:]:
+    if not asks and MARK in shown[1:] and not asked & _WHERE:
         # Sentences of other things may stand before a text's subject, on the same line.
         asked |= aspects(shown[shown.rindex(MARK) :], narrow=True)
     return _Reading(frozenset(stems(masked(said, names, " "))), asked, wanted_kinds(shown), asks)

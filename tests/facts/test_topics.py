@@ -23,6 +23,8 @@ WORK = Fact("Jon Arden", "{} worked in the city of", "Cologne")
 TRADE = Fact("Jon Arden", "{} works as a", "baker")
 CITIZEN = Fact("Jon Arden", "{} is a citizen of", "Peru")
 LAND = Fact("Alder College", "{} is located in the country of", "Norway")
+OFFICE = Fact("Fenwick Bank", "{}'s headquarters are in", "Budapest", relation="P159")
+FORMED = Fact("Alder College", "{} was founded in", "Ohio", relation="P740")
 SCREEN = Fact("Iron Song", "The screenplay of {} is by", "Ann Lee")
 NAMED = Fact("Alder College", "The name of {} comes from", "Ann Lee")
 
@@ -67,6 +69,17 @@ NAMED = Fact("Alder College", "The name of {} comes from", "Ann Lee")
         (CITIZEN, "Which European country is Jon Arden from?"),
         (CITIZEN, "Is Jon Arden from Chile?"),
         (LAND, "Which nation is Alder College in?"),
+        (LAND, "What country does Alder College belong to?"),
+        (SITE, "What city is Alder College a part of?"),
+        (SITE, "which county is alder college in"),
+        (SITE, "What county is Alder College, Ohio located in?"),
+        (OFFICE, "Where is Fenwick Bank's head office?"),
+        (OFFICE, "Which city is the head office of Fenwick Bank in?"),
+        (OFFICE, "In which county does Fenwick Bank have its headquarters?"),
+        (OFFICE, "What city is Fenwick Bank located in?"),
+        (OFFICE, "Where is Fenwick Bank?"),
+        (BORN, "Which city was Ada Lovelace born in?"),
+        (FORMED, "What city was Alder College founded in?"),
         (SCREEN, "Who wrote Iron Song?"),
         (NAMED, "Who is Alder College named after?"),
     ],
@@ -104,6 +117,16 @@ def test_questions_that_the_fact_may_answer(fact: Fact, text: str) -> None:
         (WORK, "Which country is Jon Arden a citizen of?"),
         (TRADE, "Is Jon Arden in Dutch or in English?"),
         (SITE, "What colour is Alder College?"),
+        (SEAT, "What city is Fenwick Bank a part of?"),
+        (OFFICE, "What region does Fenwick Bank belong to?"),
+        (OFFICE, "Which county is Fenwick Bank in?"),
+        (OFFICE, "What country is Fenwick Bank part of?"),
+        (OFFICE, "Which county contains Fenwick Bank?"),
+        (OFFICE, "what is a town in fenwick bank"),
+        (BORN, "What city is Ada Lovelace in?"),
+        (CITIZEN, "what country is jon arden located in"),
+        (FORMED, "What state is Alder College located in?"),
+        (SITE, "Which village is located in Alder College?"),
     ],
 )
 def test_questions_about_something_else(fact: Fact, text: str) -> None:
@@ -116,6 +139,7 @@ def test_questions_about_something_else(fact: Fact, text: str) -> None:
         (SITE, "In which country is Alder College?"),
         (SITE, "Alder College is in the country of"),
         (SEAT, "Which country is Fenwick Bank based in?"),
+        (OFFICE, "What country is Fenwick Bank located in?"),
         (BORN, "Which country was Ada Lovelace born in?"),
     ],
 )
