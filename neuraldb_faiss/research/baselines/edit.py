@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from neuraldb_faiss.models.sites import unwrap
 from neuraldb_faiss.research.baselines import ft, rome
 from neuraldb_faiss.research.baselines.defaults import default_settings
 from neuraldb_faiss.research.baselines.residuals import UNEDITED, Residuals, after
-from neuraldb_faiss.research.baselines.settings import BATCHED, Ft, Solving, check_method, with_changes
+from neuraldb_faiss.research.baselines.settings import BATCHED, LENT, Ft, Solving, check_method, with_changes
 from neuraldb_faiss.research.baselines.spread import AlphaEditSpread, PmetSpread, RectSpread, Spread
 from neuraldb_faiss.research.baselines.statistics import Statistics, as_statistics
 from neuraldb_faiss.research.baselines.weights import Weights, copied
@@ -36,7 +37,8 @@ class Edit:
         method, facts, batch: one of METHODS, how many facts, and the facts a batch (None: all in one step).
         settings: JSON values that repeat the edit: the method's settings, prefixes, solve_on, and the hash of
             every C0 used.
-        losses: of each fact's residual, in the facts' order; FT: the mean loss of each round.
+        losses: of each fact's residual, in the facts' order, none where they were given; FT: the mean loss of each
+            round.
     """
 
     method: str
@@ -67,6 +69,7 @@ def edited(
     layers: Sequence[int] | None = None,
     cache: str | Path | None = None,
     solve_on: str = "edited",
+    given: np.ndarray | None = None,
     report: Report | None = None,
     **hyperparameters: Any,
 ) -> Iterator[Edit]:
@@ -82,6 +85,8 @@ def edited(
         cache: a folder that keeps solved residuals, for other methods and for the next run; None keeps none.
         solve_on: "edited" solves a batch's residuals on the model that holds the batches before it, as the
             reference codes do; "base" solves all of them on the unedited model, so that all batchings share them.
+        given: float32 [len(facts), d2], residuals of the last layer that MEMIT, AlphaEdit and RECT write in place of
+            solved ones: a database's, say, whose layer that is.
         report: progress, in facts whose residual is solved.
         hyperparameters: fields of the method's settings (`neuraldb_faiss.research.baselines.settings`).
 
@@ -93,7 +98,7 @@ def edited(
     model = unwrap(model)
     check_method(name)
     facts = list(facts)
-    _check(name, facts, batch, solve_on)
+    _check(name, facts, batch, solve_on, given)
     settings = with_changes(name, default_settings(name, model), {"layers": layers, **hyperparameters})
     sites = [find_site(model, layer) for layer in settings.layers]
     with copied(sites) as weights:
@@ -105,7 +110,7 @@ def edited(
             editor = _editor(name, model, tokenizer, settings)
             told = {
                 **asdict(settings),
-                "solve_on": solve_on,
+                "solve_on": solve_on if given is None else "given",
                 "prefixes": list(editor.prefixes),
                 "c0": {str(layer): moment.sha256 for layer, moment in moments.items()},
             }
@@ -120,6 +125,7 @@ def edited(
                     batch or len(facts),
                     solve_on,
                     [name, told],
+                    given,
                 )
             losses = residuals.losses
         yield Edit(name, len(facts), batch, {**told, "layers": list(settings.layers)}, tuple(losses), weights)
@@ -133,7 +139,7 @@ _SPREADS: dict[str, Callable[..., Spread]] = {
 }
 
 
-def _check(name: str, facts: Sequence[Fact], batch: int | None, solve_on: str) -> None:
+def _check(name: str, facts: Sequence[Fact], batch: int | None, solve_on: str, given: np.ndarray | None) -> None:
     if not facts:
         raise BuildError(f"{name} was given no facts to write")
     if solve_on not in SOLVE_ON:
@@ -142,6 +148,10 @@ def _check(name: str, facts: Sequence[Fact], batch: int | None, solve_on: str) -
         raise BuildError(f"{name} knows no batches of facts: leave batch and solve_on out")
     if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
         raise BuildError(f"batch is {batch!r}: it must be a whole number of at least 1, or None for all at once")
+    if given is not None and name not in LENT:
+        raise BuildError(f"{name} solves its residuals itself: {', '.join(LENT)} write given ones")
+    if given is not None and len(given) != len(facts):
+        raise BuildError(f"{len(given)} residuals are given for {len(facts)} facts")
 
 
 def _editor(name: str, model: Any, tokenizer: Any, settings: Solving) -> Editor:
@@ -160,14 +170,19 @@ _SOLVER_FIELDS = ("steps", "lr", "weight_decay", "clamp", "kl_factor", "stop_los
 
 
 def _write_batches(
-    spread: Spread, residuals: Residuals, facts: Sequence[Fact], size: int, solve_on: str, told: list[Any]
-) -> None:
+    spread: Spread, residuals: Residuals, facts: Sequence[Fact], size: int, solve_on: str, told: list[Any],
+    given: np.ndarray | None,
+) -> None:  # fmt: skip
     def targets(some: Sequence[Fact]) -> Tensor:
         return spread.values(some) + torch.from_numpy(residuals.of(some, state))
 
     spread.check(facts[0])
     state = UNEDITED
-    fixed = targets(facts) if solve_on == "base" else None
+    fixed = None
+    if given is not None:
+        fixed = spread.values(facts) + torch.from_numpy(given)
+    elif solve_on == "base":
+        fixed = targets(facts)
     for start in range(0, len(facts), size):
         some = facts[start : start + size]
         spread.write(some, targets(some) if fixed is None else fixed[start : start + size])

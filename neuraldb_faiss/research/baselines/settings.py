@@ -12,6 +12,8 @@ from neuraldb_faiss.errors import BuildError, did_you_mean
 
 METHODS = ("memit", "alphaedit", "rect", "pmet", "rome", "ft")
 BATCHED = ("memit", "alphaedit", "rect", "pmet")  # the others know no batches of facts
+# Those that take eq. 21's residual at their last layer, as a database does, and so can write a database's.
+LENT = ("memit", "alphaedit", "rect")
 
 
 @dataclass(frozen=True, kw_only=True)

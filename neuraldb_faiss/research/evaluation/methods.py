@@ -15,6 +15,8 @@ from neuraldb_faiss.research.baselines.settings import METHODS as EDITORS
 from neuraldb_faiss.research.baselines.settings import with_changes
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from neuraldb_faiss.database import NeuralDB
     from neuraldb_faiss.edits.pipeline import Report
 
@@ -67,10 +69,11 @@ def make_method(
     Args:
         facts: the database's facts in the order that weight editors write them; as they came by default.
         settings: neuraldb: `gamma`, `guard`, `search`. Weight editors: `batch`, `statistics`, `cache`, `layers`,
-            `solve_on` and hyperparameters (`neuraldb_faiss.research.baselines.edited`). None leaves a default as it is.
+            `solve_on` and hyperparameters (`neuraldb_faiss.research.baselines.edited`); with `solve_on` "database" the
+            database's residuals are written, and none is solved. None leaves a default as it is.
 
     Raises:
-        EvaluationError: an unknown method, or a setting it does not have.
+        EvaluationError: an unknown method, a setting it does not have, or a database whose residuals it cannot write.
         BuildError: a value out of range.
     """
     given = {key: value for key, value in settings.items() if value is not None}
@@ -82,7 +85,7 @@ def make_method(
     if name == "neuraldb":
         _only(name, given, ("gamma", "guard", "search"))
         return _neuraldb(db, model, tokenizer, given)
-    return _editor(name, db.facts() if facts is None else facts, model, tokenizer, given)
+    return _editor(name, db, list(db.facts() if facts is None else facts), model, tokenizer, given)
 
 
 def facts_identity(facts: Sequence[Fact]) -> dict[str, Any]:
@@ -106,7 +109,9 @@ def _neuraldb(db: NeuralDB, model: Any, tokenizer: Any, given: Mapping[str, Any]
     return Method("neuraldb", identity, lambda _: db.attach(model, tokenizer, **given))
 
 
-def _editor(name: str, facts: Sequence[Fact], model: Any, tokenizer: Any, given: Mapping[str, Any]) -> Method:
+def _editor(
+    name: str, db: NeuralDB, facts: Sequence[Fact], model: Any, tokenizer: Any, given: Mapping[str, Any]
+) -> Method:
     from neuraldb_faiss.research import baselines
 
     hyper = {key: value for key, value in given.items() if key not in (*_HOW, *_WHERE)}
@@ -115,11 +120,28 @@ def _editor(name: str, facts: Sequence[Fact], model: Any, tokenizer: Any, given:
     identity = {**resolved, "batch": given.get("batch"), "solve_on": given.get("solve_on", "edited")}
     if "statistics" in given and name != "ft":
         identity["statistics"] = Path(given["statistics"]).name
+    how = dict(given)
+    if how.get("solve_on") == "database":
+        del how["solve_on"]
+        how["given"] = _residuals_of(db, facts, name, resolved["layers"])
 
     def inside(report: Report) -> AbstractContextManager[Any]:
-        return baselines.edited(name, model, tokenizer, facts, report=report, **given)
+        return baselines.edited(name, model, tokenizer, facts, report=report, **how)
 
     return Method(name, identity, inside)
+
+
+def _residuals_of(db: NeuralDB, facts: Sequence[Fact], name: str, layers: Sequence[int]) -> np.ndarray:
+    """float32 [len(facts), d2]: each fact's residual in the database; facts of one entry have the same."""
+    if db.config.layer != layers[-1] or db.config.residual != "memit":
+        raise EvaluationError(
+            f"{db.path} has residuals of layer {db.config.layer} by {db.config.residual!r}, and {name} wants those of "
+            f"layer {layers[-1]}, its last, by 'memit': give --set layers, or leave --set solve_on=database out"
+        )
+    import numpy as np
+
+    entries = {fact.identity: fact.entry for fact in db.facts()}
+    return db.snapshot.residuals(np.array([entries[fact.identity] for fact in facts], np.int64))
 
 
 def _only(name: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:

@@ -275,6 +275,8 @@ def test_a_half_precision_model(take: Take) -> None:
         ({"name": "rome", "batch": 2}, BuildError, "rome knows no batches"),
         ({"name": "ft", "batch": 2}, BuildError, "ft knows no batches"),
         ({"solve_on": "moon"}, BuildError, "solve_on is 'moon': it must be one of edited, base"),
+        ({"given": np.zeros((2, 64), np.float32)}, BuildError, "2 residuals are given for 5 facts"),
+        ({"name": "pmet", "given": np.zeros((5, 64), np.float32)}, BuildError, "pmet solves its residuals itself"),
         ({"keep": 0.4}, BuildError, "memit has no setting 'keep': it has layers, steps"),
         ({"c0_weight": 0}, BuildError, "c0_weight of memit is 0: it must be above 0"),
         ({"c0_weight": "15000"}, BuildError, "c0_weight of memit is '15000': it must be a number"),

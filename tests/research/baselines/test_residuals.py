@@ -155,6 +155,23 @@ def test_solved_on_the_base_all_batchings_share(take: Take, tmp_path: Path, solv
     np.testing.assert_array_equal(run("memit", setup, tmp_path / "z"), whole)  # in one step there is no difference
 
 
+@pytest.mark.parametrize("name", LINEAR)
+def test_given_ones_are_written_and_none_is_solved(
+    name: str, take: Take, solved: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = tiny("llama")
+    setup = model, tokenizer, take(model, tokenizer, [0, 1])
+    found: list[np.ndarray] = []
+    solve = Residuals.of
+    monkeypatch.setattr(Residuals, "of", lambda *told: found.append(solve(*told)) or found[-1])
+    wanted = run(name, setup, None)
+    (own,) = found
+    solved.clear()
+    np.testing.assert_allclose(run(name, setup, None, given=own), wanted, atol=1e-6)
+    assert not np.allclose(run(name, setup, None, given=2 * own), wanted)
+    assert solved == []
+
+
 def test_rome_resumes_fact_by_fact(take: Take, tmp_path: Path, solved: list[str]) -> None:
     model, tokenizer = tiny("llama")
     setup = model, tokenizer, take(model, tokenizer, [0, 1])

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from neuraldb_faiss import NeuralDB
 from neuraldb_faiss.errors import EvaluationError, NeuralDBError
+from neuraldb_faiss.research import baselines
 from neuraldb_faiss.research.datasets.cases import Case, in_place, read_cases
 from neuraldb_faiss.research.evaluation import evaluate as module
 from neuraldb_faiss.research.evaluation.evaluate import Settings, Source, evaluate, measure, run_identity
@@ -166,6 +168,26 @@ def test_weight_editors_have_the_same_mould(
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     notes = [json.loads(line) for line in (tmp_path / "ft.jsonl").read_text().splitlines()]
     assert next(line for line in notes if line.get("note") == "edit")["settings"]["steps"] == 3
+
+
+def test_a_weight_editor_writes_the_residuals_of_the_database(
+    loaded: Loaded, database: NeuralDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = loaded
+    given: list[Any] = []
+    monkeypatch.setattr(baselines, "edited", lambda *_, **how: given.append(how) or nullcontext(), raising=False)
+    facts, layer = list(reversed(database.facts())), database.config.layer
+    settings = {"layers": [layer - 1, layer], "solve_on": "database", "batch": 2}
+    method = make_method("memit", database, model, tokenizer, settings, facts)
+    assert method.identity["solve_on"] == "database" and "given" not in method.identity
+    with method.inside(lambda _: None):
+        wanted = [database.snapshot.residuals(np.array([fact.entry]))[0] for fact in facts]
+        np.testing.assert_array_equal(given[0].pop("given"), np.stack(wanted))
+    assert given[0].pop("batch") == 2 and "solve_on" not in given[0]
+    with pytest.raises(
+        EvaluationError, match=f"of layer {layer} by 'memit', and memit wants those of layer {layer - 1}"
+    ):
+        make_method("memit", database, model, tokenizer, {**settings, "layers": [layer - 1]})
 
 
 def test_methods_refuse_what_they_do_not_know(loaded: Loaded, database: NeuralDB) -> None:
