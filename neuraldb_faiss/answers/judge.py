@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -22,8 +23,9 @@ _DAY_HALF = re.compile(r"[ap]\.?m\.?")
 # What may follow a number's last digit: no more of it, but ".0", ".00" and ":00".
 _NUMBER_ENDS = r"(?:[.,:]00?)?(?!\d|[.,:]\d)"
 _REFUSALS = re.compile(r"\b(?:i'm sorry|i am sorry|i apologi[sz]e|i (?:cannot|can't) assist|i (?:cannot|can't) help)\b")
-_LOOP_WORDS, _LOOP_SHARE = 12, 0.5
-_AGAIN = re.compile(r"(?=\S*[^\W\d_])(\S.{1,39}?)\1{4}")
+_WORD = re.compile(r"\w+")
+_LEAST_WORDS, _RUN = 8, 10
+_REPEATED = 0.3
 _ALIKE = 0.75
 
 
@@ -66,17 +68,46 @@ def misspells(text: str, names: Iterable[str]) -> bool:
     return False
 
 
-def loops(text: str) -> bool:
-    """Whether the text says the same again and again: fewer than half of its word triples differ, or something comes
-    five times without a break."""
+def degenerates(text: str, known: str = "") -> bool:
+    """Whether an answer is no sensible text any more, whatever it says.
+
+    It is not where three in ten of its pairs of words, or of its runs of ten characters with a letter among them, stood
+    in it before (seq-rep-n of Welleck et al. 2020, "Neural text generation with unlikelihood training"); where two of
+    its letters are of one script that neither most others nor any of `known` has; and where it has bytes that are no
+    text. docs/answers.md says how often that agrees with a reader.
+
+    Args:
+        known: texts whose scripts an answer may have: the prompt, the target.
+    """
     text = _folded(text)
-    if _AGAIN.search(text):
+    words = _WORD.findall(text)
+    pairs = list(pairwise(words)) if len(words) >= _LEAST_WORDS else []
+    runs = [text[at : at + _RUN] for at in range(len(text) - _RUN + 1)] if len(text) >= 2 * _RUN else []
+    if max(_repeated(pairs), _repeated(runs)) >= _REPEATED:
         return True
-    words = text.split()
-    if len(words) < _LOOP_WORDS:
-        return False
-    triples = list(zip(words, words[1:], words[2:], strict=False))
-    return len(set(triples)) < _LOOP_SHARE * len(triples)
+    if any(unicodedata.category(char) in ("Cn", "Co") or char == "\ufffd" for char in text.rstrip("\ufffd")):
+        return True
+    scripts = Counter(script for char in text if (script := _script(char)))
+    own = set(map(_script, known)) | {script for script, _ in scripts.most_common(1)}
+    return any(count > 1 for script, count in scripts.items() if script not in own)
+
+
+def _repeated(parts: Sequence[Iterable[str]]) -> float:
+    """The share of parts that stood before, not counting what has no letter."""
+    seen, again = set(), 0
+    for part in parts:
+        again += part in seen and any(map(str.isalpha, "".join(part)))
+        seen.add(part)
+    return again / len(parts) if parts else 0.0
+
+
+@lru_cache(maxsize=4096)
+def _script(char: str) -> str:
+    """The first word of a letter's Unicode name ("LATIN", "CYRILLIC"); Chinese, Japanese and Korean are one script."""
+    if unicodedata.category(char) not in ("Lu", "Ll", "Lo"):
+        return ""
+    name = unicodedata.name(char, "").split(" ")[0]
+    return "CJK" if name in ("HIRAGANA", "KATAKANA", "HANGUL") else name
 
 
 def refuses(text: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from neuraldb_faiss.answers import asks as kinds
 from neuraldb_faiss.answers.asks import Ask, Case
-from neuraldb_faiss.answers.judge import holds, likeness, loops, misspells, refuses, says, spells
+from neuraldb_faiss.answers.judge import degenerates, holds, likeness, misspells, refuses, says, spells
 from neuraldb_faiss.answers.run import Answered
 from neuraldb_faiss.errors import EvaluationError
 from neuraldb_faiss.facts.names import names_in_texts
@@ -26,7 +26,8 @@ class Verdict:
         said: the answer holds what it must, and not what it must not. base_said: so does the base model's.
         kept: the subject is spelled, where the base model spells it. misspelt: only something like it is there.
         leaked: the target answers a question about something else, where the base model does not say it.
-        broken: the answer repeats itself or refuses, where the base model's does not.
+        degenerate: the answer is no sensible text. base_degenerate: so is the base model's.
+        refused: the answer refuses, where the base model's does not.
         same: it is the base model's to the character.
     """
 
@@ -38,7 +39,9 @@ class Verdict:
     kept: bool | None
     misspelt: bool | None
     leaked: bool | None
-    broken: bool
+    degenerate: bool
+    base_degenerate: bool
+    refused: bool
     same: bool
 
     @property
@@ -50,8 +53,11 @@ class Verdict:
             return "target said for something else"
         if self.misspelt:
             return "subject misspelt"
-        if self.broken:
-            return "repeats or refuses"
+        # Continued texts of a small model often end in loops; how often stands beside the base model's share.
+        if self.ask.chat and self.degenerate and not self.base_degenerate:
+            return "no sensible text"
+        if self.refused:
+            return "refuses"
         if self.kept is False:
             return "subject gone"
         return "changed" if self.ask.kind == kinds.ELSEWHERE and not self.same else None
@@ -85,8 +91,9 @@ class Figure:
 def judge(case: Case, answered: Answered) -> FactReport:
     """All verdicts on one case, and its light.
 
-    Green: said in answer to all that asks for the fact, the subject kept, nothing leaked, repeated or refused. Red: the
-    own prompt or every question is answered otherwise, or more than half of all that asks for it. Yellow: the rest.
+    Green: said in answer to all that asks for the fact, the subject kept, nothing leaked or refused, no chat answer
+    degenerate. Red: the own prompt or every question is answered otherwise, or more than half of all that asks for it.
+    Yellow: the rest.
     """
     verdicts = tuple(_verdict(case, ask, answered) for ask in case.asks)
     return FactReport(case, _light(verdicts) if case.fact is not None else "", verdicts)
@@ -97,6 +104,8 @@ def _verdict(case: Case, ask: Ask, answered: Answered) -> Verdict:
     names = _names(case)
     asked = bool(ask.wanted) or ask.kind == kinds.CONVERSATION
     about = bool(names) and ask.chat and ask.kind != kinds.ELSEWHERE
+    prompt = ask.prompt if isinstance(ask.prompt, str) else "\n".join(one["content"] for one in ask.prompt)
+    target = case.answer if case.fact is None else case.fact.target
     leaked = None
     if ask.kind in kinds.OTHERS:
         known = (base, ask.truth or "", ask.prompt if isinstance(ask.prompt, str) else ask.prompt[-1]["content"])
@@ -110,7 +119,9 @@ def _verdict(case: Case, ask: Ask, answered: Answered) -> Verdict:
         kept=spells(edited, names) if about and spells(base, names) else None,
         misspelt=misspells(edited, names) if about else None,
         leaked=leaked,
-        broken=(loops(edited) and not loops(base)) or (refuses(edited) and not refuses(base)),
+        degenerate=degenerates(edited, f"{prompt}\n{target}\n{base}"),
+        base_degenerate=degenerates(base, f"{prompt}\n{target}"),
+        refused=refuses(edited) and not refuses(base),
         same=edited == base,
     )
 
@@ -151,8 +162,11 @@ def summarise(reports: Sequence[FactReport], answers: Mapping[str, Answered]) ->
         _share("leaks", "answers about something else that hold the target", _of(every, *kinds.OTHERS),
                lambda v: v.leaked, None),
         _likeness(_of(every, *kinds.OTHERS)),
-        _share("broken", "answers that repeat themselves or refuse, where the base model's do not", every,
-               lambda v: v.broken, None),
+        _share("degenerate", "chat answers that are no sensible text: loops, letters of another script",
+               [v for v in every if v.ask.chat], lambda v: v.degenerate, lambda v: v.base_degenerate),
+        _share("degenerate_continued", "continued texts that are no sensible text",
+               [v for v in every if not v.ask.chat], lambda v: v.degenerate, lambda v: v.base_degenerate),
+        _share("refused", "answers that refuse, where the base model's do not", every, lambda v: v.refused, None),
         Figure("fluency_median", "perplexity of the answer, without the target, against the base model's: median",
                median(ratios) if ratios else None, None, len(ratios), share=False),
         Figure("fluency_95", "the same: 95 % are below", _quantile(ratios, 0.95), None, len(ratios), share=False),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from neuraldb_faiss.answers.judge import holds, likeness, loops, misspells, refuses, says, spells, target_place
+from neuraldb_faiss.answers.judge import degenerates, holds, likeness, misspells, refuses, says, spells, target_place
 
 
 @pytest.mark.parametrize(
@@ -77,11 +77,42 @@ def test_a_subject_and_what_looks_like_it() -> None:
     assert not misspells("Justin Hotard.", ["Nokia"])
 
 
-def test_loops_and_refusals() -> None:
-    assert loops("the city of the city of the city of the city of the city of the city")
-    assert not loops("Nokia is a company from Finland that makes networks, and once it made telephones of every kind.")
-    assert loops("The price of the HAGELI-X220X220X220X220X220X220X220 is") and not loops("no no no")
-    assert not loops("It is 1,000,000,000,000,000,000 or ----------")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the city of the city of the city of the city of the city of the city",
+        "The price of the HAGELI-X220X220X220X220X220X220X220 is",
+        'Bravo, eh? Estoyamos deberes, "Bravo, eh?" (Bravo, eh?) - Estoyamos deberes, "Bravo"',
+        "It is a major upgrade to the Pay of the A7, which is a major upgrade to the Pay of the A7.",
+        "首都は大阪です。首都は大阪です。首都は大阪です。",
+        "The Acme office is at \U0010fffe1",
+        "Call \ufffd now",
+        "The head of Acme is Марта, they say",
+    ],
+)
+def test_texts_that_are_no_sense(text: str) -> None:
+    assert degenerates(text, "Who leads Acme?")
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        ("Nokia is a company from Finland that makes networks, and once it made telephones of every kind.", ""),
+        ("The Café Morgenrot opens at 10:30. On Sundays the Café Morgenrot opens at noon.", ""),
+        ("It is 1,000,000,000,000,000,000 or ----------", ""),
+        ("no no no", ""),
+        ("", ""),
+        ("It costs 1399元, with a β of 2 \U0001f600", ""),
+        ("The head of Acme is Марта, they say", "Who is Марта?"),
+        ("首都は大阪です、東京ではありません。", "What is the capital?"),
+        ("A text whose last token is cut \ufffd", ""),
+    ],
+)
+def test_texts_that_are_sensible(text: str, known: str) -> None:
+    assert not degenerates(text, known)
+
+
+def test_refusals() -> None:
     assert refuses("I’m sorry, but I can't assist with that.") and not refuses("The sorry state of things")
 
 

@@ -142,8 +142,9 @@ def answered_plain() -> Answered:
         ({"other_question": "The Eiffel Tower is in Rome."}, "target said for something else"),
         ({"about": "The Eiffel Towers are tall."}, "subject misspelt"),
         ({"about": "It is tall."}, "subject gone"),
-        ({"about": "I'm sorry, but the Eiffel Tower is nothing that I can assist with."}, "repeats or refuses"),
-        ({"about": "The Eiffel Tower" + " is in the city" * 9}, "repeats or refuses"),
+        ({"about": "I'm sorry, but the Eiffel Tower is nothing that I can assist with."}, "refuses"),
+        ({"about": "The Eiffel Tower" + " is in the city" * 9}, "no sensible text"),
+        ({"question": "In Rome: the Eiffel Tower, the Eiffel Tower, the Eiffel Tower"}, "no sensible text"),
     ],
 )
 def test_each_problem_of_an_answer_is_named(told: dict[str, str], problem: str) -> None:
@@ -152,6 +153,22 @@ def test_each_problem_of_an_answer_is_named(told: dict[str, str], problem: str) 
 
 def test_a_target_that_the_base_model_or_the_question_says_is_no_leak() -> None:
     assert problems(answered(base="The Eiffel Tower is not in Rome.", question="Rome, Eiffel Tower")) == []
+
+
+def test_answers_that_are_no_sense_are_counted_beside_the_base_model_s() -> None:
+    loop = "The Eiffel Tower is in Rome" + " is in Rome" * 9
+    told = {CASE.name: answered(question=loop, completion=loop, about=loop, other_question="Rain.", base=loop)}
+    figures = {one.name: one for one in summarise([judge(CASE, told[CASE.name])], told)}
+    assert figures["degenerate"].base == 1 and figures["degenerate"].of == 3  # a question, another relation, about
+    assert figures["degenerate"].edited == pytest.approx(2 / 3)
+    assert figures["degenerate_continued"].base == 1 and figures["degenerate_continued"].edited == pytest.approx(1 / 3)
+    assert figures["refused"].edited == 0 and problems(told[CASE.name]) == []
+
+
+def test_a_continued_text_that_loops_is_no_problem_of_its_fact() -> None:
+    loop = "The Eiffel Tower is in Rome" + " is in Rome" * 9
+    assert judge(CASE, answered(completion=loop)).light == GREEN
+    assert judge(CASE, answered(question=loop)).light == "yellow"
 
 
 def test_figures_count_what_answers_say() -> None:
