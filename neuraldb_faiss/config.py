@@ -35,6 +35,15 @@ def check_gamma(gamma: float) -> float:
     return float(gamma)
 
 
+def check_gate(guard: str, gamma: float | None) -> float:
+    """The gate of a guard, its own where `gamma` is None. Raises ConfigError for an unknown guard, for a gamma out of
+    range, and for any where the guard asks for no cosine."""
+    kind = GUARDS[guard]
+    if gamma and kind.place == "answer":
+        raise ConfigError(f"gamma is {gamma}, and the guard {guard} asks for no cosine: leave gamma out")
+    return kind.gamma if gamma is None else check_gamma(gamma)
+
+
 def default_gamma(guard: str) -> float:
     """The gate (a cosine, eq. 11) that suits a guard. Raises ConfigError for an unknown one."""
     return GUARDS[guard].gamma
@@ -43,6 +52,11 @@ def default_gamma(guard: str) -> float:
 def check_guard(guard: str) -> str:
     """Raises ConfigError for an unknown guard."""
     return GUARDS[guard].name
+
+
+def same_place(guard: str, other: str) -> bool:
+    """Whether two guards have entries fire at the same place of a text, so that residuals for one do for the other."""
+    return GUARDS[guard].place == GUARDS[other].place
 
 
 def check_kl_prompts(templates: Sequence[str]) -> None:
@@ -93,9 +107,6 @@ class ResidualConfig:
     `kl_prompts` are templates with one {} for the subject. Beside what follows the subject itself (in "{} is a", as
     in the reference code), what the model would say next behind each of these is kept: the KL term is their mean.
 
-    With `chat` a fact's questions (for lack of them its prompt), as messages that its statement answers, are solved for
-    too, and the KL term is also taken along what the unedited model says about the subject (`solver.chat_rows`).
-
     `end_factor` weighs the NLL of the end of the target's last word ("Anna Berg", not "Anna Bergman"); the paper has no
     such term, and databases from before it go on without.
 
@@ -111,7 +122,6 @@ class ResidualConfig:
     kl_factor: float
     stop_loss: float = 0.05
     kl_prompts: tuple[str, ...] = ()
-    chat: bool = False
     max_steps: int = 0
     end_factor: float = 0.0
     optimizer: str = "adam"
@@ -237,7 +247,7 @@ class DatabaseConfig:
     def objective(self) -> ResidualConfig:
         """The settings of the residuals' objective. Raises CorruptError where what is stored cannot be read."""
         try:
-            return ResidualConfig(**self.config)
+            return ResidualConfig(**{name: value for name, value in self.config.items() if name not in _GONE})
         except TypeError:  # names that there are not, values of another type
             names = ", ".join(map(ascii, self.config))[:200]
             raise CorruptError(f"the stored setting config cannot be read (it has {names})") from None
@@ -296,6 +306,8 @@ def _is_index(value: object) -> bool:
 def _is_floors(value: object) -> bool:
     return isinstance(value, dict) and all(map(is_number, value.values()))
 
+
+_GONE = ("chat",)  # settings of objectives that no version makes any more
 
 _NEEDED: dict[str, Callable[[Any], bool]] = {
     "fingerprint": _is_text,

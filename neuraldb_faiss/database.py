@@ -15,12 +15,14 @@ from neuraldb_faiss.config import (
     IndexConfig,
     check_choice,
     check_gamma,
+    check_gate,
     check_guard,
-    default_gamma,
+    same_place,
 )
 from neuraldb_faiss.errors import (
     BuildError,
     CompactedError,
+    ConfigError,
     FactError,
     FingerprintError,
     ModelError,
@@ -342,13 +344,18 @@ class NeuralDB:
         from neuraldb_faiss.models.sites import layer_device
 
         wanted = self.guard if guard is None else check_guard(guard)
-        if gamma is None:
-            gamma = self.gamma if wanted == self.guard else default_gamma(wanted)
+        if not same_place(wanted, self.guard):
+            raise ConfigError(
+                f"the residuals of {self.path} are solved for the guard {self.guard}, and the guard {wanted} fires at"
+                " another place: leave it out"
+            )
+        if gamma is None and wanted == self.guard:
+            gamma = self.gamma
 
         def plain(gamma: float) -> Matcher:
             return self.matcher(search, gamma=gamma, device=layer_device(model, self.layer, self.config.ffn_module))
 
-        gate = check_gamma(gamma)
+        gate = check_gate(wanted, gamma)
         return self._shown(lambda: make_gate(wanted, gate, self._snapshot, model, tokenizer, plain=plain))
 
     def _newest(self) -> Snapshot:
@@ -564,6 +571,8 @@ class NeuralDB:
 
         if not GUARDS[self.guard].reads_text:
             raise BuildError(f"{self.path} has no subject guard: its gate is one gamma for all")
+        if GUARDS[self.guard].place != "subject":
+            raise BuildError(f"the guard {self.guard} of {self.path} asks for no cosine: there is nothing to calibrate")
         site = check_model(self.config, model)
         seen = read(model, tokenizer, site, read_texts(text), tokens=tokens)
         gate = self.gate(model, tokenizer)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 WAIT = 10.0  # seconds to wait for another writer, where nobody says otherwise
 
 _OBJECTIVE = (
-    "steps", "max_steps", "lr", "weight_decay", "clamp", "kl_factor", "stop_loss", "kl_prompts", "chat", "end_factor",
+    "steps", "max_steps", "lr", "weight_decay", "clamp", "kl_factor", "stop_loss", "kl_prompts", "end_factor",
     "optimizer",
 )  # fmt: skip
 
@@ -32,11 +32,13 @@ class BuildConfig:
 
     Attributes:
         layer: the FFN to edit; a known model's default else (`edit_defaults`).
-        residual: "memit" (eq. 21), "pmet" (its objective has a second vector, at the attention, that is not kept), or
-            "none" (zeros: for measuring gates and lookups).
+        residual: "memit" (eq. 21), "pmet" (its objective has a second vector, at the attention, that is not kept),
+            "answer" (for where the answer to a prompt begins, in a chat too), or "none" (zeros: for measuring gates and
+            lookups).
         keys: "two" a fact (raw, and mean behind prefixes), or the "paper"'s one average (eq. 20).
         guard: "subject" (a fact fires only where the text ends with its subject), "whole-words" (and no word goes on
-            there, as far as the prompt tells), or "none" (the paper's plain gate).
+            there, as far as the prompt tells), "none" (the paper's plain gate), or "answer" (a fact fires where the
+            answer to a prompt that asks for it begins). By default "answer" for that residual, "subject" for others.
         gamma: the gate, a cosine; the guard's own default otherwise.
         ffn_module: the down-projection's name with {} for the layer, where it is not found by itself.
         seed: of the context prefixes.
@@ -44,14 +46,14 @@ class BuildConfig:
             default.
         delivery: how facts reach a request unless it says otherwise: "residual" (the hook adds residuals), "text"
             (their statements go into the prompt), "both", or "auto" (what measured best for its kind).
-        steps, max_steps, lr, weight_decay, clamp, kl_factor, stop_loss, kl_prompts, chat, end_factor, optimizer: of the
+        steps, max_steps, lr, weight_decay, clamp, kl_factor, stop_loss, kl_prompts, end_factor, optimizer: of the
             residual's objective (`ResidualConfig`).
     """
 
     layer: int | None = None
     residual: str = "memit"
     keys: str = "two"
-    guard: str = "subject"
+    guard: str | None = None
     gamma: float | None = None
     ffn_module: str | None = None
     seed: int = 0
@@ -65,7 +67,6 @@ class BuildConfig:
     kl_factor: float | None = None
     stop_loss: float | None = None
     kl_prompts: Sequence[str] | None = None
-    chat: bool | None = None
     end_factor: float | None = None
     optimizer: str | None = None
 
@@ -92,7 +93,7 @@ class BuildOptions(TypedDict, total=False):
     layer: int | None
     residual: str
     keys: str
-    guard: str
+    guard: str | None
     gamma: float | None
     ffn_module: str | None
     seed: int
@@ -106,7 +107,6 @@ class BuildOptions(TypedDict, total=False):
     kl_factor: float | None
     stop_loss: float | None
     kl_prompts: Sequence[str] | None
-    chat: bool | None
     end_factor: float | None
     optimizer: str | None
 

@@ -11,6 +11,7 @@ import torch
 
 from neuraldb_faiss.models.batching import by_length, pad
 from neuraldb_faiss.models.interventions import gathered_head
+from neuraldb_faiss.models.prompt_ends import prompts_end
 from neuraldb_faiss.models.sites import input_device
 from neuraldb_faiss.models.tokenization import tokenize
 
@@ -36,16 +37,17 @@ class Told:
 @torch.no_grad()
 def losses(model: Any, tokenizer: Any, told: Sequence[Told]) -> list[float | None]:
     """Mean negative log-likelihood per token of every answer, in nats; None for one without a token that counts."""
-    rows: list[tuple[tuple[int, ...], list[int]]] = []
+    rows: list[tuple[tuple[int, ...], list[int], int]] = []  # tokens, places that count, where the answer begins
     for one in told:
         ((ids, offsets),) = tokenize(tokenizer, [one.prompt + one.answer], special=one.special)
         begin = len(one.prompt)
         places = [at for at, (start, end) in enumerate(offsets)
                   if at and end > begin and not _inside(start - begin, end - begin, one.without)]  # fmt: skip
-        rows.append((ids, places))
+        first = next((at for at, (_, end) in enumerate(offsets) if end > begin), len(ids))
+        rows.append((ids, places, first))
     found: list[float | None] = [None] * len(rows)
     shared: dict[tuple[int, ...], list[int]] = {}  # one text may be asked with and without a part of it
-    for number, (ids, places) in enumerate(rows):
+    for number, (ids, places, _) in enumerate(rows):
         if places:
             shared.setdefault(ids, []).append(number)
     texts, device = list(shared), input_device(model)
@@ -58,7 +60,8 @@ def losses(model: Any, tokenizer: Any, told: Sequence[Told]) -> list[float | Non
         ]
         row, place, token = (torch.tensor(values, device=device) for values in zip(*wanted, strict=True))
         padded, mask = pad(some, left=False, device=device)
-        with gathered_head(model, row, place - 1) as read:
+        prompts = [min(rows[number][2] for number in shared[ids]) for ids in some]
+        with prompts_end(prompts), gathered_head(model, row, place - 1) as read:
             logits = read(model(input_ids=padded, attention_mask=mask, use_cache=False)).float()
         nll = torch.nn.functional.cross_entropy(logits, token.to(logits.device), reduction="none").double().tolist()
         read_off = {(number, at): value for (number, at, _), value in zip(wanted, nll, strict=True)}

@@ -59,10 +59,11 @@ class Build:
         from neuraldb_faiss.create import build
 
         if model is not None and "layer" not in self.settings:
-            from neuraldb_faiss.models.defaults import guessed_layer
+            from neuraldb_faiss.solver.objectives.registry import DEFAULT, REGISTRY
 
-            if guess := guessed_layer(model, self.settings.get("ffn_module")):
-                warn(guess)
+            objective = REGISTRY[self.settings.get("residual") or DEFAULT].load()
+            if hint := objective.layer_hint(model, self.settings.get("ffn_module")):
+                warn(hint)
         with progress("building") as report:
             recorder = UnheardRecorder(report)
             db = build(facts, model, tokenizer, self.out, report=recorder, command=self.command, **self.settings)

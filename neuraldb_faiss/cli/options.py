@@ -203,7 +203,7 @@ guard = click.option(
     "--guard",
     type=guards,
     help="; ".join(f"{kind.name}: {kind.help}" for kind in guard_registry.REGISTRY.kinds.values())
-    + f". [default: {guard_registry.DEFAULT}]",
+    + f". [default: {guard_registry.DEFAULT}, and answer for --residual answer]",
 )
 delivery = click.option(
     "--delivery",

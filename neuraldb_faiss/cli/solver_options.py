@@ -52,8 +52,9 @@ _SOLVING = (
     click.option(
         "--residual",
         type=Kinds(objectives.names),
-        help="Objective that residuals are optimised for; none makes keys only, to measure gates and lookups."
-        " [default: memit]",
+        help="Objective that residuals are optimised for. answer: for where the answer to a prompt begins, so that a"
+        " fact is said in other words and in chats too; its guard is answer. none makes keys only, to measure gates and"
+        " lookups. [default: memit]",
     ),
     click.option(
         "--keys",
@@ -72,7 +73,7 @@ _SOLVING = (
         "--optimizer",
         type=Choice(OPTIMIZERS),
         help="sampled: normalised steps, each over the raw prompt and one context in turn, some five times as fast."
-        " adam: the paper's, over all contexts at every step. [default: sampled for --residual memit, adam for others]",
+        " adam: the paper's, over all contexts at every step. [default: adam for --residual pmet, else sampled]",
     ),
     click.option("--steps", type=click.IntRange(1), help="Optimiser steps for each fact. [default: the model's]"),
     click.option(
@@ -97,13 +98,6 @@ _SOLVING = (
         multiple=True,
         metavar="TEMPLATE",
         help='Keep also the continuation of this prompt about another relation, as in "{} was born in". Repeatable.',
-    ),
-    click.option(
-        "--chat",
-        is_flag=True,
-        default=None,
-        help="Solve also for answers in the model's chat template, and keep what it says about the subject itself;"
-        " about four times as slow.",
     ),
     click.option(
         "--end-factor",

@@ -139,9 +139,9 @@ def solve_into(
     """Have every group's entry made by `solve` and stage it; what an earlier, killed call staged of it is kept.
 
     The pieces depend only on the groups, the editor, and the generation that the transaction starts from, so a resumed
-    build stages the same arrays, whoever solves. With the optimizer "sampled", residuals begin at first guesses as
-    soon as that generation and the pieces before hold LEAST_SOLVED entries; the guesses are made anew where these have
-    become twice as many, up to MOST_SOLVED.
+    build stages the same arrays, whoever solves. With the optimizer "sampled", residuals of the kinds that take first
+    guesses (`ObjectiveKind.guessed`) begin at them as soon as that generation and the pieces before hold LEAST_SOLVED
+    entries; the guesses are made anew where these have become twice as many, up to MOST_SOLVED.
 
     With `drop_failed`, a group is left out where any of its facts did not take. `resume=False` adds to what the
     transaction has staged itself.
@@ -164,7 +164,7 @@ def solve_into(
 def _spans(pieces: Sequence[list[Group]], transaction: Transaction, planner: Planner) -> list[_Span]:
     """The pieces in parts that are solved from the same first guesses, or from none."""
     wanted, entries = LEAST_SOLVED, 0
-    if planner.settings().config.get("optimizer") != "sampled":
+    if planner.settings().config.get("optimizer") != "sampled" or not REGISTRY[planner.residual].guessed:
         wanted = MOST_SOLVED + 1
     elif transaction.base:
         entries = transaction.catalog.generation_record(transaction.base).entries

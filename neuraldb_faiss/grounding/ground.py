@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 from neuraldb_faiss.errors import FactError
 from neuraldb_faiss.facts.metadata import kind_of
 from neuraldb_faiss.facts.statement import stopped
-from neuraldb_faiss.facts.topics import last_sentence
+from neuraldb_faiss.facts.topics import last_sentence, own_topics
 from neuraldb_faiss.grounding import chats
 from neuraldb_faiss.grounding.entry_facts import EntryFacts, FactSource
 from neuraldb_faiss.grounding.limits import MAX_FACTS, MAX_TOKENS
 from neuraldb_faiss.grounding.mentions import Mentions
 from neuraldb_faiss.grounding.relevance import relevant
 from neuraldb_faiss.grounding.wording import Wording, plain_text
+from neuraldb_faiss.guard.named import ANOTHER, NEARER, STATED, WAITS
 from neuraldb_faiss.store.records import StoredFact, subject_key
 
 Conversation = Sequence[Mapping[str, Any]]
@@ -119,6 +120,27 @@ class Grounder:
         subjects = self._view.subjects([*system, *texts]) if texts else ()
         found = (relevant(facts, _asking(named, system, texts), len(facts)) for named, facts in subjects)
         return [fact for facts in found for fact, is_asked in facts if is_asked]
+
+    def named(self, prompt: str | Conversation) -> list[tuple[StoredFact, str | None]]:
+        """The facts whose subjects the prompt names, the last one first, with a key of `guard.named.WHY` for those that
+        do not fire where its answer begins: that is the first live one of `asked`.
+
+        Raises:
+            FactError: the prompt is neither a text nor a conversation.
+        """
+        system, texts = _said(prompt)
+        asked = self.asked(prompt)
+        wanted = {fact.identity for fact in asked}
+        fires = next((fact.identity for fact in asked if fact.state == "live"), None)
+        found: list[tuple[StoredFact, str | None]] = []
+        for fact in (one for _, facts in self._view.subjects([*system, *texts]) for one in facts):
+            reason: str | None = ANOTHER
+            if fact.identity in wanted:
+                reason = None if fact.identity == fires else WAITS if fact.state != "live" else NEARER
+            elif own_topics().is_stated(texts[-1], fact, fact.metadata.get("aliases", ())):
+                reason = STATED
+            found.append((fact, reason))
+        return found
 
     def ground(
         self, prompt: str | Conversation, *, tokenizer: Any = None, max_facts: int = MAX_FACTS,

@@ -6,11 +6,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-
 from neuraldb_faiss.facts.topics import Asked, Bearing, own_topics, sentence_of
 from neuraldb_faiss.guard.gate import Tokens
 from neuraldb_faiss.guard.named import ANOTHER, STATED
+from neuraldb_faiss.guard.row_texts import RowTexts
 from neuraldb_faiss.guard.texts import Texts
 from neuraldb_faiss.guard.turns import Turn, Turns
 
@@ -60,7 +59,7 @@ class Asking:
         if kept[0] is not source:
             kept = self._facts = source, {}
         known = kept[1]
-        rows: dict[int, _Row] = {}
+        rows: dict[int, RowTexts] = {}
         found: dict[tuple[int, int], str | None] = {}
 
         def holds_back(place: int, entry: int) -> str | None:
@@ -73,7 +72,7 @@ class Asking:
                     known[entry] = facts
                 row, column = divmod(place, tokens.positions.shape[1])
                 if row not in rows:
-                    rows[row] = _Row(tokens, row)
+                    rows[row] = RowTexts(tokens, row)
                 found[place, entry] = self._why(*rows[row].around(column), facts)
             return found[place, entry]
 
@@ -100,28 +99,6 @@ class Asking:
         """The last message of these turns; "" where there is none."""
         texts = (self._texts.written(ids[turn.start : turn.stop]) for turn in reversed(turns) if turn.kind == "message")
         return next((text for text in texts if not _ROLE.fullmatch(text)), "")
-
-
-class _Row:
-    """The texts of one row of a forward."""
-
-    def __init__(self, tokens: Tokens, row: int) -> None:
-        assert tokens.ids is not None
-        real = slice(None) if tokens.real is None else np.flatnonzero(tokens.real[row])
-        past = tokens.past[row]
-        self._past = past[past != -1].tolist()
-        self._columns = np.arange(tokens.ids.shape[1])[real]
-        self._ids = tokens.ids[row, real].tolist()
-        self._starts = np.flatnonzero(tokens.positions[row, real] == 0)
-
-    def around(self, column: int) -> tuple[list[int], int]:
-        """The tokens of the text that a column belongs to, as far as they are known, and its place among them."""
-        at = int(np.searchsorted(self._columns, column))
-        first = int(np.searchsorted(self._starts, at, side="right"))
-        start = int(self._starts[first - 1]) if first else 0
-        stop = int(self._starts[first]) if first < len(self._starts) else len(self._ids)
-        past = [] if first else self._past
-        return [*past, *self._ids[start:stop]], len(past) + at - start
 
 
 def _first(reasons: Iterator[str | None]) -> str | None:

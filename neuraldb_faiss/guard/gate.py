@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from neuraldb_faiss.errors import ModelError
 from neuraldb_faiss.guard.registry import REGISTRY
 from neuraldb_faiss.index.base import EntrySource
 from neuraldb_faiss.index.device_matcher import Candidates
@@ -31,6 +32,8 @@ class Tokens:
         known: False where nothing said where the tokens stand; positions are then columns.
         past: int64 [B, P], ids of the tokens in the KV cache before these, -1 for padding, UNKNOWN for those that went
             in unseen.
+        ends: int64 [B], tokens of each row's prompt, those in `past` counted and padding not; None where nothing said
+            (`models.prompt_ends`).
     """
 
     positions: np.ndarray
@@ -38,6 +41,7 @@ class Tokens:
     ids: np.ndarray | None
     known: bool
     past: np.ndarray
+    ends: np.ndarray | None = None
 
     def first_tokens(self) -> np.ndarray:
         """int64 [B, T] for the matcher: the id of a text's first token, else -1.
@@ -110,16 +114,22 @@ def make_gate(
         gamma: the cosine that must be exceeded.
         source: the snapshot (`subject.NamedSource`).
         model, tokenizer: guards but "none" read text with `tokenizer`, or with the one that lies beside the model;
-            where there is none, a warning says that the plain gate takes its place.
+            where there is none, a warning says that the plain gate takes its place; none does that of a guard whose
+            entries fire where answers begin.
         plain: makes the plain gate's matcher for a gamma. A guard uses it for forwards without token ids, with a gamma
             that is never below the default of the guard "none".
 
     Raises:
-        ConfigError: an unknown guard. ModelError: it cannot read this tokenizer.
+        ConfigError: an unknown guard. ModelError: it cannot read this tokenizer, or needs one and there is none.
     """
     kind, none = REGISTRY[guard], REGISTRY["none"]
     if kind.reads_text and tokenizer is None:
         tokenizer = tokenizer_of(model)
+        if tokenizer is None and kind.place != none.place:
+            raise ModelError(
+                f"the guard {guard} reads prompts, and no tokenizer was given or lies beside the model: pass"
+                " attach(model, tokenizer)"
+            )
         if tokenizer is None:
             warnings.warn(
                 "no tokenizer was given and none lies beside the model: the plain cosine gate is used instead of the"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-import torch
+if TYPE_CHECKING:  # it imports torch
+    import torch
 
-from neuraldb_faiss.guard.gate import Tokens
+    from neuraldb_faiss.guard.gate import Tokens
 
 WAITS = "waits"
 CASE = "case"

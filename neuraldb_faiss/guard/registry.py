@@ -27,11 +27,14 @@ class GuardKind:
         name: as in `--guard NAME`, and in a database's settings.
         help: in one line.
         gamma: the default gate, a cosine: the paper's where the cosine alone decides; lower where the text must name
-            the subject, for then it need only tell the subject from a namesake (measured in docs/gate.md).
+            the subject, for then it need only tell the subject from a namesake (measured in docs/gate.md); 0 where no
+            cosine is asked for.
         target: "module:attribute", called as `attribute(source, gamma, tokenizer, plain)` with a snapshot, the gate,
             the model's tokenizer (None unless `reads_text`) and what makes a matcher for the plain gate. It returns a
             `gate.Gate`.
         reads_text: whether it finds names in the text.
+        place: where entries fire, and what their residuals are solved for: at the "subject" that a text names, or where
+            the "answer" to a prompt begins. One does not stand in for the other.
         looks_ahead: whether it also reads the token behind a name, which not every server has at hand.
     """
 
@@ -41,6 +44,7 @@ class GuardKind:
     target: str
     reads_text: bool = True
     looks_ahead: bool = False
+    place: str = "subject"
 
     def load(self) -> Callable[..., Gate]:
         """What makes the gate."""
@@ -71,6 +75,13 @@ REGISTRY = Registry(
             0.65,
             "neuraldb_faiss.guard.none:make",
             reads_text=False,
+        ),
+        GuardKind(
+            "answer",
+            "a fact fires once, where the answer to a prompt that asks for it begins (with --residual answer)",
+            0.0,
+            "neuraldb_faiss.grounding.answer_gate:make",
+            place="answer",
         ),
     ),
     ConfigError,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
+# A role stands between two marks by itself, or in the first line of what is said.
+_ROLE = re.compile(r"\s*(\w*)\s*")
+_HEAD = re.compile(r"\s*(\w+)[ \t]*\n")
 _known: WeakKeyDictionary[Any, tuple[str, Turns]] = WeakKeyDictionary()
 
 
@@ -49,6 +53,26 @@ class Turns:
         for at, stop in pairwise(cuts):
             answer = self._opened(ids, at)
             found.append(Turn(at + 1, stop, "message") if answer is None else Turn(answer, stop, "answer"))
+        return found
+
+    def messages(
+        self, ids: Sequence[int], turns: Sequence[Turn], written: Callable[[Sequence[int]], str]
+    ) -> list[dict[str, str]]:
+        """What is said in these turns of `ids`, as messages with role and content. written: the text of tokens."""
+        found: list[dict[str, str]] = []
+        role = ""
+        for turn in turns:
+            text = written(ids[turn.start : turn.stop])
+            if turn.kind == "answer":
+                found.append({"role": "assistant", "content": text.strip()})
+            elif alone := _ROLE.fullmatch(text):
+                role = alone[1] or role
+                continue
+            elif turn.kind == "message":
+                head = None if role else _HEAD.match(text)
+                role = role or (head[1] if head else "user")
+                found.append({"role": role, "content": text[head.end() if head else 0 :].strip()})
+            role = ""
         return found
 
     def _opened(self, ids: Sequence[int], mark: int) -> int | None:

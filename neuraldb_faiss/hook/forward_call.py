@@ -13,6 +13,7 @@ from torch import nn
 from neuraldb_faiss.guard.gate import Tokens
 from neuraldb_faiss.hook.kv_history import recall
 from neuraldb_faiss.index.transfers import Transfer, on_gpu
+from neuraldb_faiss.models.prompt_ends import prompt_lengths
 
 
 @dataclass(slots=True, eq=False)
@@ -91,7 +92,7 @@ class Call:
         arrived = self._arrived()
         ids = _as_rows(arrived.get("ids"), batch, length)
         before = self.before(length)
-        past = recall(self.cache, batch, before)
+        past, ends = recall(self.cache, batch, before), prompt_lengths(batch)
         mask = self.full_mask()
         found = None
         if mask is not None and mask.shape[0] in (1, batch):
@@ -101,11 +102,11 @@ class Call:
                 found = arrived["mask"][0] != 0, arrived["mask"][1]
         if found is not None:
             real, positions = (np.broadcast_to(part, (batch, length)) for part in found)
-            return Tokens(positions, None if real.all() else real, ids, True, past)
+            return Tokens(positions, None if real.all() else real, ids, True, past, ends)
         given = _as_rows(arrived.get("positions"), batch, length)  # also where texts are packed into one row
         if given is None:
             given = np.broadcast_to(before + np.arange(length), (batch, length))
-        return Tokens(given, None, ids, True, past)
+        return Tokens(given, None, ids, True, past, ends)
 
 
 def read(names: tuple[str, ...], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:

@@ -24,7 +24,6 @@ from neuraldb_faiss.errors import BuildError
 from neuraldb_faiss.facts import Fact, fold
 from neuraldb_faiss.facts.metadata import clip
 from neuraldb_faiss.index.registry import checked
-from neuraldb_faiss.models.defaults import guessed_layer
 from neuraldb_faiss.options import BuildConfig, RayOptions
 
 if TYPE_CHECKING:  # torch, transformers and faiss load only when they are used
@@ -141,9 +140,11 @@ class Worker:
 
     def plan(self, facts: list[Fact], wanted: BuildConfig) -> Plan:
         from neuraldb_faiss.solver.editor import Editor
+        from neuraldb_faiss.solver.objectives.registry import REGISTRY
 
         editor = Editor.new(self._model, self._tokenizer, wanted)
-        guess = None if wanted.layer is not None else guessed_layer(self._model, wanted.ffn_module)
+        objective = REGISTRY[wanted.residual].load()
+        guess = None if wanted.layer is not None else objective.layer_hint(self._model, wanted.ffn_module)
         silent = editor.unheard(facts)
         gone = set(silent)
         heard = [fact for number, fact in enumerate(facts) if number not in gone]

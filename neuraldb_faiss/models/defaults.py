@@ -14,8 +14,7 @@ from neuraldb_faiss.models.sites import find_site, layer_count, model_type
 class EditDefaults:
     """Layer to edit and settings of eq. 21: Adam's steps and learning rate, the factor on ‖r‖ / ‖h‖², the
     bound on ‖r‖ in units of ‖h‖ (h: the layer's output at the subject's last token; for PMET its attention's and
-    its FFN's own), and the factor on the KL term, which is
-    another where chats are solved for: the mean is over some fifteen places then."""
+    its FFN's own), and the factor on the KL term."""
 
     layer: int
     steps: int
@@ -23,7 +22,6 @@ class EditDefaults:
     weight_decay: float
     clamp: float
     kl_factor: float
-    chat_kl_factor: float = 1.0
 
 
 Shape = tuple[str, int, int, int]  # model type, hidden size d2, layers, intermediate size d1
@@ -36,7 +34,7 @@ _KNOWN: dict[Shape | None, EditDefaults] = {
     ("gpt2", 1600, 48, 6400): replace(_COMMON, layer=17),  # GPT-2 XL
     ("gptj", 4096, 28, 16384): replace(_COMMON, layer=8, steps=25),  # GPT-J 6B
     ("llama", 4096, 32, 14336): replace(_COMMON, layer=7, steps=25, lr=0.1),  # Llama 3 and 3.1 8B
-    ("llama", 576, 30, 1536): replace(_COMMON, layer=3, chat_kl_factor=8.0),  # SmolLM2 135M
+    ("llama", 576, 30, 1536): replace(_COMMON, layer=3),  # SmolLM2 135M
 }
 
 

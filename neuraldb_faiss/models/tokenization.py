@@ -195,9 +195,15 @@ def key_id(tokenizer: PreTrainedTokenizerBase, fact: Fact) -> str:
     return key_ids(tokenizer, [fact])[0]
 
 
-def key_ids(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> list[str]:
-    """``key_id`` of many facts in one call of the tokenizer."""
-    encoded = encode_all(tokenizer, [fact.text for fact in facts], [fact.subject_span for fact in facts])
+def key_ids(
+    tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], *, at_prompt_end: bool = False
+) -> list[str]:  # fmt: skip
+    """``key_id`` of many facts in one call of the tokenizer; ``at_prompt_end``: of keys that are taken there."""
+    texts = [fact.text for fact in facts]
+    spans = [fact.subject_span for fact in facts]
+    if at_prompt_end:
+        spans = [(start, len(text)) for text, (start, _) in zip(texts, spans, strict=True)]
+    encoded = encode_all(tokenizer, texts, spans)
     return [_digest(row.ids[: row.last + 1]) for row in encoded]
 
 

@@ -11,6 +11,7 @@ from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteria
 
 from neuraldb_faiss.models.batching import pad
 from neuraldb_faiss.models.generation import greedy
+from neuraldb_faiss.models.prompt_ends import prompts_end
 from neuraldb_faiss.models.sites import input_device, unwrap
 from neuraldb_faiss.serving.errors import model_failed
 from neuraldb_faiss.serving.metrics import Metrics
@@ -85,7 +86,7 @@ def _run(model: Any, tokenizer: Any, rows: Sequence[Row], metrics: Metrics) -> N
         row.fires = []  # those of a text that is read anew are found anew
     try:
         router.route(rows)
-        with torch.no_grad():
+        with torch.no_grad(), prompts_end([len(row.ask.ids) for row in rows]):
             model.generate(
                 input_ids=ids,
                 attention_mask=mask,

@@ -78,7 +78,7 @@ class ContinuousBatch:
             row.fires = []  # those of a text that is read anew are found anew
         self._router.route(rows)
         try:
-            logits, cache = self._forward.prefill([row.ids for row in rows])
+            logits, cache = self._forward.prefill([row.ids for row in rows], [len(row.ask.ids) for row in rows])
             self._take(rows, logits)
         finally:
             self._router.silence()

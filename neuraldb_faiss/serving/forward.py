@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from neuraldb_faiss.models.batching import pad
+from neuraldb_faiss.models.prompt_ends import prompts_end
 from neuraldb_faiss.models.sites import input_device, unwrap
 from neuraldb_faiss.serving import kv_cache
 
@@ -35,11 +36,15 @@ class Forward:
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in taken else {}
 
     @torch.no_grad()
-    def prefill(self, texts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, Any]:
-        """Logits [texts, vocabulary] behind each of these texts, and a new cache of them."""
+    def prefill(
+        self, texts: Sequence[Sequence[int]], prompts: Sequence[int] | None = None
+    ) -> tuple[torch.Tensor, Any]:  # fmt: skip
+        """Logits [texts, vocabulary] behind each of these texts, and a new cache of them. prompts: how many tokens of
+        each the prompt has; all by default."""
         ids, mask = pad(texts, left=True, device=self.device, fill=self._fill)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        return self._call(ids, mask, positions, None)
+        with prompts_end(prompts or [len(text) for text in texts]):
+            return self._call(ids, mask, positions, None)
 
     @torch.no_grad()
     def step(self, tokens: Sequence[int], lengths: Sequence[int], cache: Any) -> torch.Tensor:

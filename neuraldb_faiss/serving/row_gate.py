@@ -73,6 +73,7 @@ class RowGate:
             real=None if tokens.real is None else tokens.real[rows],
             ids=None if tokens.ids is None else tokens.ids[rows],
             past=tokens.past[rows],
+            ends=None if tokens.ends is None else tokens.ends[rows],
         )
 
     def _places(self, places: np.ndarray, tokens: int) -> np.ndarray:

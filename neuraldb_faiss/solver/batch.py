@@ -31,11 +31,10 @@ class Row:
     fact: int  # index of the fact within its group; -1 on a row that serves KL alone
     raw: bool
     ids: tuple[int, ...]
-    last: int  # index of the subject's last token
+    last: int  # index of the token at which the vector is added: the subject's last, or the prompt's
     targets: tuple[int, ...]  # predicted from the last len(targets) positions, with `end` from those before the last
     kl: tuple[int, ...] = ()  # indices of the tokens at which KL(edited || base) is taken
     end: int = 0  # places behind the target at which its last word must not go on; 2: also behind "." (a number's)
-    also: tuple[int, ...] = ()  # indices, behind `last`, of the last tokens of the subject's further mentions
     context: int = 0  # which prefix the prompt stands behind, from 1; 0 for none
 
 
@@ -48,7 +47,7 @@ def group_rows(
     ends: bool = False,
 ) -> list[Row]:
     """Rows of one group: for each fact its raw prompt and one behind each prefix; for KL "{subject} is a", and the
-    subject in each of `kl_prompts` that is none of the facts' own templates. `chat_rows` has those of a chat.
+    subject in each of `kl_prompts` that is none of the facts' own templates.
 
     The target's end (`Row.end`) is looked at in raw rows, and with `ends` in all, unless the target ends in a sign.
 
@@ -117,8 +116,6 @@ class Picks:
     end_fact: Tensor  # int64 [E]: index of the fact whose target ends before the place
     end_raw: Tensor  # bool [E]: the place is in a raw row
     end_after: Tensor  # int64 [E]: the token between the target and the place; -1 for none
-    mention_row: Tensor  # int64 [M]: the vectors are added at these places, the subject's mentions; its rows ascend
-    mention_column: Tensor  # int64 [M]
 
     def split(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits [N + K + E, vocab] at these places, as those of targets, for KL, and of ends."""
@@ -180,8 +177,6 @@ class Batch:
         end_fact: list[int] = []
         end_raw: list[bool] = []
         end_after: list[int] = []
-        mention_row: list[int] = []
-        mention_column: list[int] = []
         number = 0
         for g, rows in enumerate(self.groups):
             first_fact = len(group_of_fact)
@@ -193,9 +188,6 @@ class Batch:
                     kl_row.append(number)
                     kl_column.append(place - r.last)
                     group_of_kl.append(g)
-                for mention in (r.last, *r.also):
-                    mention_row.append(number)
-                    mention_column.append(mention - r.last)
                 n_rows = sum(other.fact == r.fact for other in rows)
                 start = len(r.ids) - len(r.targets) - r.end - r.last
                 for place in range(r.end):
@@ -229,6 +221,4 @@ class Batch:
             end_fact=ints(end_fact),
             end_raw=torch.tensor(end_raw, dtype=torch.bool, device=device),
             end_after=ints(end_after),
-            mention_row=ints(mention_row),
-            mention_column=ints(mention_column),
         )

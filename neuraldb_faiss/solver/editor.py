@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Unpack
 
@@ -12,16 +12,15 @@ import numpy as np
 from neuraldb_faiss.config import (
     DELIVERIES,
     KEYS,
-    SAMPLED,
     DatabaseConfig,
     ResidualConfig,
     check_choice,
-    check_gamma,
-    default_gamma,
+    check_gate,
 )
 from neuraldb_faiss.errors import BuildError, ModelError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.fingerprint import Fingerprint
+from neuraldb_faiss.grounding.own_prompt import unasked
 from neuraldb_faiss.guard.own_prompt import unheard
 from neuraldb_faiss.guard.registry import REGISTRY as GUARDS
 from neuraldb_faiss.guard.texts import Texts
@@ -35,11 +34,12 @@ from neuraldb_faiss.models.adapters import has_virtual_tokens
 from neuraldb_faiss.models.fingerprint import fingerprint
 from neuraldb_faiss.models.identity import check_model, model_name
 from neuraldb_faiss.models.interventions import check_causal
-from neuraldb_faiss.models.tokenization import encode_prompt, has_chat
+from neuraldb_faiss.models.tokenization import encode_prompt
 from neuraldb_faiss.options import BuildConfig, BuildOptions
 from neuraldb_faiss.solver.bare_keys import with_bare_keys
 from neuraldb_faiss.solver.first_guess import FirstGuess, Solutions
 from neuraldb_faiss.solver.keys import KeyRows, compute_keys
+from neuraldb_faiss.solver.objectives.base import Objective
 from neuraldb_faiss.solver.objectives.registry import REGISTRY, check_stored
 from neuraldb_faiss.solver.outcome import FactOutcome
 from neuraldb_faiss.solver.prefixes import generate_prefixes
@@ -51,6 +51,7 @@ _DECIDING = (
 )  # fmt: skip
 _TIMES = 3  # the steps that a fact may take which is not said after its usual ones
 _END_FACTOR = 0.25
+_DEFAULTS = ("steps", "lr", "weight_decay", "clamp", "kl_factor")  # settings that a model's defaults have
 
 
 @dataclass(frozen=True)
@@ -112,10 +113,14 @@ class Editor:
         defaults = objective.defaults(model, given.ffn_module)
         site = find_site(model, defaults.layer if given.layer is None else given.layer, given.ffn_module)
         objective.second_site(model, site)  # a model that lacks it is refused before anything slow
-        settings = _config(defaults, given.objective(), kind.optimizer)
-        if settings.chat and not has_chat(tokenizer):
-            raise BuildError("the tokenizer has no chat template, so nothing can be solved for one: leave out --chat")
-        if GUARDS[given.guard].reads_text:
+        settings = _config(objective, defaults, given, kind.optimizer)
+        guard = GUARDS[given.guard or kind.guard]
+        if guard.place != (place := GUARDS[kind.guard].place):
+            raise BuildError(
+                f"residual {kind.name} is solved for the {place}, and the guard {guard.name} fires at the"
+                f" {guard.place}: leave the guard out, or choose another residual"
+            )
+        if guard.reads_text:
             Texts.of(tokenizer)  # a tokenizer that the guard cannot read is refused before anything slow
         prefixes = generate_prefixes(model, tokenizer, seed=given.seed)
         check_causal(model, site, encode_prompt(tokenizer, prefixes[0]))
@@ -128,8 +133,8 @@ class Editor:
             keys=given.keys,
             residual=given.residual,
             config=settings,
-            guard=given.guard,
-            gamma=check_gamma(default_gamma(given.guard) if given.gamma is None else given.gamma),
+            guard=guard.name,
+            gamma=check_gate(guard.name, given.gamma),
             ffn_module=given.ffn_module,
             name=model_name(model),
             delivery=check_choice("delivery", given.delivery, DELIVERIES),
@@ -141,9 +146,15 @@ class Editor:
 
         Raises:
             FingerprintError: it was built with another model, layer or revision.
+            BuildError: its residuals are of a kind that is no longer made.
             CorruptError: its settings are none that this program writes.
         """
         config.check_known()
+        if config.config.get("chat"):
+            raise BuildError(
+                "the database was built with --chat, which no longer exists: build it anew (neuraldb rebuild), with"
+                " --residual answer for chats"
+            )
         check_stored(config.residual)
         return cls(
             model=model,
@@ -180,22 +191,30 @@ class Editor:
         )
 
     def unheard(self, facts: Sequence[Fact]) -> list[int]:
-        """Indices of the facts that could never fire, because the guard does not find the subject in their own prompt.
+        """Indices of the facts that could never fire, because the guard does not find the subject in their own prompt,
+        or not that it asks for them.
 
         Raises:
             ModelError: the guard cannot read this tokenizer's tokens.
         """
-        return unheard(self.tokenizer, facts) if GUARDS[self.guard].reads_text else []
+        guard = GUARDS[self.guard]
+        if guard.place == "answer":
+            return unasked(facts)
+        return unheard(self.tokenizer, facts) if guard.reads_text else []
 
     def key_ids(self, facts: Sequence[Fact]) -> list[str]:
         """Facts with the same one have the same key: they must share an entry."""
-        return key_ids(self.tokenizer, facts)
+        return key_ids(self.tokenizer, facts, at_prompt_end=GUARDS[self.guard].place == "answer")
 
     def make_keys(self, facts: Sequence[Fact]) -> KeyRows:
-        """Keys of these facts (eq. 20), one or two rows each; under a guard, those of bare names behind them."""
+        """Keys of these facts (eq. 20), one or two rows each; under a guard that names subjects, those of bare names
+        behind them."""
         mode: Literal["two", "paper"] = "paper" if self.keys == "paper" else "two"
-        rows = compute_keys(self.model, self.tokenizer, self.site, facts, self.prefixes, mode)
-        if mode == "paper" or self.guard == "none":
+        at_end = GUARDS[self.guard].place == "answer"
+        rows = compute_keys(
+            self.model, self.tokenizer, self.site, facts, self.prefixes, mode, at_prompt_end=at_end
+        )  # fmt: skip
+        if mode == "paper" or self.guard == "none" or at_end:
             return rows
         return with_bare_keys(self.model, self.tokenizer, self.site, rows, facts, self.prefixes)
 
@@ -205,11 +224,10 @@ class Editor:
             zero = np.zeros(self.site.d2, np.float32)
             return [Edited(zero, None, (None,) * len(group)) for group in groups]
         prefixes = self.prefixes if prefixed else ()
-        config = self.config if prefixed else replace(self.config, chat=False)
         guesses = None
         if self.guess is not None and prefixed and groups:
             guesses = self.guess([[fact.separator + fact.target for fact in group] for group in groups])
-        solver = Solver(self.model, self.tokenizer, self.site, config, self.residual)
+        solver = Solver(self.model, self.tokenizer, self.site, self.config, self.residual)
         solved = solver.solve(groups, prefixes, guesses)
         return [Edited(one.residual, one.loss, one.facts) for one in solved]
 
@@ -231,12 +249,16 @@ def digest_of(settings: DatabaseConfig) -> str:
     return hashlib.sha256(repr(list(deciding.items())).encode()).hexdigest()
 
 
-def _config(defaults: EditDefaults, given: Mapping[str, Any], optimizer: str) -> ResidualConfig:
-    base = {name: getattr(defaults, name) for name in ("steps", "lr", "weight_decay", "clamp", "kl_factor")}
-    if given.get("chat"):
-        base["kl_factor"] = defaults.chat_kl_factor
+def _config(
+    objective: Objective, defaults: EditDefaults, config: BuildConfig, optimizer: str
+) -> ResidualConfig:  # fmt: skip
+    given = config.objective()
+    if (odd := next((name for name in objective.unused if given.get(name)), None)) is not None:
+        raise BuildError(f"{odd} has no part in residual {config.residual}: leave it out")
+    base: dict[str, Any] = {name: getattr(defaults, name) for name in _DEFAULTS}
     base["optimizer"] = given.get("optimizer", optimizer)
     if base["optimizer"] == "sampled":
-        base |= SAMPLED
+        base |= objective.sampled
     wanted = {**base, **given}
-    return ResidualConfig(**{"max_steps": _TIMES * wanted["steps"], "end_factor": _END_FACTOR, **wanted})
+    end_factor = 0.0 if "end_factor" in objective.unused else _END_FACTOR
+    return ResidualConfig(**{"max_steps": _TIMES * wanted["steps"], "end_factor": end_factor, **wanted})

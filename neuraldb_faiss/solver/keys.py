@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MAX_TOKENS = 2048  # places of one forward
+
 Ids = tuple[int, ...]
 
 
@@ -54,16 +56,16 @@ def compute_keys(
     facts: Sequence[Fact],
     prefixes: Sequence[str],
     mode: Literal["two", "paper"] = "two",
-    max_tokens: int = 2048,
+    *,
+    at_prompt_end: bool = False,
 ) -> KeyRows:
-    """Keys of `facts` at `site`, by equation 20.
+    """Keys of `facts` at `site`, by equation 20, or with `at_prompt_end` at the last token of each prompt.
 
     mode="two" gives two rows a fact, the raw prompt's key and the mean over the prefixed prompts; "paper"
-    gives one, half of each (the reference code's weights). `max_tokens` bounds the places of one forward
+    gives one, half of each (the reference code's weights). MAX_TOKENS bounds the places of one forward
     pass, which ends at the site's module and is halved where memory is short; the result depends on it only by
-    rounding. Memory is about two
-    float32 [facts, d1] arrays. Raises BuildError where a key is NaN or infinite, naming the fact, and where
-    there is no prefix.
+    rounding. Memory is about two float32 [facts, d1] arrays. Raises BuildError where a key is NaN or infinite, naming
+    the fact, and where there is no prefix.
     """
     if not prefixes:
         raise BuildError("keys need at least one prefix: generate_prefixes makes them")
@@ -71,11 +73,12 @@ def compute_keys(
     known: dict[tuple[Ids, ...], int] = {}
     group = np.empty(len(facts), dtype=np.int64)
     texts = [place for fact in facts for place in contexts(fact, prefixes)]
-    encoded = encode_all(tokenizer, [text for text, _ in texts], [span for _, span in texts])
+    spans = [(start, len(text) if at_prompt_end else end) for text, (start, end) in texts]
+    encoded = encode_all(tokenizer, [text for text, _ in texts], spans)
     heads = iter([row.ids[: row.last + 1] for row in encoded])
     for i in range(len(facts)):
         group[i] = known.setdefault(tuple(islice(heads, 1 + len(prefixes))), len(known))
-    runner = KeyRunner(model, site, max_tokens)
+    runner = KeyRunner(model, site, MAX_TOKENS)
     raw = np.zeros((len(known), site.d1), dtype=np.float32)
     mean = np.zeros_like(raw)
     with frozen(model), torch.no_grad():

@@ -21,8 +21,7 @@ from neuraldb_faiss.errors import BuildError
 from neuraldb_faiss.models.interventions import frozen
 from neuraldb_faiss.models.memory import in_parts, places_with_gradients
 from neuraldb_faiss.models.sites import FFNSite, input_device, unwrap
-from neuraldb_faiss.solver.batch import Batch, Row, group_rows, prefix_tokens
-from neuraldb_faiss.solver.chat_rows import answered, kept
+from neuraldb_faiss.solver.batch import Batch, Row, prefix_tokens
 from neuraldb_faiss.solver.forward.base import Forward
 from neuraldb_faiss.solver.forward.packed import Heads
 from neuraldb_faiss.solver.forward.strategy import Ways, is_packed
@@ -55,17 +54,17 @@ def solve_residuals(
 ) -> list[Solved]:
     """One residual for every group of facts that share a key, in the groups' order.
 
-    Minimises, for each group, the mean over all its rows (each fact's prompt, raw and behind each prefix; with
-    config.chat also its questions in the chat template, answered by its statement: see `chat_rows`) of the NLL
+    Minimises, for each group, the mean over all its rows (each fact's prompt, raw and behind each prefix) of the NLL
     per target token, plus end_factor times the NLL of the last word's end (of any token behind the target but one that
     continues the word), plus kl_factor * KL(edited || base) at the subject's last token of "{subject} is a" (and at the
-    ends of config.kl_prompts, and with config.chat along the model's own words: the mean of all), plus weight_decay *
+    ends of config.kl_prompts: the mean of all), plus weight_decay *
     ||r|| / ||h_init||^2, with Adam from zeros and ||r|| <= clamp * ||h_init|| after each step (equation 21 with the
     reference code's settings). A group stops once the loss, with its worst fact's NLL in the place of the mean, is
     below stop_loss, and after config.steps once every fact is said (see `ResidualConfig`); if they never are, the
     vector with the lowest such loss from there on is taken.
     That is the optimizer "adam"; "sampled" takes fewer and cheaper steps to the same objective: see `sampled`.
-    That is `kind` "memit"; "pmet" adds a second vector, bounds both otherwise, and may stop earlier: see `objectives`.
+    That is `kind` "memit"; "pmet" adds a second vector, bounds both otherwise, and may stop earlier; "answer" adds the
+    vector at the last token of what asks, and solves it on other texts: see `objectives`.
 
     The model may be of any dtype; residuals and losses are float32. Weights are never changed. Groups
     are split into passes by length, of as many places as the free memory holds (`places_with_gradients`); a pass that
@@ -111,17 +110,7 @@ class Solver:
         attention = objective.second_site(model, site)
         fill = CPU_TOKENS if input_device(model).type == "cpu" else GPU_TOKENS
         max_tokens = places_with_gradients(model, site, fill)
-        rows = [
-            tuple(group_rows(tokenizer, g, group, prefixes, config.kl_prompts, config.end_factor > 0))
-            for g, group in enumerate(groups)
-        ]
-        if config.chat:
-            with frozen(model):
-                stays = kept(model, tokenizer, [group[0].subject for group in groups])
-            rows = [
-                (*mine, *(row for n, fact in enumerate(group) for row in answered(tokenizer, g, n, fact)), *stays[g])
-                for g, (mine, group) in enumerate(zip(rows, groups, strict=True))
-            ]
+        rows = [tuple(objective.rows(model, tokenizer, g, group, prefixes, config)) for g, group in enumerate(groups)]
         solved: dict[int, Solved] = {}
         with torch.inference_mode(False), torch.enable_grad(), frozen(model):
             ways = Ways(model, site, attention, Heads(model, prefix_tokens(tokenizer, prefixes)))

@@ -109,7 +109,7 @@ def _until_look(step: int, pace: int, steps: int, most: int) -> int:
 
 def _unedited(forward: Forward, batch: Batch, r: Tensor, tokenizer: Any) -> tuple[Tensor, Tensor]:
     """float32 [K, vocab]: log-probabilities at the KL places without vectors (zeros r); and `continuing`."""
-    rows = [i for i, row in enumerate(batch.rows) if row.kl]
+    rows = [i for i, row in enumerate(batch.rows) if row.kl] or batch.sample(-1)  # one that has none has no places
     part = batch.select(rows)
     with torch.no_grad():
         logits = forward.select(rows).logits(r)

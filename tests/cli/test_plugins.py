@@ -140,7 +140,7 @@ def test_another_packages_objective_builds_adds_and_is_named_in_help(run: Run, m
             assert {fact.residual for fact in db.facts()} == {"toy"}
             assert db.config.config["steps"] == 2 and db.config.config["optimizer"] == "adam"  # as it was written for
             assert np.abs(db.snapshot.residuals(np.array([0]))).max() == 0  # ended at the first step: nothing was added
-        assert "memit|pmet|none|toy" in run("build", "--help").output
+        assert "memit|pmet|answer|none|toy" in run("build", "--help").output
     refused = run("add", path, write(tmp_path / "last.jsonl", FACTS[3:]), "--model", model)
     assert refused.exit_code == 1 and "the stored setting residual is 'toy', which is not installed" in refused.stderr
 

@@ -41,6 +41,17 @@ def test_kind_and_keys_are_kept_unless_named(run: Run, db: Path, model: Path, tm
     assert again.exit_code == 0, again.output
     with NeuralDB.open(tmp_path / "b") as new:
         assert new.info()["keys_per_fact"] == "paper" and new.info()["residual"] == "none"
+        assert new.guard == "none"
+
+
+def test_a_residual_for_another_place_brings_its_guard(run: Run, db: Path, model: Path, tmp_path: Path) -> None:
+    named = ("--residual", "answer", "--steps", 1, "--max-steps", 0)
+    done = run("rebuild", db, "--model", model, "--out", tmp_path / "answer", *named)
+    assert done.exit_code == 0, done.output
+    assert run("rebuild", tmp_path / "answer", "--model", model, "--out", tmp_path / "same", *named[2:]).exit_code == 0
+    with NeuralDB.open(tmp_path / "answer") as new, NeuralDB.open(tmp_path / "same") as same:
+        assert new.guard == same.guard == "answer" and same.config.residual == "answer"
+        assert [fact.entry for fact in new.facts()] == list(range(len(FACTS)))  # one each, though two share a subject
 
 
 def test_an_empty_database_is_refused(run: Run, db: Path, model: Path, tmp_path: Path) -> None:

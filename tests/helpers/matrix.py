@@ -161,7 +161,7 @@ class Subject:
         else:
             modules = (self.site.module, find_attention(self.model, self.site).module)
             solve = reference_pmet
-            for name in ("kl_prompts", "chat", "max_steps", "end_factor", "optimizer"):  # it has none of them
+            for name in ("kl_prompts", "max_steps", "end_factor", "optimizer"):  # it has none of them
                 del settings[name]
         return solve(self.model, self.tokenizer, *modules, facts, self.editor.prefixes, **settings)
 

@@ -27,19 +27,12 @@ class Reference:
     nll: list[float]
 
 
-def _ids(
-    tokenizer: Any, text: str, subject_end: int, special: bool = True
-) -> tuple[list[int], int, list[tuple[int, int]]]:
+def _ids(tokenizer: Any, text: str, subject_end: int) -> tuple[list[int], int, list[tuple[int, int]]]:
     """Token ids, the index of the token with the subject's last character, and all offsets."""
-    encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
+    encoded = tokenizer(text, return_offsets_mapping=True)
     offsets = encoded["offset_mapping"]
     last = max(i for i, (a, b) in enumerate(offsets) if a < subject_end <= b)
     return encoded["input_ids"], last, offsets
-
-
-def _asked(tokenizer: Any, message: str) -> str:
-    told = [{"role": "user", "content": message}]
-    return str(tokenizer.apply_chat_template(told, add_generation_prompt=True, tokenize=False))
 
 
 def reference_residual(
@@ -57,14 +50,13 @@ def reference_residual(
     kl_factor: float,
     stop_loss: float = 0.05,
     kl_prompts: Sequence[str] = (),
-    chat: bool = False,
     max_steps: int = 0,
     end_factor: float = 0.0,
     optimizer: str = "adam",
 ) -> Reference:
     """Solve for `facts`, given as (subject, text with the subject in it, target); `block` holds `module`."""
     subject = facts[0][0]
-    rows = []  # (fact, ids, the subject's last token or tokens, target ids, raw, number of its prefix or 0)
+    rows = []  # (fact, ids, the subject's last token, target ids, raw, number of its prefix or 0)
     for number, (_, text, target) in enumerate(facts):
         for context, prefix in enumerate(["", *(f"{x}. " for x in prefixes)]):
             whole = f"{prefix}{text} {target}"
@@ -72,33 +64,8 @@ def reference_residual(
             ids, last, offsets = _ids(tokenizer, whole, start + len(subject))
             first = next(i for i, (_, end) in enumerate(offsets) if end > len(prefix) + len(text))
             rows.append((number, ids, last, ids[first:], not prefix, context))
-        if chat:
-            asked = _asked(tokenizer, text)
-            ids, _, offsets = _ids(tokenizer, f"{asked}{text} {target}.", len(asked), special=False)
-            named = [asked.index(subject) + len(subject), len(asked) + text.index(subject) + len(subject)]
-            at = [max(i for i, (a, b) in enumerate(offsets) if a < end <= b) for end in named]
-            first = next(i for i, (_, end) in enumerate(offsets) if end > len(asked))
-            rows.append((number, ids, at, ids[first:], False, 0))
     ids, last, _ = _ids(tokenizer, f"{subject} is a", len(subject))
     about = [(ids, last, last)]  # ids, subject's last token, the token where the KL is taken
-    if chat:
-        kept = [(_asked(tokenizer, f"Tell me about {subject}."), False), (f"{subject} is known for", True)]
-        for prompt, special in kept:
-            ids, last, _ = _ids(tokenizer, prompt, prompt.index(subject) + len(subject), special)
-            if last == 0:  # another entry serves a text's first token
-                continue
-            spoken = torch.tensor([ids], device=model.device)
-            with torch.no_grad():
-                while spoken.shape[1] < len(ids) + 12:
-                    new = model(input_ids=spoken, use_cache=False).logits[:, -1:].argmax(2)
-                    if int(new) == tokenizer.eos_token_id:
-                        break
-                    spoken = torch.cat([spoken, new], 1)
-            about += [
-                (spoken[0].tolist(), last, len(ids) - 1 + place)
-                for place in (0, 1, 2, 3, 6, 9, 12)
-                if len(ids) + place <= spoken.shape[1]
-            ]
     for template in kl_prompts:
         ids, last, _ = _ids(tokenizer, template.format(subject), template.index("{}") + len(subject))
         about.append((ids, last, len(ids) - 1))
@@ -131,7 +98,7 @@ def reference_residual(
             hidden = []
             for _, tokens, last, _, raw, _ in rows:
                 logits(tokens, last, r)
-                hidden.append((raw, state["hidden"] if isinstance(last, int) else state["hidden"][0]))
+                hidden.append((raw, state["hidden"]))
             others = [one for raw, one in hidden if not raw]
             h_init = hidden[0][1] if rows[0][2] > 0 else torch.stack(others).mean(0)
             base = [logits(ids, last, r)[at].log_softmax(0) for ids, last, at in about]
@@ -145,8 +112,7 @@ def reference_residual(
             for _, ids, last, wanted, raw, _ in rows:
                 out, behind = logits(ids, last, r)[-len(wanted) - 1 :].split([len(wanted), 1])
                 said = said and (not raw or (out.argmax(1).tolist() == wanted and not goes_on[behind.argmax()]))
-                if isinstance(last, int):  # an answer in a chat has its own full stop
-                    row_end.append(-behind[0].softmax(0)[~goes_on].sum().log())
+                row_end.append(-behind[0].softmax(0)[~goes_on].sum().log())
                 row_nll.append(F.cross_entropy(out, torch.tensor(wanted, device=r.device)))
             edited = [logits(ids, last, r)[at].log_softmax(0) for ids, last, at in about]
             kl = torch.stack([(e.exp() * (e - b)).sum() for e, b in zip(edited, base, strict=True)]).mean()

@@ -43,7 +43,7 @@ def _shape(kind: str, **config: Any) -> Any:
         ),
         ("gptj", {}, EditDefaults(8, 25, 0.5, 0.5, 0.75, 0.0625)),
         ("llama", LLAMA_8B, EditDefaults(7, 25, 0.1, 0.5, 0.75, 0.0625)),
-        ("llama", SMOLLM2, EditDefaults(3, 20, 0.5, 0.5, 0.75, 0.0625, 8.0)),
+        ("llama", SMOLLM2, EditDefaults(3, 20, 0.5, 0.5, 0.75, 0.0625)),
     ],
 )
 def test_known_shapes(kind: str, config: dict[str, Any], expected: EditDefaults) -> None:
@@ -54,7 +54,7 @@ def test_known_shapes(kind: str, config: dict[str, Any], expected: EditDefaults)
     ("kind", "config", "expected"),
     [
         ("gptj", {}, EditDefaults(8, 30, 0.2, 0.5, 0.75, 1.0)),  # its reference code's
-        ("llama", SMOLLM2, EditDefaults(3, 30, 0.5, 0.5, 4.0, 0.0625, 8.0)),
+        ("llama", SMOLLM2, EditDefaults(3, 30, 0.5, 0.5, 4.0, 0.0625)),
         ("llama", LLAMA_8B, EditDefaults(7, 30, 0.2, 0.5, 0.75, 1.0)),
     ],
 )

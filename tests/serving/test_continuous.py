@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.commands import FACTS
 from helpers.tiny import tiny
-from neuraldb_faiss import NeuralDB
+from neuraldb_faiss import Fact, NeuralDB, build
 from neuraldb_faiss.hook import kv_history
 from neuraldb_faiss.models import load_model
 from neuraldb_faiss.serving.batch import ClosedBatch
@@ -247,6 +248,45 @@ def test_answers_are_those_of_each_database_alone(databases: Any, paths: dict[st
     found = asyncio.run(together())
     for (text, name, tokens), said in zip(asked, found, strict=True):
         assert said == alone(paths[name] if name else None, text, tokens=tokens), (text, name)
+
+
+@pytest.mark.parametrize("fails_at", [None, 2])
+def test_residuals_for_the_answers_place_are_added_where_the_prompt_ends(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int | None
+) -> None:
+    """Also in texts that are read anew with what is answered of them, because a forward failed."""
+    model, tokenizer = load_model(folder / "tiny")
+    facts = [Fact.from_dict(one) for one in FACTS[:2]]
+    build(facts, model, tokenizer, tmp_path / "db", residual="answer", layer=2, steps=4, max_steps=0).close()
+    prompts = [tokenizer(text)["input_ids"] for text in (*(fact.text for fact in facts), "Paris is the capital of")]
+    with NeuralDB.open(tmp_path / "db") as db, db.attach(model, tokenizer, delivery="residual"):
+        alone = [generated(model, ids, 6) for ids in prompts]
+    tenants = Tenants(model, tokenizer, {"db": tmp_path / "db"}, ServerSettings(Tokens(None, {})), "tiny")
+    (tenant,) = tenants
+    steps, step = 0, Forward.step
+
+    def failing(self: Forward, *given: Any) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        if steps == fails_at:
+            raise RuntimeError("no memory")
+        return step(self, *given)
+
+    monkeypatch.setattr(Forward, "step", failing)
+
+    async def together() -> list[Ended]:
+        rows = [row_of(ids, 6, tokenizer, tenant=tenant, explain=True) for ids in prompts]
+        run(ContinuousBatch(model, tokenizer, Metrics()), {0: rows[:2], 1: rows[2:]})
+        await _told()
+        return [ended(row)[1] for row in rows]
+
+    try:
+        found = asyncio.run(together())
+    finally:
+        tenants.close()
+    assert [one.tokens for one in found] == alone
+    fires = [[(fire.position, fire.entry) for fire in one.fired or ()] for one in found]
+    assert fires == [[(len(prompts[0]) - 1, 0)], [(len(prompts[1]) - 1, 1)], []]
 
 
 def test_draws_and_stops_do_not_depend_on_the_batch() -> None:

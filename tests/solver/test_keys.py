@@ -74,11 +74,12 @@ def test_paper_mode_is_half_of_each() -> None:
 
 
 @pytest.mark.parametrize("max_tokens", [1, 7, 60])
-def test_batching_moves_keys_by_rounding_only(max_tokens: int) -> None:
+def test_batching_moves_keys_by_rounding_only(max_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny("llama")
     site = find_site(model, 1)
     wanted = compute_keys(model, tokenizer, site, FACTS, PREFIXES).keys
-    got = compute_keys(model, tokenizer, site, FACTS, PREFIXES, max_tokens=max_tokens).keys
+    monkeypatch.setattr(keys_module, "MAX_TOKENS", max_tokens)
+    got = compute_keys(model, tokenizer, site, FACTS, PREFIXES).keys
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
 
 

@@ -48,7 +48,7 @@ def by_reference(model: Any, tokenizer: Any, site: FFNSite, group: list[Fact], c
     facts = [(fact.subject, fact.text, fact.target) for fact in group]
     attention = find_attention(model, site).module
     settings = dataclasses.asdict(config)
-    for name in ("kl_prompts", "chat", "max_steps", "end_factor", "optimizer"):  # PMET's reference has none of them
+    for name in ("kl_prompts", "max_steps", "end_factor", "optimizer"):  # PMET's reference has none of them
         del settings[name]
     return reference_pmet(model, tokenizer, site.module, attention, facts, PREFIXES, **settings)
 

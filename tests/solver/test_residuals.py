@@ -16,6 +16,7 @@ from neuraldb_faiss.errors import BuildError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.models.sites import FFNSite, find_site
 from neuraldb_faiss.solver import ResidualConfig, Solved, residuals, solve_residuals
+from neuraldb_faiss.solver.batch import group_rows
 from neuraldb_faiss.solver.forward.packed import Heads
 from neuraldb_faiss.solver.forward.strategy import Ways
 from neuraldb_faiss.solver.optimizer import Adam, project
@@ -103,22 +104,6 @@ def test_what_other_relations_say_is_kept(kind: str) -> None:
         assert_equal(got, by_reference(model, tokenizer, site, group, own))
 
 
-CHAT = "{% for m in messages %}System: be short. User: {{ m.content }} Assistant:{% endfor %}"
-
-
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_what_a_chat_asks_is_solved_too(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, tokenizer = tiny(kind)
-    monkeypatch.setattr(tokenizer, "chat_template", CHAT)
-    config = dataclasses.replace(CONFIG, steps=4, chat=True)
-    site = find_site(model, 1)
-    solved = solve_residuals(model, tokenizer, site, GROUPS, PREFIXES, config)
-    plain = solve_residuals(model, tokenizer, site, GROUPS, PREFIXES, dataclasses.replace(config, chat=False))
-    for got, without, group in zip(solved, plain, GROUPS, strict=True):
-        assert_equal(got, by_reference(model, tokenizer, site, group, config))
-        assert not np.allclose(got.residual, without.residual)
-
-
 @pytest.mark.parametrize("layer", [0, 3])
 def test_first_and_last_layer(layer: int) -> None:
     model, tokenizer = tiny("llama")
@@ -152,7 +137,7 @@ def test_every_way_to_run_the_model_gives_the_same(way: str, monkeypatch: pytest
 
 def proved(kind: str) -> str:
     model, tokenizer = tiny(kind)
-    batch = residuals.Batch((tuple(residuals.group_rows(tokenizer, 0, [INSIDE], PREFIXES)),))
+    batch = residuals.Batch((tuple(group_rows(tokenizer, 0, [INSIDE], PREFIXES)),))
     with residuals.frozen(model):
         return Ways(model, find_site(model, 1), None, Heads(model, ())).prove(batch, CONFIG.clamp)
 

@@ -129,7 +129,8 @@ def _print_held(found: list[Nearest]) -> None:
     for one in found:
         for held in one.held:
             names = "; ".join(f"{plain(fact.subject)} → {plain(fact.target)}" for fact in held.facts)
-            cosine = "" if held.score is None else f" (cosine {held.score:.3f}, asked for {held.needed:g})"
+            needed = f", asked for {held.needed:g}" if held.needed else ""
+            cosine = "" if held.score is None else f" (cosine {held.score:.3f}{needed})"
             line = f"held at {one.position}  {names}: {held.why}{cosine}"
             console().print(line, markup=False, highlight=False, soft_wrap=True)
 

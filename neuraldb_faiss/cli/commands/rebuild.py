@@ -14,7 +14,9 @@ from neuraldb_faiss.cli.loading import ModelChoice
 from neuraldb_faiss.cli.output import duration, emit_json, key_values, say
 from neuraldb_faiss.cli.sections import Sectioned
 from neuraldb_faiss.cli.solver_options import solver_options
+from neuraldb_faiss.config import same_place
 from neuraldb_faiss.errors import FactError
+from neuraldb_faiss.solver.objectives.registry import REGISTRY as OBJECTIVES
 
 
 @click.command(cls=Sectioned, epilog=opt.example("neuraldb rebuild db --out db-qwen --model Qwen/Qwen2.5-7B"))
@@ -26,8 +28,8 @@ from neuraldb_faiss.errors import FactError
 def rebuild(db: Path, out: Path, model: ModelChoice, settings: dict[str, Any], as_json: bool) -> None:
     """Build the facts of DB again for another model or layer, in a new database.
 
-    The facts come from DB's catalog alone. Residual, keys and guard are of DB's kind unless they are named. If it is
-    interrupted, run the same command again to resume.
+    The facts come from DB's catalog alone. Residual, keys and guard are of DB's kind unless they are named; a residual
+    for another place in texts brings its own guard. If it is interrupted, run the same command again to resume.
     """
     from neuraldb_faiss.database import NeuralDB
 
@@ -37,7 +39,9 @@ def rebuild(db: Path, out: Path, model: ModelChoice, settings: dict[str, Any], a
         raise FactError(f"{db} holds no facts to build anew")
     kept = {"delivery": old.delivery}
     if old.has_model:
-        kept |= {"residual": old.residual, "keys": old.keys, "guard": old.guard}
+        kept |= {"residual": old.residual, "keys": old.keys}
+        if same_place(OBJECTIVES[settings.get("residual", old.residual)].guard, old.guard):
+            kept["guard"] = old.guard
     made = Build(out, model, f"rebuild {db.name}", {**kept, **settings}).run(facts)
     if as_json:
         emit_json(made)

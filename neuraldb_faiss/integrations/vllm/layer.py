@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from neuraldb_faiss.config import same_place
 from neuraldb_faiss.database import NeuralDB
 from neuraldb_faiss.errors import CompactedError, FingerprintError, ModelError, ServeError
 from neuraldb_faiss.fingerprint import Fingerprint
@@ -57,6 +58,11 @@ class Served:
             raise ServeError(
                 f"the guard {guard} looks at the next token, which vLLM's chunks and cached prefixes do not have:"
                 " set NEURALDB_GUARD=subject"
+            )
+        if not same_place(db.guard, "subject") or not same_place(guard, "subject"):
+            raise ServeError(
+                "the guard answer fires where a prompt ends, which vLLM's chunks do not tell: serve this database"
+                " with `neuraldb serve`"
             )
         gamma = settings.gamma
         if gamma is None:

@@ -30,7 +30,7 @@ def bench_build(editor: Editor, facts: Sequence[Fact], *, repeats: int) -> dict[
     "processor_reference_to_ours_ratio" compares the processor time of this process: what else runs on the machine
     hardly counts there. "loss" is the mean of equation 21 at the residuals, as whole passes over all prompts find it.
     """
-    editor = replace(editor, config=replace(editor.config, max_steps=0, end_factor=0.0, chat=False))  # equation 21
+    editor = replace(editor, config=replace(editor.config, max_steps=0, end_factor=0.0))  # equation 21
     distinct = list(dict(zip(editor.key_ids(facts), facts, strict=True)).values())
     made: dict[str, list[np.ndarray]] = {}
 

@@ -15,6 +15,7 @@ from neuraldb_faiss.facts.joining import separator
 from neuraldb_faiss.models import encode_pairs
 from neuraldb_faiss.models.batching import by_length, pad
 from neuraldb_faiss.models.interventions import gathered_head
+from neuraldb_faiss.models.prompt_ends import prompts_end
 from neuraldb_faiss.models.sites import input_device
 from neuraldb_faiss.research.datasets.cases import Pair
 
@@ -83,14 +84,14 @@ def score_pairs(
     if bare is not None:
         raise EvaluationError(f"the prompt before the target {bare[1]!r} has no token: give it some text")
     # The last token of a row is only predicted, never read.
-    shared: dict[tuple[int, ...], list[int]] = {}
-    for index, (ids, _) in enumerate(rows):
-        shared.setdefault(ids[:-1], []).append(index)
+    shared: dict[tuple[tuple[int, ...], int], list[int]] = {}
+    for index, (ids, start) in enumerate(rows):
+        shared.setdefault((ids[:-1], start), []).append(index)
     inputs = list(shared)
     found: dict[int, Scored] = {}
-    for batch in by_length([len(ids) for ids in inputs], max_tokens):
+    for batch in by_length([len(ids) for ids, _ in inputs], max_tokens):
         read = [inputs[i] for i in batch]
-        places = [(number, index) for number, ids in enumerate(read) for index in shared[ids]]
+        places = [(number, index) for number, one in enumerate(read) for index in shared[one]]
         scored = _score(model, device, read, [(number, *rows[index]) for number, index in places])
         found.update(zip((index for _, index in places), scored, strict=True))
     return {pair: found[index] for index, pair in enumerate(unique)}
@@ -100,14 +101,15 @@ def score_pairs(
 def _score(
     model: Any,
     device: torch.device,
-    inputs: Sequence[tuple[int, ...]],
+    inputs: Sequence[tuple[tuple[int, ...], int]],
     wanted: Sequence[tuple[int, tuple[int, ...], int]],
 ) -> list[Scored]:
-    """`wanted`: which of `inputs` is read, all tokens of the pair, and where its target begins."""
-    ids, mask = pad(inputs, left=False, device=device)
+    """`inputs`: tokens, and how many of them the prompt has. `wanted`: which of them is read, all tokens of the pair,
+    and where its target begins."""
+    ids, mask = pad([read for read, _ in inputs], left=False, device=device)
     places = [(row, at - 1, tokens[at]) for row, tokens, start in wanted for at in range(start, len(tokens))]
     row, column, target = (torch.tensor(values, device=device) for values in zip(*places, strict=True))
-    with gathered_head(model, row, column) as read:
+    with prompts_end([start for _, start in inputs]), gathered_head(model, row, column) as read:
         logits = read(model(input_ids=ids, attention_mask=mask, use_cache=False)).float()
     target = target.to(logits.device)
     nll = torch.nn.functional.cross_entropy(logits, target, reduction="none")

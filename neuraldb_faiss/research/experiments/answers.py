@@ -19,7 +19,6 @@ from neuraldb_faiss.grounding import Wording
 from neuraldb_faiss.grounding.chats import grounded, system_role
 from neuraldb_faiss.research.baselines.settings import METHODS as EDITORS
 from neuraldb_faiss.research.evaluation.methods import facts_identity, make_method
-from neuraldb_faiss.research.experiments import answer_place
 from neuraldb_faiss.research.experiments.lab import Lab, Result
 from neuraldb_faiss.runs import Row
 
@@ -65,11 +64,8 @@ def _delivery(lab: Lab, name: str, db: NeuralDB, facts: Sequence[Fact]) -> Deliv
         return of_database(db, lab.model, lab.tokenizer, name)
     if name == RETRIEVAL:
         return retrieval(facts, lab.tokenizer, lab.config["top"])
-    if name == answer_place.NAME:
-        given = lab.config["method_settings"].get(name, {})
-        return answer_place.delivery(db, facts, lab.model, lab.tokenizer, given, lab.stage)
     if name not in EDITORS:
-        known = ", ".join((*DELIVERIES, RETRIEVAL, answer_place.NAME, *EDITORS))
+        known = ", ".join((*DELIVERIES, RETRIEVAL, *EDITORS))
         raise EvaluationError(f"unknown method {name!r}: choose one of {known}")
     given = dict(lab.config["method_settings"].get(name, {}))
     if name != "ft":

@@ -79,7 +79,7 @@ class FullForward:
         def add(output: Tensor, vectors: Tensor) -> Tensor:
             flat = output.reshape(*self._ids.shape, -1)
             extra = vectors[picks.group_of_row].to(flat.device, flat.dtype)
-            return torch.where(self._mentions.to(flat.device), flat + extra[:, None], flat).reshape(output.shape)
+            return torch.where(self._added.to(flat.device), flat + extra[:, None], flat).reshape(output.shape)
 
         columns = picks.column + self._last[picks.row]
         with ExitStack() as stack:
@@ -102,9 +102,9 @@ class FullForward:
         rows = batch.rows
         self._ids, self._mask = pad([row.ids for row in rows], left=False, device=self._device)
         self._last = torch.tensor([row.last for row in rows], device=self._device)
-        picks = self._picks = batch.picks(self._device)
-        self._mentions = torch.zeros(*self._ids.shape, 1, dtype=torch.bool, device=self._device)
-        self._mentions[picks.mention_row, self._last[picks.mention_row] + picks.mention_column] = True
+        self._picks = batch.picks(self._device)
+        columns = torch.arange(self._ids.shape[1], device=self._device)
+        self._added = (columns == self._last[:, None])[:, :, None]
 
 
 class FastForward(ABC):
@@ -142,8 +142,7 @@ class FastForward(ABC):
         picks = self._picks
         with ExitStack() as stack:
             forwards: list[Callable[..., Any]] = [_pass_through(self._shape)] * len(self._stubbed)
-            groups = picks.group_of_row[picks.mention_row]
-            extra = r[groups, 0]
+            extra = r[picks.group_of_row, 0]
             if self._inject == "block":
                 forwards[-1] = lambda *_, **__: like(self._shape, self._add(self._hidden, extra))
             else:
@@ -152,7 +151,7 @@ class FastForward(ABC):
                 stack.enter_context(on_output(self._site.module, lambda out: self._add(out, extra)))
             stack.enter_context(standing_in(self._stubbed, forwards))
             if self._attention is not None and self._attended is not None:
-                attended = like(self._attention_shape, self._add(self._attended, r[groups, 1]))
+                attended = like(self._attention_shape, self._add(self._attended, r[picks.group_of_row, 1]))
                 stack.enter_context(standing_in([self._attention.whole], [lambda *_, **__: attended]))
             read = stack.enter_context(gathered_head(self._model, *self._places(picks)))
             return read(self._call()).to(r.device)
@@ -227,9 +226,9 @@ class FastForward(ABC):
         return hidden.reshape(self._ids.numel(), -1)
 
     def _add(self, hidden: Tensor, extra: Tensor) -> Tensor:
-        """`hidden` states of all tokens with `extra` [M, d2] added at the mentions."""
-        places = self._first[self._picks.mention_row] + self._picks.mention_column
-        added = self._flat(hidden).index_add(0, places.to(hidden.device), extra.to(hidden.device, hidden.dtype))
+        """`hidden` states of all tokens with `extra` [rows, d2] added where each row begins."""
+        places = self._first.to(hidden.device)
+        added = self._flat(hidden).index_add(0, places, extra.to(hidden.device, hidden.dtype))
         return added.reshape(hidden.shape)
 
 

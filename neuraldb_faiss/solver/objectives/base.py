@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from neuraldb_faiss.config import ResidualConfig
+from neuraldb_faiss.config import SAMPLED, ResidualConfig
 from neuraldb_faiss.models import AttentionSite, EditDefaults, FFNSite, edit_defaults
-from neuraldb_faiss.solver.batch import Picks
+from neuraldb_faiss.models.defaults import guessed_layer
+from neuraldb_faiss.solver.batch import Picks, Row, group_rows
+
+if TYPE_CHECKING:
+    from neuraldb_faiss.facts.fact import Fact
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,9 @@ class Objective(ABC):
     """How the residuals of one kind are found; it holds no state."""
 
     solves = True  # False: residuals are zeros, and the model is not run for them
+    # What the optimizer "sampled" takes unless the user says otherwise, in place of `defaults`.
+    sampled: ClassVar[Mapping[str, float]] = SAMPLED
+    unused: ClassVar[tuple[str, ...]] = ()  # settings that have no part in it
 
     def second_site(self, model: Any, site: FFNSite) -> AttentionSite | None:
         """Where a second vector is added that is optimised and not kept; None for none.
@@ -64,6 +72,18 @@ class Objective(ABC):
     def defaults(self, model: Any, ffn_module: str | None = None) -> EditDefaults:
         """Layer and settings for this model. Raises ModelError where nothing in it can be edited."""
         return edit_defaults(model, ffn_module)[0]
+
+    def layer_hint(self, model: Any, ffn_module: str | None = None) -> str | None:
+        """What to tell people who named no layer; None where the default one is known to do."""
+        return guessed_layer(model, ffn_module)
+
+    def rows(
+        self, model: Any, tokenizer: Any, group: int, facts: Sequence[Fact], prefixes: Sequence[str],
+        config: ResidualConfig,
+    ) -> list[Row]:  # fmt: skip
+        """The texts that a group's residual is solved on. Raises FactError where tokens cannot tell a fact's prompt and
+        target apart."""
+        return group_rows(tokenizer, group, facts, prefixes, config.kl_prompts, config.end_factor > 0)
 
     @abstractmethod
     def evaluate(self, step: Step, config: ResidualConfig) -> Evaluation:

@@ -28,6 +28,9 @@ class ObjectiveKind:
         help: in one line.
         target: "module:class" of a `base.Objective`, made without arguments.
         piece: facts that are solved and staged together; a killed build loses one such piece at most.
+        guard: the one that its residuals are for unless the user says otherwise; another one must fire at the same
+            place (`GuardKind.place`).
+        guessed: whether "sampled" begins at first guesses (`solver.first_guess`) where enough entries are solved.
         optimizer: how it is minimised unless the user says otherwise (`ResidualConfig`). With "adam" the settings are
             those that the objective itself has by default; "sampled" has its own.
     """
@@ -37,6 +40,8 @@ class ObjectiveKind:
     target: str
     piece: int = 16
     optimizer: str = "adam"
+    guard: str = "subject"
+    guessed: bool = False
 
     def load(self) -> Objective:
         """Import it."""
@@ -48,11 +53,21 @@ REGISTRY = Registry(
     "residual",
     "neuraldb_faiss.objectives",
     (
-        ObjectiveKind("memit", "equation 21: MEMIT's", "neuraldb_faiss.solver.objectives.memit:Memit", 48, "sampled"),
+        ObjectiveKind(
+            "memit", "equation 21: MEMIT's", "neuraldb_faiss.solver.objectives.memit:Memit", 48, "sampled", guessed=True
+        ),
         ObjectiveKind(
             "pmet",
             "PMET's, with a second vector at the attention that is not kept",
             "neuraldb_faiss.solver.objectives.pmet:Pmet",
+        ),
+        ObjectiveKind(
+            "answer",
+            "for where the answer to a prompt begins, in a chat too",
+            "neuraldb_faiss.solver.objectives.answer:Answer",
+            48,
+            "sampled",
+            "answer",
         ),
         ObjectiveKind(
             "none", "zeros: keys only, to measure gates and lookups", "neuraldb_faiss.solver.objectives.none:Zeros", 512

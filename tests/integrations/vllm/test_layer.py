@@ -234,3 +234,9 @@ def test_guards_that_cannot_be_kept_are_refused(tmp_path: Path) -> None:
     ahead = Settings(str(tmp_path / "db"), guard="whole-words")
     with pytest.raises(ServeError, match="set NEURALDB_GUARD=subject"):
         serve(model, model.config, ahead, str(tmp_path / "model"), torch.device("cpu"))
+    how: Any = {"residual": "answer", "layer": 2, "steps": 1, "max_steps": 0}
+    build([Fact("Vienna", "{} is the capital of", "Italy")], model, words, tmp_path / "answer", **how).close()
+    for guard in (None, "subject"):
+        settings = Settings(str(tmp_path / "answer"), guard=guard)
+        with pytest.raises(ServeError, match="fires where a prompt ends"):
+            serve(model, model.config, settings, str(tmp_path / "model"), torch.device("cpu"))
