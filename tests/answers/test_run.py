@@ -162,7 +162,7 @@ def test_answers_that_are_no_sense_are_counted_beside_the_base_model_s() -> None
     assert figures["degenerate"].base == 1 and figures["degenerate"].of == 3  # a question, another relation, about
     assert figures["degenerate"].edited == pytest.approx(2 / 3)
     assert figures["degenerate_continued"].base == 1 and figures["degenerate_continued"].edited == pytest.approx(1 / 3)
-    assert figures["refused"].edited == 0 and problems(told[CASE.name]) == []
+    assert figures["refused"].edited == 0 and "no sensible text" not in problems(told[CASE.name])
 
 
 def test_a_continued_text_that_loops_is_no_problem_of_its_fact() -> None:
