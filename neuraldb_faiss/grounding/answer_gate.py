@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 
-from neuraldb_faiss.grounding.entry_facts import FactSource
 from neuraldb_faiss.grounding.ground import Conversation, Grounder
 from neuraldb_faiss.guard.gate import Fired, Tokens
 from neuraldb_faiss.guard.named import Named
 from neuraldb_faiss.guard.row_texts import RowText, RowTexts
+from neuraldb_faiss.guard.subject import NamedSource
 from neuraldb_faiss.guard.texts import Texts
 from neuraldb_faiss.guard.turns import Turns
 from neuraldb_faiss.index.base import EntrySource
 from neuraldb_faiss.index.device_matcher import Candidates
 from neuraldb_faiss.index.matcher import as_rows
 from neuraldb_faiss.index.vectors import exact_cosines
-from neuraldb_faiss.store.records import StoredFact
-
-
-class AnsweringSource(EntrySource, FactSource, Protocol):
-    """A snapshot that also knows its facts."""
 
 
 class AnswerGate:
@@ -39,43 +35,43 @@ class AnswerGate:
     wants_past = True
     gamma = 0.0
 
-    def __init__(self, source: AnsweringSource, texts: Texts, turns: Turns) -> None:
-        self._source, self._grounder = source, Grounder(source)
+    def __init__(self, source: NamedSource, texts: Texts, turns: Turns) -> None:
+        self._view = source, Grounder(source)
         self._texts, self._turns = texts, turns
         self._warned = False
 
     @property
-    def source(self) -> AnsweringSource:
-        return self._source
+    def source(self) -> NamedSource:
+        return self._view[0]
 
-    def refresh(self, source: AnsweringSource) -> None:
-        self._grounder.refresh(source)
-        self._source = source
+    def refresh(self, source: NamedSource) -> None:
+        self._view = source, self._view[1].at(source)  # a forward that runs goes on with what it has
 
     def candidates(self, keys: torch.Tensor, tokens: Callable[[], Tokens]) -> Candidates | None:
         return None
 
     def fired(self, keys: torch.Tensor, tokens: Tokens) -> Fired:
-        source = self._source
-        pairs = [(place, facts[0].entry) for place, prompt in self._prompts(tokens) if (facts := self._asked(prompt))]
+        source, grounder = self._view
+        pairs: list[tuple[int, int]] = []
+        for place, prompt in self._prompts(tokens):
+            asked = (fact for fact in grounder.asked(prompt) if fact.state == "live")
+            pairs += [(place, fact.entry) for fact in islice(asked, 1)]
         places, entries = np.array(pairs, np.int64).reshape(-1, 2).T
         return Fired(places, entries, _cosines(source, keys, places, entries), source)
 
     def named(self, keys: torch.Tensor, tokens: Tokens) -> list[Named]:
         """The entries whose subjects a prompt names, at its last token, and why they do not fire
         (`guard.named.NamesSubjects`)."""
+        source, grounder = self._view
         found: list[tuple[int, int, str | None]] = []
         for place, prompt in self._prompts(tokens):
-            found += [(place, fact.entry, reason) for fact, reason in self._grounder.named(prompt)]
+            found += [(place, fact.entry, reason) for fact, reason in grounder.named(prompt)]
         places, entries = (np.array([one[at] for one in found], np.int64) for at in (0, 1))
-        scores = _cosines(self._source, keys, places, entries).tolist()
+        scores = _cosines(source, keys, places, entries).tolist()
         return [
             Named(place, entry, score, self.gamma, reason)
             for (place, entry, reason), score in zip(found, scores, strict=True)
         ]
-
-    def _asked(self, prompt: str | Conversation) -> list[StoredFact]:
-        return [fact for fact in self._grounder.asked(prompt) if fact.state == "live"]
 
     def _prompts(self, tokens: Tokens) -> Iterator[tuple[int, str | Conversation]]:
         """Every prompt that ends in this forward: its last token, an index into the flattened [B, T], and what it
@@ -94,10 +90,12 @@ class AnswerGate:
                         yield row * width + int(text.columns[end - 1 - text.past]), prompt
 
     def _may_end(self, tokens: Tokens, row: int) -> bool:
-        """False where a look at the last tokens tells that no prompt of this row ends in this forward: while an answer
-        is written, that is the only look."""
+        """False where no prompt of this row ends in this forward, as a look at its last tokens tells: while an answer
+        is written, that is all that is done."""
         assert tokens.ids is not None
-        if tokens.ends is not None or (tokens.positions[row] == 0).any():
+        if (tokens.positions[row] == 0).any():
+            return True
+        if tokens.ends is not None and tokens.ends[row] > np.count_nonzero(tokens.past[row] != -1):
             return True
         reach = len(self._turns.opening)
         return bool(reach) and not self._turns.marks.isdisjoint(

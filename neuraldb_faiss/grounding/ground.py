@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,11 +12,11 @@ from neuraldb_faiss.facts.metadata import kind_of
 from neuraldb_faiss.facts.statement import stopped
 from neuraldb_faiss.facts.topics import last_sentence, own_topics
 from neuraldb_faiss.grounding import chats
-from neuraldb_faiss.grounding.entry_facts import EntryFacts, FactSource
 from neuraldb_faiss.grounding.limits import MAX_FACTS, MAX_TOKENS
 from neuraldb_faiss.grounding.mentions import Mentions
 from neuraldb_faiss.grounding.relevance import relevant
 from neuraldb_faiss.grounding.wording import Wording, plain_text
+from neuraldb_faiss.guard.entry_facts import EntryFacts, FactSource
 from neuraldb_faiss.guard.named import ANOTHER, NEARER, STATED, WAITS
 from neuraldb_faiss.store.records import StoredFact, subject_key
 
@@ -98,6 +99,12 @@ class Grounder:
         """State another generation's facts; only its new names are read while the lineage is the same."""
         if source is not self._view.source:
             self._view = _View(source, self._view.mentions)
+
+    def at(self, source: FactSource) -> Grounder:
+        """The same of another generation; this one stays as it is."""
+        other = copy.copy(self)
+        other.refresh(source)
+        return other
 
     def is_own_prompt(self, prompt: str | Conversation) -> bool:
         """Whether it is a text that ends with the prompt of a fact whose residual fires, and says the target."""

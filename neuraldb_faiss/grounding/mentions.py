@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from neuraldb_faiss.grounding.common_words import FUNCTION_WORDS, common_words
-from neuraldb_faiss.grounding.entry_facts import EntryFacts, FactSource
+from neuraldb_faiss.guard.entry_facts import EntryFacts, FactSource
 from neuraldb_faiss.guard.folding import LOWER, NO_CASE, PARAGRAPH, SEPARATOR, SPACE, fold_name, fold_text, in_word
 from neuraldb_faiss.guard.name_files import subjects_of
 from neuraldb_faiss.guard.name_index import Subjects, as_written

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from neuraldb_faiss.facts.topics import Asked, Bearing, own_topics, sentence_of
+from neuraldb_faiss.guard.entry_facts import EntryFacts, FactSource
 from neuraldb_faiss.guard.gate import Tokens
 from neuraldb_faiss.guard.named import ANOTHER, STATED
 from neuraldb_faiss.guard.row_texts import RowTexts
@@ -14,7 +15,6 @@ from neuraldb_faiss.guard.texts import Texts
 from neuraldb_faiss.guard.turns import Turn, Turns
 
 _OTHERS: tuple[Bearing, ...] = ("another", "indirect")  # a residual says a city, and not its country
-_KEPT = 1 << 14  # entries whose facts are remembered
 _ROLE = re.compile(r"\s*\w*\s*")  # what stands between two marks and is no message: "assistant"
 _END = re.compile(r"[.!?][\"')\]]*\s|\n")  # of a sentence, or of a line
 
@@ -46,34 +46,27 @@ class Asking:
 
     def __init__(self, texts: Texts, turns: Turns) -> None:
         self._texts, self._turns = texts, turns
-        self._facts: tuple[Any, dict[int, tuple[Stored, ...]]] = None, {}
+        self._facts: EntryFacts | None = None
 
-    def reading(self, tokens: Tokens, source: Any) -> HoldsBack:
+    def reading(self, tokens: Tokens, source: FactSource) -> HoldsBack:
         """What holds the entries of a snapshot back in the texts of one forward.
 
         Args:
             tokens: with ids.
-            source: the snapshot, whose `facts(entry=...)` gives the facts of an entry.
+            source: the snapshot.
         """
-        kept = self._facts  # another thread may read another generation
-        if kept[0] is not source:
-            kept = self._facts = source, {}
-        known = kept[1]
+        facts = self._facts  # another thread may read another generation
+        if facts is None or facts.source is not source:
+            facts = self._facts = EntryFacts(source)
         rows: dict[int, RowTexts] = {}
         found: dict[tuple[int, int], str | None] = {}
 
         def holds_back(place: int, entry: int) -> str | None:
             if (place, entry) not in found:
-                facts = known.get(entry)
-                if facts is None:
-                    facts = tuple(source.facts(entry=entry))
-                    if len(known) >= _KEPT:
-                        known.clear()  # other threads keep what they have looked up
-                    known[entry] = facts
                 row, column = divmod(place, tokens.positions.shape[1])
                 if row not in rows:
                     rows[row] = RowTexts(tokens, row)
-                found[place, entry] = self._why(*rows[row].around(column), facts)
+                found[place, entry] = self._why(*rows[row].around(column), facts.of(entry))
             return found[place, entry]
 
         return holds_back

@@ -12,8 +12,9 @@ import torch
 
 from neuraldb_faiss.config import check_gamma
 from neuraldb_faiss.guard.asking import Asking, HoldsBack
+from neuraldb_faiss.guard.entry_facts import FactSource
 from neuraldb_faiss.guard.gate import UNKNOWN, Fired, Tokens
-from neuraldb_faiss.guard.name_files import Names, subjects_of
+from neuraldb_faiss.guard.name_files import subjects_of
 from neuraldb_faiss.guard.name_index import Folded, Speller, Subjects
 from neuraldb_faiss.guard.named import CASE, FLOOR, GAMMA, NEARER, PLACE, WAITS, WORD, Named
 from neuraldb_faiss.guard.none import PlainGate
@@ -28,8 +29,8 @@ from neuraldb_faiss.index.vectors import exact_cosines, unit_rows
 UTF8 = 4  # bytes a code point takes, at most
 
 
-class NamedSource(EntrySource, Names, Protocol):
-    """A snapshot that also knows what its entries' subjects are called."""
+class NamedSource(EntrySource, FactSource, Protocol):
+    """A snapshot that also knows its entries' facts, and what their subjects are called."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ from helpers.tiny import tiny_tokenizer
 from neuraldb_faiss import build
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.guard.asking import Asking
+from neuraldb_faiss.guard.entry_facts import EntryFacts
 from neuraldb_faiss.guard.gate import Tokens
 from neuraldb_faiss.guard.named import ANOTHER, STATED
 from neuraldb_faiss.guard.texts import Texts
 from neuraldb_faiss.guard.turns import Turn, Turns
 from neuraldb_faiss.models.decoding import greedy_texts
 from neuraldb_faiss.models.tokenization import chat_text
+from neuraldb_faiss.store.records import StoredFact
 
 TEMPLATE = (
     "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
@@ -36,9 +38,11 @@ class Source:
     def __init__(self) -> None:
         self.asked: list[int] = []
 
-    def facts(self, *, entry: int) -> Iterator[Fact]:
-        self.asked.append(entry)
-        yield from ((CEO,), (CEO, OFFICE), ())[entry]
+    def facts(self, *, entries: Sequence[int]) -> Iterator[StoredFact]:
+        self.asked += entries
+        for entry in entries:
+            for fact in ((CEO,), (CEO, OFFICE), ())[entry]:
+                yield StoredFact.of(fact, entry=entry, time="", key_id="", residual="")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +61,8 @@ def mentions(words: Any, ids: list[int]) -> list[int]:
 
 def reasons(words: Any, text: str, entry: int = 0, *, cached: bool = False) -> list[str | None]:
     """What holds the entry back at each mention; `cached`: each token in a forward of its own."""
-    asking, source = Asking(Texts.of(words), Turns.of(words)), Source()
+    asking = Asking(Texts.of(words), Turns.of(words))
+    source: Any = Source()
     ids = words(text, add_special_tokens=False)["input_ids"]
     found = []
     for at in mentions(words, ids):
@@ -144,7 +149,7 @@ def test_texts_of_one_forward_are_read_apart_and_facts_once(words: Any) -> None:
     positions = np.array([[*range(len(asked), len(asked) + len(one)), *range(len(two))], [0] * len(row)])
     positions[1, -len(one) :] = np.arange(len(asked), len(asked) + len(one))
     real = np.array([[True] * len(row), [False] * (len(row) - len(one)) + [True] * len(one)])
-    source = Source()
+    source: Any = Source()
     tokens = Tokens(positions, real, ids, True, np.array([asked, asked]))
     holds_back = Asking(Texts.of(words), Turns.of(words)).reading(tokens, source)
     first, second = len(one) - 1, len(one) + mentions(words, two)[0]
@@ -153,13 +158,14 @@ def test_texts_of_one_forward_are_read_apart_and_facts_once(words: Any) -> None:
 
 
 def test_facts_that_another_thread_forgets_meanwhile_are_still_read(words: Any) -> None:
-    class Forgetful(dict[int, Any]):
-        def __setitem__(self, entry: int, facts: Any) -> None:
-            """As where another thread clears what is remembered right behind this."""
+    class Forgetful(EntryFacts):
+        def _remember(self, facts: Any) -> None:
+            """As where another thread forgets what is remembered right behind this."""
 
     ids = words("Nokia was founded in the year")["input_ids"]
-    source, asking = Source(), Asking(Texts.of(words), Turns.of(words))
-    asking._facts = source, Forgetful()
+    source: Any = Source()
+    asking = Asking(Texts.of(words), Turns.of(words))
+    asking._facts = Forgetful(source)
     tokens = Tokens(np.arange(len(ids))[None], None, np.array([ids]), True, np.empty((1, 0), np.int64))
     assert asking.reading(tokens, source)(mentions(words, ids)[0], 0) == ANOTHER
 

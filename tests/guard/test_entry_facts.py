@@ -8,7 +8,7 @@ from typing import Any
 from helpers.stated import Stated
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.grounding import Grounder
-from neuraldb_faiss.grounding.entry_facts import EntryFacts
+from neuraldb_faiss.guard.entry_facts import EntryFacts
 from neuraldb_faiss.store.records import StoredFact
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol, Unpack
 
 from neuraldb_faiss.facts.names import names_in_texts
@@ -35,16 +35,20 @@ class EntryFacts:
         found: dict[int, list[StoredFact]] = {entry: [] for entry in missing}
         for fact in self.source.facts(entries=missing):
             found[fact.entry].append(fact)
-        if len(self._known) + len(found) > _KEPT:
-            self._known = {}
-        self._known.update((entry, tuple(facts)) for entry, facts in found.items())
+        self._remember({entry: tuple(facts) for entry, facts in found.items()})
 
     def of(self, entry: int) -> tuple[StoredFact, ...]:
         """The live facts that an entry serves, in the order they came."""
         known = self._known.get(entry)
         if known is None:
             known = tuple(self.source.facts(entries=[entry]))
+            self._remember({entry: known})
         return known
+
+    def _remember(self, facts: Mapping[int, tuple[StoredFact, ...]]) -> None:
+        if len(self._known) + len(facts) > _KEPT:
+            self._known = {}  # other threads keep what they have looked up
+        self._known.update(facts)
 
     def names(self, entry: int) -> tuple[str, ...]:
         """What the subjects of an entry's facts are called."""
