@@ -114,7 +114,11 @@ def test_calibrate_refuses_bad_text(run: Run, db: Path, text: str | None, tmp_pa
 def test_bench_lookup_reports_a_ratio_for_each_guard(run: Run, db: Path) -> None:
     report = told(run("bench", "lookup", "--db", db, "--guard", "subject", "--guard", "none", "--repeats", 1, "--json"))
     works = [f"{work}_guard_{guard}" for work in ("prefill", "decode_1", "decode_16") for guard in ("subject", "none")]
-    assert {name for name in report if name.endswith("_ratio")} == {f"{work}_ratio" for work in works}
+    ratios = {f"{work}_{clock}" for work in works for clock in ("ratio", "processor_ratio")}
+    assert {name for name in report if name.endswith("_ratio")} == ratios
+    for name in ratios:
+        low, high = report[f"{name}_range"]
+        assert 0 < low <= report[name] <= high
     assert report["facts"] == len(FACTS) and report["hits"]["prefill_guard_subject"] >= 1
     assert run("bench", "lookup").exit_code == 2
 

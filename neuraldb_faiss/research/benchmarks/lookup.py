@@ -49,7 +49,8 @@ def bench_lookup(db: NeuralDB, model: Any, tokenizer: Any, *, guards: Sequence[s
 
 def take_turns(attached: Callable[[], Handle], work: Callable[[], object], repeats: int) -> dict[str, Any]:
     """`work` without and with what `attached` attaches, in turns: seconds (medians), hits a run, the median of the
-    turns' ratios and their range. Without means that no hook is there at all."""
+    turns' ratios and their range, and the same of processor time, which other programs on the same cores change less.
+    Without means that no hook is there at all."""
     hits, pairs = 0, []
     for turn in range(1 + repeats):
         without = _seconds(work)
@@ -59,14 +60,20 @@ def take_turns(attached: Callable[[], Handle], work: Callable[[], object], repea
         if turn:  # the first warms up
             hits += found
             pairs.append((without, within))
-    times = {"without": median(a for a, _ in pairs), "with": median(b for _, b in pairs)}
-    ratios = sorted(b / a for a, b in pairs)
+    seconds, processor = ([(a[clock], b[clock]) for a, b in pairs] for clock in (0, 1))
+    times = {"without": median(a for a, _ in seconds), "with": median(b for _, b in seconds)}
     return {
         "seconds": {one: round(value, 5) for one, value in times.items()},
         "hits": hits // repeats,
-        "ratio": round(median(ratios), 4),
-        "ratio_range": [round(ratios[0], 4), round(ratios[-1], 4)],
+        **_ratios("ratio", seconds),
+        **_ratios("processor_ratio", processor),
     }
+
+
+def _ratios(name: str, pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """The median of b / a, and the least and the most."""
+    ratios = sorted(b / a for a, b in pairs)
+    return {name: round(median(ratios), 4), f"{name}_range": [round(ratios[0], 4), round(ratios[-1], 4)]}
 
 
 def prefill(model: Any, ids: torch.Tensor) -> None:
@@ -82,9 +89,10 @@ def decode(model: Any, rows: torch.Tensor) -> None:
         )  # fmt: skip
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def _seconds(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds that it took, and of the processor's time."""
+    start, processor = time.perf_counter(), time.process_time()
     work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - processor
