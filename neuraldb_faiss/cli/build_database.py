@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,7 +78,8 @@ class Build:
         assert self.model.model is not None  # the option is required
         if self.model.model == NO_MODEL:
             raise BuildError("--model none solves nothing, so there is no work for Ray: leave --ray and --workers out")
-        with progress("building") as report:
+        # Ray writes to stdout, the command's answer, that a node died.
+        with redirect_stdout(sys.stderr), progress("building") as report:
             recorder = UnheardRecorder(report)
             db = build_on_ray(
                 facts, self.model.model, self.out, address=address, workers=workers, device=self.model.device,

@@ -20,7 +20,7 @@ from helpers.tiny import save_tiny
 from neuraldb_faiss import Fact, NeuralDB, build
 from neuraldb_faiss.cli.main import cli
 from neuraldb_faiss.edits import pipeline
-from neuraldb_faiss.errors import StoreError
+from neuraldb_faiss.errors import BuildError, StoreError
 from neuraldb_faiss.integrations import ray
 from neuraldb_faiss.integrations.ray import Workers, build_on_ray
 from neuraldb_faiss.models import load_model
@@ -185,6 +185,20 @@ def test_the_command_builds_on_ray(cluster: Any, model: Path, tmp_path: Path) ->
     with NeuralDB.open(tmp_path / "db") as db:
         assert sorted(fact.text for fact in db.facts()) == sorted(fact.text for fact in FACTS)
         assert db.settings["model_name"] == str(model) and db.history()[0].command == "build facts.jsonl"
+
+
+def test_what_ray_writes_about_its_nodes_is_not_the_command_s_answer(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def died(*_: Any, **__: Any) -> None:
+        print("(raylet) the node has been marked dead")
+        raise BuildError("and so the test ends")
+
+    monkeypatch.setattr(ray, "build_on_ray", died)
+    facts = write(tmp_path / "facts.jsonl", RECORDS)
+    command = ("build", facts, "--out", tmp_path / "db", "--model", model, "--ray", "local", "--workers", 1, "--json")
+    done = CliRunner().invoke(cli, [str(word) for word in command])
+    assert done.exit_code == 1 and done.stdout == "" and "marked dead" in done.stderr
 
 
 @pytest.mark.parametrize("alone", [("--ray", "local"), ("--workers", "2")])
