@@ -142,7 +142,8 @@ class NeuralDB:
     @property
     def guard(self) -> str:
         """What must hold before the gate is asked: "subject" (the text ends with the entry's subject), "whole-words"
-        (and no word goes on there, as far as the prompt tells) or "none"."""
+        (and no word goes on there, as far as the prompt tells), "none"; or "answer" (a prompt that asks for the fact
+        ends; no cosine is asked for)."""
         return self.config.guard
 
     @property
