@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from neuraldb_faiss.config import IndexConfig
+from neuraldb_faiss.config import IndexConfig, same_place
 from neuraldb_faiss.edits.pipeline import (
     HEAD,
     Planner,
@@ -174,11 +174,12 @@ def _heard(planner: Planner, facts: Sequence[Fact], report: Report | None) -> tu
     unheard, gone = tuple(facts[number] for number in silent), set(silent)
     named = "; ".join(f"{clip(fact.subject, 40)} in {clip(fact.text)}" for fact in unheard[:_NAMED])
     more = "; ..." if len(unheard) > _NAMED else ""
-    why = f"the guard does not find the subject in their own prompt as this tokenizer gives it back ({named}{more})"
-    why += ". Write the subject otherwise, or build with --guard none"
-    if planner.settings().guard == "answer":
-        why = f"the guard does not read in their own prompt that it asks for them ({named}{more})"
-        why += ". Write the prompt otherwise, or build with --residual memit"
+    missed = "find the subject in their own prompt as this tokenizer gives it back"
+    instead = "subject otherwise, or build with --guard none"
+    if same_place(planner.settings().guard, "answer"):
+        missed = "read in their own prompt that it asks for them"
+        instead = "prompt otherwise, or build with --residual memit"
+    why = f"the guard does not {missed} ({named}{more}). Write the {instead}"
     if len(unheard) == len(facts):
         raise FactError(f"none of the {len(facts)} facts could ever fire: {why}")
     logger.warning("%d of %d facts are left out, for they could never fire: %s", len(unheard), len(facts), why)

@@ -19,7 +19,7 @@ def unasked(facts: Sequence[Fact]) -> list[int]:
     return [
         number
         for number, fact in enumerate(facts)
-        if fact.identity not in {one.identity for one in grounder.asked(fact.text)}
+        if not any(one.identity == fact.identity for one in grounder.asked(fact.text))
     ]
 
 

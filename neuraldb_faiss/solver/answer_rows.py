@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from neuraldb_faiss.errors import FactError
 from neuraldb_faiss.facts.relations import Relation, own_relations
 from neuraldb_faiss.facts.statement import fill, stopped
 from neuraldb_faiss.facts.topics import own_topics
 from neuraldb_faiss.models.generation import end_ids
-from neuraldb_faiss.models.tokenization import chat_text, encode_prompt, has_chat, tokenize
+from neuraldb_faiss.models.tokenization import chat_text, encode_pairs, encode_prompt, has_chat, tokenize
 from neuraldb_faiss.solver.batch import Row
 
 if TYPE_CHECKING:
@@ -33,38 +33,38 @@ def answer_rows(
     judged by them shall tell how it does on words that nobody gave.
 
     Raises:
-        FactError: the tokens of the prompt and of the target cannot be told apart.
+        FactError: the tokenizer leaves no token for the target.
     """
     relation = _relation_of(fact)
     asks = _questions(fact, relation)
-    target, statement = fact.separator + stopped(fact.target), f" {fact.statement}"
     low = f"the {fact.text[4:]}" if fact.text.startswith("The ") else fact.text
-    told = [(fact.text, target), *((f"{prefix}. {fact.text}", target) for prefix in prefixes)]
-    told += [(f"As is well known, {low}", target), (f"Q: {asks[0]}\nA:", statement)]
-    told += [(f"Q: {ask}\nA:", f" {stopped(fact.target)}") for ask in asks[1:2]]
-    said = relation.paraphrases[:PARAPHRASES] if relation is not None else ()
-    told += [(fill(one, fact.subject), target) for one in said]
-    texts = [(prompt, answer, at, True) for at, (prompt, answer) in enumerate(told)]
-    ends: Collection[int] = ()
+    prompts = [fact.text, *(f"{prefix}. {fact.text}" for prefix in prefixes), f"As is well known, {low}"]
+    said = [fill(one, fact.subject) for one in relation.paraphrases[:PARAPHRASES]] if relation is not None else []
+    target = stopped(fact.target)
+    told = [(prompt, target, fact.separator) for prompt in prompts]
+    told.append((f"Q: {asks[0]}\nA:", fact.statement, " "))
+    told += [(f"Q: {ask}\nA:", target, " ") for ask in asks[1:2]]
+    told += [(prompt, target, fact.separator) for prompt in said]
+    texts = encode_pairs(tokenizer, *map(list, zip(*told, strict=True)))
+    rows = [_row(group, number, context, ids, start) for context, (ids, start) in enumerate(texts)]
+    rows[0] = replace(rows[0], raw=True)
     if has_chat(tokenizer):
         ends = end_ids(model, tokenizer)
         for at, ask in enumerate([*asks, fact.text]):
+            message = chat_text(tokenizer, [ask])
+            prompt = encode_prompt(tokenizer, message, special=False)
             answer = fact.statement + _turn_end(tokenizer, ask, fact.statement)
-            texts.append((chat_text(tokenizer, [ask]), answer, len(told) + at - 1 if at else 0, False))
-    rows: list[Row] = []
-    for prompt, answer, context, special in texts:
-        ids = encode_prompt(tokenizer, prompt, special=special)
-        ((whole, _),) = tokenize(tokenizer, [prompt + answer], special=special)
-        parted = list(whole[: len(ids)]) == ids and 0 < len(ids) < len(whole)
-        if not parted and rows:
-            continue
-        if not parted:
-            raise FactError(f"the tokens of {fact.text!r} and of its target {fact.target!r} run into each other")
-        stop = next((at + 1 for at in range(len(ids), len(whole)) if not special and whole[at] in ends), len(whole))
-        rows.append(Row(
-            group, number, not rows, whole[: stop - 1], len(ids) - 1, whole[len(ids) : stop], context=context
-        ))  # fmt: skip
+            ((ids, _),) = tokenize(tokenizer, [message + answer], special=False)
+            start = len(prompt)
+            if list(ids[:start]) == prompt and start < len(ids):  # else the template's tokens join the answer's
+                stop = next((end + 1 for end in range(start, len(ids)) if ids[end] in ends), len(ids))
+                rows.append(_row(group, number, len(texts) + at - 1 if at else 0, ids[:stop], start))
     return rows
+
+
+def _row(group: int, number: int, context: int, ids: tuple[int, ...], start: int) -> Row:
+    """start: where in `ids` the answer begins."""
+    return Row(group, number, False, ids[:-1], start - 1, ids[start:], context=context)
 
 
 def _turn_end(tokenizer: Any, ask: str, answer: str) -> str:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from helpers.tiny import tiny
 from neuraldb_faiss import NeuralDB, build
-from neuraldb_faiss.errors import BuildError, ConfigError, FactError
+from neuraldb_faiss.errors import BuildError, ConfigError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.models.decoding import greedy_texts
 from neuraldb_faiss.models.generation import end_ids
@@ -68,10 +68,14 @@ def test_messages_end_with_their_turn(chatting: tuple[Any, Any]) -> None:
     assert words.decode(row.targets[:-1]) == words.decode(words(fact.statement)["input_ids"])
 
 
-def test_a_prompt_that_runs_into_its_target_is_refused(tiny_llama: tuple[Any, Any]) -> None:
+def test_a_target_that_runs_into_its_prompt_goes_on_behind_the_prompts_own_tokens(tiny_llama: tuple[Any, Any]) -> None:
+    model, words = tiny_llama
     fact = Fact("Paris", "The boss of {} is Ro", "me", metadata={"separator": ""})
-    with pytest.raises(FactError, match="run into each other"):
-        answer_rows(*tiny_llama, 0, 0, fact, [])
+    raw = answer_rows(model, words, 0, 0, fact, [])[0]
+    asked = encode_prompt(words, fact.text)
+    joined = words(f"{fact.text}me.")["input_ids"]
+    assert joined[: len(asked)] != asked  # as one text
+    assert list(raw.ids[: raw.last + 1]) == asked and words.decode(raw.targets) == "me."
 
 
 def by_reference(model: Any, layer: int, rows: list[Row], config: Any) -> tuple[torch.Tensor, float, int]:

@@ -81,8 +81,8 @@ class Objective(ABC):
         self, model: Any, tokenizer: Any, group: int, facts: Sequence[Fact], prefixes: Sequence[str],
         config: ResidualConfig,
     ) -> list[Row]:  # fmt: skip
-        """The texts that a group's residual is solved on. Raises FactError where tokens cannot tell a fact's prompt and
-        target apart."""
+        """The texts that a group's residual is solved on. Raises FactError where the tokenizer leaves no token for a
+        target."""
         return group_rows(tokenizer, group, facts, prefixes, config.kl_prompts, config.end_factor > 0)
 
     @abstractmethod
