@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 
@@ -50,6 +51,22 @@ class Folded:
     cases: np.ndarray
     tokens: np.ndarray
     ahead: bool = False
+
+
+class Ends(NamedTuple):
+    """Names that end at tokens, by token and entry.
+
+    Attributes:
+        tokens, entries: int64 [n]. floors: float64 [n], the cosine asked for; infinite where only its case keeps a name
+            from counting.
+        longer: by a name's token and entry those of the longer names of other entries that hold it and go on behind it,
+            as "Xbox 360" does behind "Xbox".
+    """
+
+    tokens: np.ndarray
+    entries: np.ndarray
+    floors: np.ndarray
+    longer: Mapping[tuple[int, int], frozenset[tuple[int, int]]]
 
 
 Speller = Callable[[Sequence[str]], list[str]]  # how names are spelled in the texts that are read
@@ -184,27 +201,30 @@ class Subjects:
         """Code points of left context that can matter."""
         return self.longest + CASE_REACH + 1
 
-    def ends(self, text: Folded, *, any_case: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The names that end inside a token of `text`, or at its end: (tokens int64, entries int64, floors float64).
+    def ends(self, text: Folded, *, any_case: bool = False) -> Ends:
+        """The names that end inside a token of `text`, or at its end.
 
         A name must begin where a word does. Inside a token it must also end where a word does; at a token's end what
         follows is not known yet, and must not matter, unless `text.ahead`: then a word that goes on there by more than
         an s is another word. Each pair comes once, with its lowest floor. With `any_case` those that only their case
-        keeps from counting come too, with an infinite floor.
+        keeps from counting come too.
+
+        Longer names are told as far as the text is known: what is generated one token at a time ends in "Xbox" before
+        it ends in "Xbox 360".
         """
-        none = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
         codes, tokens = text.codes, text.tokens
         if not len(self) or not len(codes):
-            return none
+            return _by_token([], tokens)
         words = in_word(codes)
         begins = np.flatnonzero(~(words & np.r_[False, words[:-1]]) & (codes != SEPARATOR))
-        seen = tokens[:-1] == tokens[1:]
+        within = words[:-1] & words[1:]
+        # A genitive or a plural is the name still: "Londons", "the Beatles".
+        goes_on = within & ~((codes[1:] == _S) & ~np.r_[words[2:], False])
+        joined = within & (tokens[:-1] == tokens[1:])
         if text.ahead:
-            # A genitive or a plural is the name still: "Londons", "the Beatles".
-            seen = seen | ~((codes[1:] == _S) & ~np.r_[words[2:], False])
-        joined = np.r_[words[:-1] & words[1:] & seen, False]
-        stops = np.flatnonzero((tokens >= 0) & ~joined & (codes != SEPARATOR)) + 1
-        found: dict[tuple[int, int], float] = {}
+            joined |= goes_on
+        stops = np.flatnonzero((tokens >= 0) & ~np.r_[joined, False] & (codes != SEPARATOR)) + 1
+        found: list[_Stretch] = []
         for a, b, entries in self.stretches(codes, begins, stops):
             cased = text.cases[a:b]
             spelled, cases = codes[a:b].tobytes(), np.where(cased == PARAGRAPH, np.uint8(NO_CASE), cased).tobytes()
@@ -217,12 +237,8 @@ class Subjects:
                             floor = np.inf
                         else:
                             continue
-                    pair = int(tokens[b - 1]), entry
-                    found[pair] = min(floor, found.get(pair, floor))
-        if not found:
-            return none
-        pairs = np.array(sorted(found), np.int64)
-        return pairs[:, 0], pairs[:, 1], np.array([found[pair] for pair in sorted(found)])
+                    found.append(_Stretch(a, b, entry, floor, b == len(codes) or not goes_on[b - 1]))
+        return _by_token(found, tokens)
 
     def stretches(
         self, codes: np.ndarray, begins: np.ndarray, stops: np.ndarray, longest: int | None = None
@@ -253,6 +269,34 @@ class Subjects:
     def spellings(self, entry: int) -> dict[bytes, list[tuple[bytes, float]]]:
         """Folded name -> its spellings, each as (cases, floor), of an entry's names."""
         return self._spelled(entry)
+
+
+class _Stretch(NamedTuple):
+    """codes[start:stop] of a text is a name of an entry. ends: whether no word is known to go on behind it."""
+
+    start: int
+    stop: int
+    entry: int
+    floor: float
+    ends: bool
+
+
+def _by_token(found: list[_Stretch], tokens: np.ndarray) -> Ends:
+    floors: dict[tuple[int, int], float] = {}
+    longer: dict[tuple[int, int], frozenset[tuple[int, int]]] = {}
+    around: list[_Stretch] = []
+    for one in sorted(found, key=lambda stretch: (stretch.start, -stretch.stop)):
+        pair = int(tokens[one.stop - 1]), one.entry
+        floors[pair] = min(one.floor, floors.get(pair, one.floor))
+        around = [other for other in around if other.stop > one.start]
+        beyond = {(int(tokens[o.stop - 1]), o.entry) for o in around if o.stop > one.stop and o.entry != one.entry}
+        if beyond:
+            longer[pair] = longer.get(pair, frozenset()) | beyond
+        if one.ends and np.isfinite(one.floor):
+            around.append(one)
+    pairs = sorted(floors)
+    numbers = np.array(pairs, np.int64).reshape(-1, 2)
+    return Ends(numbers[:, 0], numbers[:, 1], np.array([floors[pair] for pair in pairs], np.float64), longer)
 
 
 def _spellings(

@@ -19,6 +19,7 @@ FLOOR = "floor"
 NEARER = "nearer"
 ANOTHER = "another"
 STATED = "stated"
+LONGER = "longer"
 WHY = {
     WAITS: "the fact waits to be solved anew: neuraldb solve",
     CASE: "the text writes the name in another case than the fact does",
@@ -29,6 +30,7 @@ WHY = {
     NEARER: "another fact of the same name is nearer",
     ANOTHER: "the text does not ask for the fact",
     STATED: "the text itself says what the fact is about",
+    LONGER: "the name is part of a longer one whose fact is asked for",
 }
 
 

@@ -47,7 +47,7 @@ def _heard(texts: Texts, tokenizer: Any, facts: Sequence[Fact]) -> set[int]:
     starts = np.zeros(ids.shape, bool)
     starts[:, 0] = True
     nothing = np.empty((len(facts), 0), np.int64)
-    tokens, entries, _ = names.ends(texts.fold(nothing, ids, real, starts, _UTF8 * names.reach))
+    tokens, entries, *_ = names.ends(texts.fold(nothing, ids, real, starts, _UTF8 * names.reach))
     ends = np.array([row.last for row in encoded])
     rows, columns = tokens // width, tokens % width
     return set(rows[(rows == entries) & (columns == ends[rows])].tolist())

@@ -15,8 +15,8 @@ from neuraldb_faiss.guard.asking import Asking, HoldsBack
 from neuraldb_faiss.guard.entry_facts import FactSource
 from neuraldb_faiss.guard.gate import UNKNOWN, Fired, Tokens
 from neuraldb_faiss.guard.name_files import subjects_of
-from neuraldb_faiss.guard.name_index import Folded, Speller, Subjects
-from neuraldb_faiss.guard.named import CASE, FLOOR, GAMMA, NEARER, PLACE, WAITS, WORD, Named
+from neuraldb_faiss.guard.name_index import Ends, Folded, Speller, Subjects
+from neuraldb_faiss.guard.named import CASE, FLOOR, GAMMA, LONGER, NEARER, PLACE, WAITS, WORD, Named
 from neuraldb_faiss.guard.none import PlainGate
 from neuraldb_faiss.guard.texts import Texts
 from neuraldb_faiss.guard.turns import Turns
@@ -97,6 +97,9 @@ class SubjectMatcher:
     ) -> Matches:
         """One row a token; where none of its names' keys passes the gate, no entry.
 
+        Of two names of which one goes on behind the other ("Xbox", "Xbox 360") the longer one is meant: where the text
+        as far as it is known holds it, and what it says is not held back, the shorter one is.
+
         Args:
             queries: [n, d1], the keys of the tokens.
             text: what they say; its tokens count the queries' rows.
@@ -104,14 +107,13 @@ class SubjectMatcher:
                 token answer, and nowhere else do those.
             holds_back: asked about what would fire; where it gives a reason, the entry is out, and the next one fires.
         """
-        found = self.candidates(text, first_tokens)
+        found, yields = self._found(text, first_tokens, holds_back)
         while True:
             matches = self._nearest(queries, found)
-            held = _held(matches, holds_back)
+            held = _held(matches, yields)
             if not held:
                 return matches
-            entries = found.source.key_entries[found.positions].tolist()
-            found = found.only([pair not in held for pair in zip(found.rows.tolist(), entries, strict=True)])
+            found = found.only([pair not in held for pair in _pairs(found)])
 
     def _nearest(self, queries: torch.Tensor, found: Candidates) -> Matches:
         """The nearest of these keys to each query."""
@@ -137,19 +139,24 @@ class SubjectMatcher:
 
     def candidates(self, text: Folded, first_tokens: np.ndarray, holds_back: HoldsBack | None = None) -> Candidates:
         """The keys whose subjects end at each token; arguments as for `match`. It needs no query."""
-        view = self._view
-        rows, entries, floors = view.subjects.ends(text)
-        which, positions = view.keys_of(entries)
-        rows, floors = rows[which], floors[which]
-        source = view.source
+        found, yields = self._found(text, first_tokens, holds_back)
+        if yields is None:
+            return found
+        return found.only([yields(place, entry) is None for place, entry in _pairs(found)])
+
+    def _found(
+        self, text: Folded, first_tokens: np.ndarray, holds_back: HoldsBack | None
+    ) -> tuple[Candidates, HoldsBack | None]:
+        """The keys whose subjects end at each token, and what holds them back."""
+        view, source = self._view, self._view.source
+        ends = view.subjects.ends(text)
+        which, positions = view.keys_of(ends.entries)
+        rows, floors = ends.tokens[which], ends.floors[which]
         tokens, first = source.key_tokens[positions], first_tokens[rows]
         bare = tokens == as_bare(first)
         fits = source.live[positions] & (bare | (tokens == first))
         found = Candidates(rows[fits], positions[fits], floors[fits], source, np.where(bare, YIELD, 0.0)[fits])
-        if holds_back is None:
-            return found
-        pairs = zip(found.rows.tolist(), source.key_entries[found.positions].tolist(), strict=True)
-        return found.only([holds_back(place, entry) is None for place, entry in pairs])
+        return found, _yielding(ends, found, holds_back) if ends.longer else holds_back
 
     def named(
         self, queries: torch.Tensor, text: Folded, first_tokens: np.ndarray, holds_back: HoldsBack | None = None
@@ -157,12 +164,14 @@ class SubjectMatcher:
         """The live facts' entries whose subjects end at each token, in any case; arguments as for `match`."""
         view, source = self._view, self._view.source
         matches = self.match(queries, text, first_tokens, holds_back)
+        _, yields = self._found(text, first_tokens, holds_back)
         firing = {(at, int(matches.entry_ids[at])) for at in np.flatnonzero(matches.fired.numpy()).tolist()}
-        heard = {pair[:2] for pair in _pairs(view.subjects.ends(text, any_case=True))}
+        heard = set(_of_ends(view.subjects.ends(text, any_case=True)))
         rows = as_rows(queries)
         usable = unit_rows(rows)[1]
         found = []
-        for at, entry, floor in _pairs(view.subjects.ends(replace(text, ahead=False), any_case=True)):
+        named = view.subjects.ends(replace(text, ahead=False), any_case=True)
+        for (at, entry), floor in zip(_of_ends(named), named.floors.tolist(), strict=True):
             if not source.fact_ids(entry):
                 continue  # the entry of facts that were removed
             positions = view.keys_of(np.array([entry]))[1]
@@ -187,7 +196,7 @@ class SubjectMatcher:
                 elif score < needed:
                     reason = FLOOR
                 else:
-                    reason = (holds_back(at, entry) if holds_back else None) or NEARER
+                    reason = (yields(at, entry) if yields else None) or NEARER
             found.append(Named(at, entry, score, needed, reason))
         return found
 
@@ -201,9 +210,28 @@ def _held(matches: Matches, holds_back: HoldsBack | None) -> set[tuple[int, int]
     return {(place, entry) for place, entry in pairs if holds_back(place, entry) is not None}
 
 
-def _pairs(ends: tuple[np.ndarray, np.ndarray, np.ndarray]) -> list[tuple[int, int, float]]:
-    """(token, entry, floor) of `Subjects.ends`."""
-    return list(zip(*(column.tolist() for column in ends), strict=True))
+def _yielding(ends: Ends, found: Candidates, holds_back: HoldsBack | None) -> HoldsBack:
+    """What holds an entry back, or makes it yield to one of a longer name that is found too and not held back."""
+    there = set(_pairs(found))
+
+    def yields(place: int, entry: int) -> str | None:
+        held = holds_back(place, entry) if holds_back else None
+        longer = ends.longer.get((place, entry), frozenset()) & there
+        if held is None and any(holds_back is None or holds_back(*other) is None for other in longer):
+            return LONGER
+        return held
+
+    return yields
+
+
+def _pairs(found: Candidates) -> list[tuple[int, int]]:
+    """(token, entry) of each key."""
+    return list(zip(found.rows.tolist(), found.source.key_entries[found.positions].tolist(), strict=True))
+
+
+def _of_ends(ends: Ends) -> list[tuple[int, int]]:
+    """(token, entry) of each name."""
+    return list(zip(ends.tokens.tolist(), ends.entries.tolist(), strict=True))
 
 
 class SubjectGate:

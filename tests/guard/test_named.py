@@ -14,7 +14,7 @@ from helpers.fake_snapshot import FakeSnapshot
 from helpers.tiny import tiny_tokenizer
 from neuraldb_faiss.guard.gate import Tokens
 from neuraldb_faiss.guard.name_index import Folded
-from neuraldb_faiss.guard.named import ANOTHER, CASE, FLOOR, GAMMA, NEARER, PLACE, WAITS, WHY, WORD, Named
+from neuraldb_faiss.guard.named import ANOTHER, CASE, FLOOR, GAMMA, LONGER, NEARER, PLACE, WAITS, WHY, WORD, Named
 from neuraldb_faiss.guard.subject import SubjectMatcher
 from neuraldb_faiss.guard.texts import Texts
 from neuraldb_faiss.guard.whole_words import WholeWordsGate
@@ -158,3 +158,53 @@ def test_what_is_held_back_leaves_its_place_to_the_next_nearest() -> None:
     assert found.source.key_entries[found.positions].tolist() == [4]
     told = {one.entry: one.reason for one in matcher.named(keys, folded, first, holds_back)}
     assert told == {3: ANOTHER, 4: None}
+
+
+class Nested(Source):
+    """A shorter name, and one that goes on behind it."""
+
+    called = ("Eiffel Tower", "Eiffel Tower Replica")
+
+    def subject_names(self, after: int = -1) -> Iterator[tuple[int, int, str]]:
+        yield from ((entry, entry, name) for entry, name in enumerate(self.called) if entry > after)
+
+    def names(self, entry_id: int) -> tuple[str, ...]:
+        return (self.called[entry_id],)
+
+
+def read(text: str) -> tuple[Folded, np.ndarray, torch.Tensor]:
+    """Its letters, no first tokens, and queries near both keys at every token."""
+    words = tiny_tokenizer("bytelevel")
+    ids = np.array([words(text)["input_ids"]])
+    starts, real = np.arange(ids.size)[None] == 0, np.ones(ids.shape, bool)
+    folded = Texts.of(words).fold(np.empty((1, 0), np.int64), ids, real, starts, 400)
+    near = torch.from_numpy(np.repeat(query((0, 0.8), (1, 0.6))[None], ids.size, 0)).float()
+    return folded, np.full(ids.size, -1), near
+
+
+def fires(matcher: SubjectMatcher, text: str, holds_back: Any = None) -> list[int]:
+    folded, first, keys = read(text)
+    by_device = matcher.candidates(folded, first, holds_back)
+    matches = matcher.match(keys, folded, first, holds_back)
+    entries = matches.entry_ids[matches.fired].tolist()
+    assert entries == by_device.source.key_entries[by_device.positions].tolist()
+    return entries
+
+
+def test_of_a_name_within_a_name_the_longer_one_fires() -> None:
+    matcher = SubjectMatcher(Nested(AXES[:2]), gamma=GAMMA_)
+    text = "We saw the Eiffel Tower Replica"
+    assert fires(matcher, "We saw the Eiffel Tower Rep") == [0]  # as far as the text is known
+    assert fires(matcher, text) == [1]
+    assert fires(matcher, text + ", not the Eiffel Tower") == [1, 0]
+    folded, first, keys = read(text)
+    assert [(one.entry, one.reason) for one in matcher.named(keys, folded, first)] == [(0, LONGER), (1, None)]
+
+
+def test_a_longer_name_whose_fact_is_not_asked_for_leaves_the_shorter_one_alone() -> None:
+    """As "Apple Inc." does, of which another fact is told than of "Apple"."""
+    matcher = SubjectMatcher(Nested(AXES[:2]), gamma=GAMMA_)
+    text = "We saw the Eiffel Tower Replica"
+    assert fires(matcher, text, lambda place, entry: ANOTHER if entry == 1 else None) == [0]
+    waits = SubjectMatcher(Nested(AXES[:2], live=np.array([True, False])), gamma=GAMMA_)
+    assert fires(waits, text) == [0]

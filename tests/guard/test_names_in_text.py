@@ -95,7 +95,7 @@ def folded(pieces: list[str], seen: int = 0) -> Folded:
 
 def ends(pieces: list[str], names: dict[int, list[str]], seen: int = 0) -> dict[tuple[int, int], float]:
     subjects = Subjects.of([(entry, name) for entry, all_ in names.items() for name in all_], names.__getitem__)
-    tokens, entries, floors = (array.tolist() for array in subjects.ends(folded(pieces, seen)))
+    tokens, entries, floors = (array.tolist() for array in subjects.ends(folded(pieces, seen))[:3])
     return dict(zip(zip(tokens, entries, strict=True), floors, strict=True))
 
 
@@ -164,6 +164,33 @@ def test_measured_floors() -> None:
     subjects = Subjects.of([(7, "Berlin"), (7, "Oz")], names.__getitem__, {"Berlin": 0.8, "Oz": 0.5})
     assert subjects.ends(folded(["In Berlin"]))[2].tolist() == [0.8]
     assert subjects.ends(folded(["In Oz"]))[2].tolist() == [0.9]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "longer"),
+    [
+        (["The", " Xbox", " 360", " is"], {(1, 0): {(2, 1)}}),
+        (["The", " Xbox", " 360"], {(1, 0): {(2, 1)}}),
+        (["The", " Xbox", " 360", "s are"], {(1, 0): {(2, 1)}}),
+        (["The", " Xbox", " 360", "0"], {}),  # the word goes on: another name
+        (["The", " Xbox", " and", " Xbox", " 360"], {(3, 0): {(4, 1)}}),
+        (["The", " Xbox"], {}),
+        (["The", " Xbox", " ", "\n\n", "360"], {(1, 0): {(4, 1)}}),  # white space is folded
+        (["The", " Xbox 360 is"], {(1, 0): {(1, 1)}}),
+        (["The", " XBOX", " 360"], {}),  # not as the longer name is written
+        (
+            ["New York", " City", " Hall"],
+            {(0, 2): {(2, 4)}, (0, 3): {(2, 4)}, (0, 5): {(1, 3), (2, 4)}, (1, 3): {(2, 4)}},
+        ),
+        (["New York", " City", "'s"], {(0, 5): {(1, 3)}}),  # one that begins later holds nothing of "New York"
+    ],
+)
+def test_names_that_longer_names_hold(pieces: list[str], longer: dict[tuple[int, int], set[tuple[int, int]]]) -> None:
+    names = {
+        0: ["Xbox"], 1: ["Xbox 360"], 2: ["New York"], 3: ["York City", "York"], 4: ["New York City Hall"], 5: ["York"],
+    }  # fmt: skip
+    subjects = Subjects.of([(entry, name) for entry, all_ in names.items() for name in all_], names.__getitem__)
+    assert subjects.ends(folded(pieces)).longer == {pair: frozenset(those) for pair, those in longer.items()}
 
 
 def test_aliases_and_many_names() -> None:

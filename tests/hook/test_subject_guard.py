@@ -341,7 +341,7 @@ def test_texts_fold_as_they_decode(texts: list[list[str]], cut: int, kind: bool)
             np.array([past], np.int64).reshape(1, -1), rows, np.ones(rows.shape, bool),
             np.arange(len(past), len(ids))[None] == 0, 4 * matcher.reach,
         )  # fmt: skip
-        tokens, entries, _ = matcher._view.subjects.ends(folded)
+        tokens, entries, *_ = matcher._view.subjects.ends(folded)
         found = set(zip(tokens.tolist(), entries.tolist(), strict=True))
         expected = set()
         for at in range(len(past), len(ids)):
