@@ -1,7 +1,11 @@
-"""Print the matrix model x check as Markdown (docs/models.md shows it). Two to three minutes; arguments: kinds.
+"""Print the matrix model x check as Markdown (docs/models.md shows it). Two to three minutes.
 
-Each row is a tiny random model of that architecture's real class in the installed transformers, put through the
-checks of tests/helpers/matrix.py. Exits with 1 where a check fails.
+    python scripts/model_matrix.py                            every kind
+    python scripts/model_matrix.py llama qwen2                these
+    python scripts/model_matrix.py models/qwen2.5-0.5b ...    folders of models, with their own weights
+
+Each row is a tiny random model of that architecture's real class in the installed transformers, or a real one, put
+through the checks of tests/helpers/matrix.py. Exits with 1 where a check fails.
 """
 
 from __future__ import annotations
@@ -22,29 +26,41 @@ import transformers  # noqa: E402
 from helpers.matrix import CHECKS, EXPECTED, Subject  # noqa: E402
 from helpers.tiny import KINDS, REFUSED_KINDS, SEEING_KINDS, tiny  # noqa: E402
 from neuraldb_faiss.errors import NeuralDBError  # noqa: E402
+from neuraldb_faiss.models import load_model  # noqa: E402
 from neuraldb_faiss.solver.editor import Editor  # noqa: E402
 
 FAILED = "FAILS"
+HEAD = ("FFN's down-projection", *CHECKS, "solved by")
+
+
+def real(model: Path) -> list[str]:
+    """Cells of a model with its own weights, which edits its usual layer."""
+    with tempfile.TemporaryDirectory() as folder:
+        return cells_of(Subject(model.name, Path(folder) / "db", load_model(model, device="cpu"), layer=None))
 
 
 def row(kind: str) -> list[str]:
-    """Cells of one supported kind: name, FFN, an answer a check, the way residuals are solved."""
+    """Cells of one supported kind."""
     with tempfile.TemporaryDirectory() as folder:
-        subject = Subject(kind, Path(folder) / "db")
-        name = subject.site.module_name.replace(f".{subject.site.layer}.", ".{}.")
-        cells = [f"`{kind}`", f"`{name}`"]
-        for check, run in CHECKS.items():
-            expected = EXPECTED.get((kind, check))
-            try:
-                run(subject)
-                cells.append("yes" if expected is None else FAILED)
-            except NeuralDBError as error:
-                cells.append("no[^attention]" if expected is not None and expected in str(error) else FAILED)
-            except Exception as error:  # a check that fails is a cell of the table, and the exit code
-                print(f"{kind}, {check}: {type(error).__name__}: {error}", file=sys.stderr)
-                cells.append(FAILED)
-        subject.db.close()
-        return [*cells, subject.way()]
+        return cells_of(Subject(kind, Path(folder) / "db"))
+
+
+def cells_of(subject: Subject) -> list[str]:
+    """Name, FFN, an answer a check, the way residuals are solved."""
+    name = subject.site.module_name.replace(f".{subject.site.layer}.", ".{}.")
+    cells = [f"`{subject.kind}`", f"`{name}`"]
+    for check, run in CHECKS.items():
+        expected = EXPECTED.get((subject.kind, check))
+        try:
+            run(subject)
+            cells.append("yes" if expected is None else FAILED)
+        except NeuralDBError as error:
+            cells.append("no[^attention]" if expected is not None and expected in str(error) else FAILED)
+        except Exception as error:  # a check that fails is a cell of the table, and the exit code
+            print(f"{subject.kind}, {check}: {type(error).__name__}: {error}", file=sys.stderr)
+            cells.append(FAILED)
+    subject.db.close()
+    return [*cells, subject.way()]
 
 
 def told(kind: str) -> str:
@@ -70,12 +86,16 @@ def main(wanted: Sequence[str]) -> int:
     warnings.simplefilter("ignore")
     transformers.utils.logging.disable_progress_bar()
     failed = False
-    head = ("model type", "FFN's down-projection", *CHECKS, "solved by")
+    if folders := [Path(one) for one in wanted if Path(one).is_dir()]:
+        for line in table(("model", *HEAD), map(real, folders)):
+            failed |= FAILED in line
+            print(line, flush=True)
+        return int(failed)
     sections = (("Text", KINDS), ("Text and images (the text part)", SEEING_KINDS))
     print(f"transformers {transformers.__version__}, torch {torch.__version__}")
     for title, kinds in sections:
         print(f"\n### {title}\n")
-        for line in table(head, (row(kind) for kind in kinds if not wanted or kind in wanted)):
+        for line in table(("model type", *HEAD), (row(kind) for kind in kinds if not wanted or kind in wanted)):
             failed |= FAILED in line
             print(line, flush=True)
     print("\n### Refused\n")

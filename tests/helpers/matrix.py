@@ -1,4 +1,4 @@
-"""Every check that a model must pass to be called supported, on a tiny random model of its real class.
+"""Every check that a model must pass to be called supported, on a tiny random model of its real class or on a real one.
 
 `Subject` sets one model up with a database of one fact; each method of `CHECKS` is one column of the matrix. What
 is compared is always the plain way: one text, no padding, no cache, or the formula written down.
@@ -35,12 +35,16 @@ NEW_TOKENS = 5
 
 
 class Subject:
-    """A tiny model of one kind, and a database of one fact for it in a new folder."""
+    """A model, and a database of one fact for it in a new folder."""
 
-    def __init__(self, kind: str, folder: Path) -> None:
+    def __init__(self, kind: str, folder: Path, made: tuple[Any, Any] | None = None, layer: int | None = LAYER) -> None:
+        """kind: its name in the table. made: model and tokenizer; a tiny one of that kind otherwise. layer: None is the
+        model's usual one."""
         self.kind = kind
-        self.model, self.tokenizer = tiny(kind)
-        self.db = build([FACT], self.model, self.tokenizer, folder, layer=LAYER, steps=STEPS, max_steps=0)
+        self.model: Any
+        self.tokenizer: Any
+        self.model, self.tokenizer = made or tiny(kind)
+        self.db = build([FACT], self.model, self.tokenizer, folder, layer=layer, steps=STEPS, max_steps=0)
         self.editor = Editor.of(self.db.config, self.model, self.tokenizer)
         self.site = self.editor.site
         prompts = (FACT.text, f"{self.editor.prefixes[0]}. {FACT.text}", "Rome is the capital", FACT.text + " Italy")

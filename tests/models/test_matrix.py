@@ -47,6 +47,16 @@ def test_matrix(subject: Subject, check: str) -> None:
             CHECKS[check](subject)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_demo_model(check: str, demo_model: tuple[object, object], tmp_path: Path) -> None:
+    """With its own weights."""
+    subject = Subject("demo", tmp_path / "db", demo_model, layer=None)
+    CHECKS[check](subject)
+    assert subject.way() == "packed block"
+    subject.db.close()
+
+
 def test_the_fast_way_serves_it(subject: Subject) -> None:
     """Prompts are cut and lower layers spared: nothing fell back to whole forward passes, several times slower."""
     ways = {subject.way(kind) for kind in ("memit", "pmet") if (subject.kind, kind) not in EXPECTED}
