@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from neuraldb_faiss.facts.topics import Asked, Bearing, own_topics, sentence_of
 from neuraldb_faiss.guard.entry_facts import EntryFacts, FactSource
 from neuraldb_faiss.guard.gate import Tokens
-from neuraldb_faiss.guard.named import ANOTHER, STATED
+from neuraldb_faiss.guard.named import ANOTHER, SAID, STATED
 from neuraldb_faiss.guard.row_texts import RowTexts
 from neuraldb_faiss.guard.texts import Texts
 from neuraldb_faiss.guard.turns import Turn, Turns
@@ -19,6 +19,7 @@ _ROLE = re.compile(r"\s*\w*\s*")  # what stands between two marks and is no mess
 _END = re.compile(r"[.!?][\"')\]]*\s|\n")  # of a sentence, or of a line
 
 HoldsBack = Callable[[int, int], str | None]  # (token, entry) -> a key of `named.WHY`, None where it may fire
+Subjects = Callable[[Sequence[int]], list[tuple[int, int]]]  # of a text's ids: (token, entry) where a subject ends
 
 
 class Stored(Asked, Protocol):
@@ -41,11 +42,15 @@ class Asking:
       message before it. So it is in a forward of one token, with a KV cache, as in a forward of the whole text.
     - Anywhere, where the text itself says in an earlier sentence what the fact is about: the context wins.
 
+    - Inside of the target of another fact that the text asks for, where it is being said: "Toronto" in "Toronto
+      Raptors".
+
     Of several facts of an entry one that may be asked for is enough. Threads may share it.
     """
 
-    def __init__(self, texts: Texts, turns: Turns) -> None:
-        self._texts, self._turns = texts, turns
+    def __init__(self, texts: Texts, turns: Turns, subjects: Subjects) -> None:
+        """subjects: finds the entries that a text names."""
+        self._texts, self._turns, self._subjects = texts, turns, subjects
         self._facts: EntryFacts | None = None
 
     def reading(self, tokens: Tokens, source: FactSource) -> HoldsBack:
@@ -59,6 +64,7 @@ class Asking:
         if facts is None or facts.source is not source:
             facts = self._facts = EntryFacts(source)
         rows: dict[int, RowTexts] = {}
+        named: dict[tuple[int, int], list[tuple[int, int]]] = {}  # by row, and the column that its text begins at
         found: dict[tuple[int, int], str | None] = {}
 
         def holds_back(place: int, entry: int) -> str | None:
@@ -66,10 +72,31 @@ class Asking:
                 row, column = divmod(place, tokens.positions.shape[1])
                 if row not in rows:
                     rows[row] = RowTexts(tokens, row)
-                found[place, entry] = self._why(*rows[row].around(column), facts.of(entry))
+                ids, at = rows[row].around(column)
+                reason = self._why(ids, at, facts.of(entry))
+                if reason is None:
+                    if (row, column - at) not in named:
+                        named[row, column - at] = self._subjects(ids)
+                    before = [(token, other) for token, other in named[row, column - at] if token < at]
+                    reason = SAID if self._is_said(ids, at, entry, before, facts) else None
+                found[place, entry] = reason
             return found[place, entry]
 
         return holds_back
+
+    def _is_said(
+        self, ids: Sequence[int], at: int, entry: int, before: Sequence[tuple[int, int]], facts: EntryFacts
+    ) -> bool:
+        """Whether the entry's name, which ends at the token `at`, is a part of the target of one of those named
+        `before`, which the text asks for."""
+        text, rest = self._texts.written(ids[: at + 1]), self._texts.written(ids[at + 1 :])
+        names = facts.names(entry)
+        return any(
+            is_within(fact.target, names, text, rest) and self._why(ids, token, (fact,)) is None
+            for token, other in before
+            if other != entry
+            for fact in facts.of(other)
+        )
 
     def _why(self, ids: Sequence[int], at: int, facts: Sequence[Stored]) -> str | None:
         """Why none of these facts may fire at the token `at` of a text; None where one may."""
@@ -92,6 +119,20 @@ class Asking:
         """The last message of these turns; "" where there is none."""
         texts = (self._texts.written(ids[turn.start : turn.stop]) for turn in reversed(turns) if turn.kind == "message")
         return next((text for text in texts if not _ROLE.fullmatch(text)), "")
+
+
+def is_within(target: str, names: Sequence[str], text: str, rest: str) -> bool:
+    """Whether `text` ends in the midst of a target, behind one of these names in it, and goes on so as far as is known.
+
+    rest: what is known of the text behind; "" while it is written.
+    """
+    for name in names:
+        for found in re.finditer(re.escape(name), target[:-1], re.IGNORECASE):
+            said, left = target[: found.end()], target[found.end() :]
+            begins = not text[: -len(said)][-1:].isalnum()
+            if text.endswith(said) and begins and (rest.startswith(left) or left.startswith(rest)):
+                return True
+    return False
 
 
 def _first(reasons: Iterator[str | None]) -> str | None:

@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from types import MappingProxyType
-from typing import NamedTuple
 
 import numpy as np
 
+from neuraldb_faiss.guard.ends import Ends, Stretch, by_token
 from neuraldb_faiss.guard.folding import (
     LOWER,
     NO_CASE,
@@ -51,22 +51,6 @@ class Folded:
     cases: np.ndarray
     tokens: np.ndarray
     ahead: bool = False
-
-
-class Ends(NamedTuple):
-    """Names that end at tokens, by token and entry.
-
-    Attributes:
-        tokens, entries: int64 [n]. floors: float64 [n], the cosine asked for; infinite where only its case keeps a name
-            from counting.
-        longer: by a name's token and entry those of the longer names of other entries that hold it and go on behind it,
-            as "Xbox 360" does behind "Xbox".
-    """
-
-    tokens: np.ndarray
-    entries: np.ndarray
-    floors: np.ndarray
-    longer: Mapping[tuple[int, int], frozenset[tuple[int, int]]]
 
 
 Speller = Callable[[Sequence[str]], list[str]]  # how names are spelled in the texts that are read
@@ -214,7 +198,7 @@ class Subjects:
         """
         codes, tokens = text.codes, text.tokens
         if not len(self) or not len(codes):
-            return _by_token([], tokens)
+            return by_token([], tokens)
         words = in_word(codes)
         begins = np.flatnonzero(~(words & np.r_[False, words[:-1]]) & (codes != SEPARATOR))
         within = words[:-1] & words[1:]
@@ -224,7 +208,7 @@ class Subjects:
         if text.ahead:
             joined |= goes_on
         stops = np.flatnonzero((tokens >= 0) & ~np.r_[joined, False] & (codes != SEPARATOR)) + 1
-        found: list[_Stretch] = []
+        found: list[Stretch] = []
         for a, b, entries in self.stretches(codes, begins, stops):
             cased = text.cases[a:b]
             spelled, cases = codes[a:b].tobytes(), np.where(cased == PARAGRAPH, np.uint8(NO_CASE), cased).tobytes()
@@ -237,8 +221,8 @@ class Subjects:
                             floor = np.inf
                         else:
                             continue
-                    found.append(_Stretch(a, b, entry, floor, b == len(codes) or not goes_on[b - 1]))
-        return _by_token(found, tokens)
+                    found.append(Stretch(a, b, entry, floor, b == len(codes) or not goes_on[b - 1]))
+        return by_token(found, tokens)
 
     def stretches(
         self, codes: np.ndarray, begins: np.ndarray, stops: np.ndarray, longest: int | None = None
@@ -269,34 +253,6 @@ class Subjects:
     def spellings(self, entry: int) -> dict[bytes, list[tuple[bytes, float]]]:
         """Folded name -> its spellings, each as (cases, floor), of an entry's names."""
         return self._spelled(entry)
-
-
-class _Stretch(NamedTuple):
-    """codes[start:stop] of a text is a name of an entry. ends: whether no word is known to go on behind it."""
-
-    start: int
-    stop: int
-    entry: int
-    floor: float
-    ends: bool
-
-
-def _by_token(found: list[_Stretch], tokens: np.ndarray) -> Ends:
-    floors: dict[tuple[int, int], float] = {}
-    longer: dict[tuple[int, int], frozenset[tuple[int, int]]] = {}
-    around: list[_Stretch] = []
-    for one in sorted(found, key=lambda stretch: (stretch.start, -stretch.stop)):
-        pair = int(tokens[one.stop - 1]), one.entry
-        floors[pair] = min(one.floor, floors.get(pair, one.floor))
-        around = [other for other in around if other.stop > one.start]
-        beyond = {(int(tokens[o.stop - 1]), o.entry) for o in around if o.stop > one.stop and o.entry != one.entry}
-        if beyond:
-            longer[pair] = longer.get(pair, frozenset()) | beyond
-        if one.ends and np.isfinite(one.floor):
-            around.append(one)
-    pairs = sorted(floors)
-    numbers = np.array(pairs, np.int64).reshape(-1, 2)
-    return Ends(numbers[:, 0], numbers[:, 1], np.array([floors[pair] for pair in pairs], np.float64), longer)
 
 
 def _spellings(

@@ -20,6 +20,7 @@ NEARER = "nearer"
 ANOTHER = "another"
 STATED = "stated"
 LONGER = "longer"
+SAID = "said"
 WHY = {
     WAITS: "the fact waits to be solved anew: neuraldb solve",
     CASE: "the text writes the name in another case than the fact does",
@@ -30,6 +31,7 @@ WHY = {
     NEARER: "another fact of the same name is nearer",
     ANOTHER: "the text does not ask for the fact",
     STATED: "the text itself says what the fact is about",
+    SAID: "the name is part of another fact's target, which the text is saying",
     LONGER: "the name is part of a longer one whose fact is asked for",
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -12,10 +12,11 @@ import torch
 
 from neuraldb_faiss.config import check_gamma
 from neuraldb_faiss.guard.asking import Asking, HoldsBack
+from neuraldb_faiss.guard.ends import Ends
 from neuraldb_faiss.guard.entry_facts import FactSource
 from neuraldb_faiss.guard.gate import UNKNOWN, Fired, Tokens
 from neuraldb_faiss.guard.name_files import subjects_of
-from neuraldb_faiss.guard.name_index import Ends, Folded, Speller, Subjects
+from neuraldb_faiss.guard.name_index import Folded, Speller, Subjects
 from neuraldb_faiss.guard.named import CASE, FLOOR, GAMMA, LONGER, NEARER, PLACE, WAITS, WORD, Named
 from neuraldb_faiss.guard.none import PlainGate
 from neuraldb_faiss.guard.texts import Texts
@@ -91,6 +92,16 @@ class SubjectMatcher:
         """Answer from another generation; only its new names are read while the lineage is the same."""
         same = source.lineage == self._view.source.lineage
         self._view = _View.of(source, self._spell, self._view if same else None)
+
+    def subjects_in(self, texts: Texts) -> Callable[[Sequence[int]], list[tuple[int, int]]]:
+        """What finds (token, entry) of every name in a text, given its ids."""
+
+        def found(ids: Sequence[int]) -> list[tuple[int, int]]:
+            row, nothing = np.array([ids], np.int64), np.empty((1, 0), np.int64)
+            text = texts.fold(nothing, row, np.ones(row.shape, bool), np.arange(row.size)[None] == 0, 0)
+            return _of_ends(self._view.subjects.ends(text))
+
+        return found
 
     def match(
         self, queries: torch.Tensor, text: Folded, first_tokens: np.ndarray, holds_back: HoldsBack | None = None
@@ -314,4 +325,4 @@ def make(source: Any, gamma: float, tokenizer: Any, plain: Callable[[], Matcher]
     """The gate of the guard "subject" (`registry.GuardKind.target`)."""
     texts = Texts.of(tokenizer)
     matcher = SubjectMatcher(source, gamma=gamma, spell=texts.speller(tokenizer))
-    return SubjectGate(matcher, texts, plain, Asking(texts, Turns.of(tokenizer)))
+    return SubjectGate(matcher, texts, plain, Asking(texts, Turns.of(tokenizer), matcher.subjects_in(texts)))

@@ -32,4 +32,4 @@ def make(source: Any, gamma: float, tokenizer: Any, plain: Callable[[], Matcher]
     """The gate of the guard "whole-words" (`registry.GuardKind.target`)."""
     texts = Texts.of(tokenizer)
     matcher = SubjectMatcher(source, gamma=gamma, spell=texts.speller(tokenizer))
-    return WholeWordsGate(matcher, texts, plain, Asking(texts, Turns.of(tokenizer)))
+    return WholeWordsGate(matcher, texts, plain, Asking(texts, Turns.of(tokenizer), matcher.subjects_in(texts)))

@@ -14,10 +14,10 @@ from tokenizers import AddedToken
 from helpers.tiny import tiny_tokenizer
 from neuraldb_faiss import build
 from neuraldb_faiss.facts import Fact
-from neuraldb_faiss.guard.asking import Asking
+from neuraldb_faiss.guard.asking import Asking, is_within
 from neuraldb_faiss.guard.entry_facts import EntryFacts
 from neuraldb_faiss.guard.gate import Tokens
-from neuraldb_faiss.guard.named import ANOTHER, STATED
+from neuraldb_faiss.guard.named import ANOTHER, SAID, STATED
 from neuraldb_faiss.guard.texts import Texts
 from neuraldb_faiss.guard.turns import Turn, Turns
 from neuraldb_faiss.models.decoding import greedy_texts
@@ -61,7 +61,7 @@ def mentions(words: Any, ids: list[int]) -> list[int]:
 
 def reasons(words: Any, text: str, entry: int = 0, *, cached: bool = False) -> list[str | None]:
     """What holds the entry back at each mention; `cached`: each token in a forward of its own."""
-    asking = Asking(Texts.of(words), Turns.of(words))
+    asking = Asking(Texts.of(words), Turns.of(words), lambda ids: [])
     source: Any = Source()
     ids = words(text, add_special_tokens=False)["input_ids"]
     found = []
@@ -151,7 +151,7 @@ def test_texts_of_one_forward_are_read_apart_and_facts_once(words: Any) -> None:
     real = np.array([[True] * len(row), [False] * (len(row) - len(one)) + [True] * len(one)])
     source: Any = Source()
     tokens = Tokens(positions, real, ids, True, np.array([asked, asked]))
-    holds_back = Asking(Texts.of(words), Turns.of(words)).reading(tokens, source)
+    holds_back = Asking(Texts.of(words), Turns.of(words), lambda ids: []).reading(tokens, source)
     first, second = len(one) - 1, len(one) + mentions(words, two)[0]
     assert [holds_back(at, 0) for at in (first, second, 2 * len(row) - 1)] == [None, ANOTHER, None]
     assert source.asked == [0]
@@ -164,7 +164,7 @@ def test_facts_that_another_thread_forgets_meanwhile_are_still_read(words: Any) 
 
     ids = words("Nokia was founded in the year")["input_ids"]
     source: Any = Source()
-    asking = Asking(Texts.of(words), Turns.of(words))
+    asking = Asking(Texts.of(words), Turns.of(words), lambda ids: [])
     asking._facts = Forgetful(source)
     tokens = Tokens(np.arange(len(ids))[None], None, np.array([ids]), True, np.empty((1, 0), np.int64))
     assert asking.reading(tokens, source)(mentions(words, ids)[0], 0) == ANOTHER
@@ -212,3 +212,73 @@ def test_the_demo_model_says_the_fact_where_it_is_asked_for(demo_model: tuple[An
                 own = answer(asked)
             assert "Nokia" in own and answer(asked) == own
         assert not handle.trace()
+
+
+@pytest.mark.parametrize(
+    ("text", "rest", "within"),
+    [
+        ("Smits plays for Toronto", "", True),
+        ("Smits plays for toronto", "", False),  # not as the target is written
+        ("Smits plays for Toronto", " Raptors.", True),
+        ("Smits plays for Toronto", " Rap", True),
+        ("Smits plays for Toronto", ", where", False),
+        ("Smits plays for NeoToronto", "", False),
+        ("Smits plays for Toronto Raptors of Toronto", "", True),
+        ("Smits plays for Raptors", "", False),
+    ],
+)
+def test_a_name_within_a_target_that_is_being_said(text: str, rest: str, within: bool) -> None:
+    assert is_within("Toronto Raptors", ["Toronto"], text, rest) == within
+
+
+def test_a_name_that_is_the_whole_target_or_its_end_is_in_the_midst_of_nothing() -> None:
+    assert not is_within("Toronto", ["Toronto"], "Smits lives in Toronto", "")
+    assert not is_within("Raptors of Toronto", ["Toronto"], "Smits plays for the Raptors of Toronto", "")
+    assert is_within("the Lower Rhine in Bonn", ["Rhine"], "It is on the Lower Rhine", "")
+
+
+SMITS = Fact("Smits", "{} plays for", "Toronto Raptors")
+CITY = Fact("Toronto", "{} is located in", "Norway")
+
+
+class City:
+    """Entry 0 is about a player of a team whose name begins with that of entry 1's subject."""
+
+    def facts(self, *, entries: Sequence[int]) -> Iterator[StoredFact]:
+        for entry in entries:
+            yield StoredFact.of((SMITS, CITY)[entry], entry=entry, time="", key_id="", residual="")
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("What team does Smits play for? Toronto", SAID),
+        ("What team does Smits play for? Toronto Raptors", SAID),
+        ("What team does Jones play for? Toronto", None),
+        ("Where was Smits born? Toronto", None),  # which asks for nothing that entry 0 says
+        ("Toronto is big. What team does Smits play for?", None),
+    ],
+)
+def test_a_target_that_is_being_said_is_not_broken_off(
+    words: Any, text: str, expected: str | None, cached: bool
+) -> None:
+    """By the subject of another fact."""
+    texts = Texts.of(words)
+    ids = words(text, add_special_tokens=False)["input_ids"]
+
+    def ends(ids: Sequence[int], name: str) -> int:
+        return next((at for at in range(len(ids)) if name in words.decode(ids[: at + 1])), -1)
+
+    def subjects(ids: Sequence[int]) -> list[tuple[int, int]]:
+        found = [(ends(ids, name), entry) for entry, name in enumerate(("Smits", "Toronto"))]
+        return [pair for pair in found if pair[0] >= 0]
+
+    at, source = ends(ids, "Toronto"), City()
+    past, now = (ids[:at], ids[at : at + 1]) if cached else ([], ids)
+    tokens = Tokens(
+        np.arange(len(past), len(past) + len(now))[None], None, np.array([now]), True,
+        np.array(past, np.int64).reshape(1, -1),
+    )  # fmt: skip
+    reading = Asking(texts, Turns.of(words), subjects).reading(tokens, source)
+    assert reading(at - len(past), 1) == expected
