@@ -41,9 +41,8 @@ class Asking:
     - An answer: where its own sentence, up to the name, asks for something else; one that does not say is judged by the
       message before it. So it is in a forward of one token, with a KV cache, as in a forward of the whole text.
     - Anywhere, where the text itself says in an earlier sentence what the fact is about: the context wins.
-
-    - Inside of the target of another fact that the text asks for, where it is being said: "Toronto" in "Toronto
-      Raptors".
+    - Anywhere, where the name is a part of the target of another fact, which the text asks for and is saying: "Toronto"
+      in "Toronto Raptors".
 
     Of several facts of an entry one that may be asked for is enough. Threads may share it.
     """

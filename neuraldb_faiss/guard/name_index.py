@@ -202,8 +202,8 @@ class Subjects:
         words = in_word(codes)
         begins = np.flatnonzero(~(words & np.r_[False, words[:-1]]) & (codes != SEPARATOR))
         within = words[:-1] & words[1:]
-        # A genitive or a plural is the name still: "Londons", "the Beatles".
-        goes_on = within & ~((codes[1:] == _S) & ~np.r_[words[2:], False])
+        # A genitive or a plural is the name still: "Londons", "the Beatles". What was seen before is another row's.
+        goes_on = within & ~((codes[1:] == _S) & ~np.r_[words[2:], False]) & (tokens[1:] >= 0)
         joined = within & (tokens[:-1] == tokens[1:])
         if text.ahead:
             joined |= goes_on

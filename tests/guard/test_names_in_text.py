@@ -9,8 +9,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as some
 
+from helpers.tiny import tiny_tokenizer
 from neuraldb_faiss.guard.folding import WORDLESS, fold_bytes
 from neuraldb_faiss.guard.name_index import Folded, Subjects
+from neuraldb_faiss.guard.texts import Texts
 
 
 def plain(text: str) -> list[tuple[str, str]]:
@@ -191,6 +193,19 @@ def test_names_that_longer_names_hold(pieces: list[str], longer: dict[tuple[int,
     }  # fmt: skip
     subjects = Subjects.of([(entry, name) for entry, all_ in names.items() for name in all_], names.__getitem__)
     assert subjects.ends(folded(pieces)).longer == {pair: frozenset(those) for pair, those in longer.items()}
+
+
+def test_a_row_does_not_go_on_in_the_next_ones_past() -> None:
+    """Of which no more is kept than can matter, behind a letter that stands for the rest."""
+    words = tiny_tokenizer("bytelevel")
+    row, past = (words(text, add_special_tokens=False)["input_ids"] for text in ("The Eiffel Tower", "word " * 40))
+    called = {0: ["Eiffel"], 1: ["Eiffel Tower"]}
+    subjects = Subjects.of([(0, "Eiffel"), (1, "Eiffel Tower")], called.__getitem__)
+    rows, real = np.array([row, row]), np.ones((2, len(row)), bool)
+    text = Texts.of(words).fold(np.array([past, past]), rows, real, np.zeros(rows.shape, bool), 20)
+    first = [(at, entry) for at, entry in subjects.ends(text).longer if at < len(row)]
+    second = [(at, entry) for at, entry in subjects.ends(text).longer if at >= len(row)]
+    assert [(at + len(row), entry) for at, entry in first] == second != []
 
 
 def test_aliases_and_many_names() -> None:
