@@ -191,9 +191,8 @@ def _known(transaction: Transaction, planner: Planner, span: _Span) -> Solutions
     """What first guesses are made from; None where there is too little."""
     if not span.guess:
         return None
-    facts, residuals = solved_entries(transaction, planner.residual, span.start, MOST_SOLVED)
-    targets = tuple(tuple(fact.separator + fact.target for fact in mine) for mine in facts)
-    return Solutions(targets, residuals) if len(facts) >= LEAST_SOLVED / 2 else None
+    targets, residuals = solved_entries(transaction, planner.residual, span.start, MOST_SOLVED)
+    return Solutions(tuple(targets), residuals) if len(targets) >= LEAST_SOLVED / 2 else None
 
 
 class _Telling:

@@ -17,12 +17,12 @@ _known: WeakKeyDictionary[Any, Texts] = WeakKeyDictionary()
 
 
 class Texts:
-    """A tokenizer's vocabulary as bytes; `Texts.of` makes one a tokenizer."""
+    """A tokenizer's vocabulary as bytes, `table`; `Texts.of` makes one a tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
         """Raises ModelError for a tokenizer without a fast (Rust) backend, or with a decoder that is not known."""
-        self._bytes = token_bytes(tokenizer)
-        self._lengths = np.array([len(one) for one in self._bytes], np.int64)
+        self.table = token_bytes(tokenizer)
+        self._lengths = np.array([len(one) for one in self.table], np.int64)
         self._respells = respells(tokenizer)
 
     @classmethod
@@ -89,11 +89,11 @@ class Texts:
         return Folded(codes, cases, numbers[ends])
 
     def _piece(self, token: int) -> bytes:
-        return self._bytes[token] if 0 <= token < len(self._bytes) else BREAK
+        return self.table[token] if 0 <= token < len(self.table) else BREAK
 
     def _context(self, context: np.ndarray, reach: int) -> tuple[bytes, Iterator[bytes]]:
         """What stands before the last tokens that hold `reach` bytes, and those tokens."""
-        inside = (context >= 0) & (context < len(self._bytes))
+        inside = (context >= 0) & (context < len(self.table))
         lengths = np.where(inside, self._lengths[np.where(inside, context, 0)], 1)
         behind = np.cumsum(lengths[::-1])[::-1]  # bytes from each token to the end
         first = int(np.searchsorted(-behind, -reach, side="right")) - 1

@@ -32,9 +32,8 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
     Raises:
         ModelError: the tokenizer has no fast (Rust) backend, or a decoder of which this is not known to hold.
     """
-    parts = _parts(tokenizer)
+    says = _reader(tokenizer, _part(tokenizer, "decoder"))
     vocabulary: dict[str, int] = tokenizer.get_vocab()
-    says = _reader(tokenizer, parts["decoder"])
     table = [BREAK] * (max(vocabulary.values(), default=-1) + 1)
     for text, number in vocabulary.items():
         table[number] = says(text)
@@ -50,16 +49,17 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
 def respells(tokenizer: Any) -> bool:
     """Whether a text may come back from its tokens spelled otherwise: in lower case, without accents, with white space
     around every sign. Names must then be read through the tokenizer too, or they are never found."""
-    parts = _parts(tokenizer)
-    return _separates(parts["decoder"]) or not all(map(_is_harmless, _flat(parts["normalizer"], "normalizers")))
+    normalizer = _flat(_part(tokenizer, "normalizer"), "normalizers")
+    return _separates(_part(tokenizer, "decoder")) or not all(map(_is_harmless, normalizer))
 
 
-def _parts(tokenizer: Any) -> Mapping[str, Any]:
+def _part(tokenizer: Any, name: str) -> Mapping[str, Any] | None:
+    """One part of a tokenizer as its file has it, without the rest, whose vocabulary is large."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ModelError(f"{type(tokenizer).__name__} is a slow tokenizer: load the model's fast one (use_fast=True)")
-    parts: Mapping[str, Any] = json.loads(backend.to_str())
-    return parts
+    part = getattr(backend, name)
+    return None if part is None else json.loads(part.__getstate__())
 
 
 def _flat(part: Mapping[str, Any] | None, inner: str) -> Iterator[Mapping[str, Any]]:

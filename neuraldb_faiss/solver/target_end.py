@@ -11,7 +11,7 @@ from torch import Tensor
 
 from neuraldb_faiss.errors import ModelError
 from neuraldb_faiss.guard.folding import WORDLESS
-from neuraldb_faiss.guard.token_bytes import token_bytes
+from neuraldb_faiss.guard.texts import Texts
 
 
 def end_places(target: str) -> int:
@@ -45,7 +45,7 @@ class _Vocabulary:
     def of(cls, tokenizer: Any) -> _Vocabulary:
         if tokenizer not in _known:
             try:
-                table = token_bytes(tokenizer)
+                table = Texts.of(tokenizer).table
             except ModelError:
                 table = []
             begins = torch.tensor([_begins_in_word(data) for data in table], dtype=torch.bool)

@@ -64,6 +64,15 @@ def residuals(store: Store) -> np.ndarray:
     return snapshot.residuals(np.unique(snapshot.key_entries))
 
 
+def test_targets_come_with_what_stands_before_them(tmp_path: Path) -> None:
+    editor = Knowing()
+    told = Fact("A{b", "{} has {braces}", "C", metadata={"separator": ""})
+    given = [*facts(1, 2), told, Fact("\u5df4\u9ece", "{}\u4f4d\u4e8e", "\u6cd5\u56fd"), *facts(3)]
+    changes.build(given, editor, tmp_path / "db")
+    assert editor.given[0].targets == tuple((fact.separator + fact.target,) for fact in given[:4])
+    assert [fact.separator for fact in given[:4]] == [" ", " ", "", ""]
+
+
 def test_a_build_guesses_anew_whenever_its_entries_have_doubled(tmp_path: Path) -> None:
     editor = Knowing()
     store = changes.build(facts(*range(20)), editor, tmp_path / "db")
