@@ -111,8 +111,8 @@ class ResidualConfig:
     such term, and databases from before it go on without.
 
     `optimizer` "adam" is the paper's, over all of a fact's rows at every step. "sampled" takes normalised steps, each
-    over the raw prompt and one context in turn, and looks at all rows after every eight; `lr` is then the first step's
-    length in units of ||h_init|| (`solver.sampled`).
+    over the raw prompt and one context in turn, and looks at all rows once a step's own loss is near `stop_loss`; `lr`
+    is then the first step's length in units of ||h_init|| (`solver.sampled`).
     """
 
     steps: int

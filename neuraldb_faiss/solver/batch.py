@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,10 @@ class Row:
     kl: tuple[int, ...] = ()  # indices of the tokens at which KL(edited || base) is taken
     end: int = 0  # places behind the target at which its last word must not go on; 2: also behind "." (a number's)
     context: int = 0  # which prefix the prompt stands behind, from 1; 0 for none
+
+    def without_end(self) -> Row:
+        """The row up to its target: what follows that is not looked at."""
+        return replace(self, ids=self.ids[: len(self.ids) - self.end], end=0)
 
 
 def group_rows(
@@ -150,12 +154,14 @@ class Batch:
         n = max(1, max(row.context for row in self.rows))
         return [i for i, row in enumerate(self.rows) if not row.context or (turn >= 0 and row.context - 1 == turn % n)]
 
-    def select(self, rows: Sequence[int]) -> Batch:
-        """The batch with only the rows at these positions, which ascend and of which every group has some."""
+    def select(self, rows: Sequence[int], endless: Collection[int] = ()) -> Batch:
+        """The batch with only the rows at these positions, which ascend and of which every group has some; those that
+        are `endless` too are taken `without_end`."""
         wanted, number = set(rows), 0
         groups: list[tuple[Row, ...]] = []
         for group in self.groups:
-            groups.append(tuple(row for i, row in enumerate(group, number) if i in wanted))
+            numbered = [(i, row) for i, row in enumerate(group, number) if i in wanted]
+            groups.append(tuple(row.without_end() if i in endless else row for i, row in numbered))
             number += len(group)
         return Batch(tuple(groups))
 

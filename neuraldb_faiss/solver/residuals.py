@@ -114,7 +114,7 @@ class Solver:
         solved: dict[int, Solved] = {}
         with torch.inference_mode(False), torch.enable_grad(), frozen(model):
             ways = Ways(model, site, attention, Heads(model, prefix_tokens(tokenizer, prefixes)))
-            way = ways.fastest(Batch((rows[0],)), config.clamp)
+            way = ways.fastest(Batch((tuple(row for row in rows[0] if row.context <= 1),)), config.clamp)
 
             def solve(members: Sequence[int]) -> list[Solved | None]:
                 batch, start = Batch(tuple(rows[g] for g in members)), partial(ways.start, way)
@@ -228,7 +228,7 @@ def _solve_batch(
             base = base[torch.isin(picks.group_of_kl, index)]
             nll_scale = nll_scale[index]
             adam.keep(index)
-            forward.keep(kept)
+            forward = forward.keep(kept)
             batch = batch.keep(kept)
             picks = batch.picks(device)
             active = [active[i] for i in kept]

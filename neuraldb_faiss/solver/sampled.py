@@ -1,14 +1,15 @@
 """Residuals in a few steps, each over the raw prompt and one context; all contexts judge the result.
 
 The contexts of a fact want nearly the same residual. So each step takes one of them, in turn, and the steps
-average over all. Eight normalised steps reach a lower loss than twenty steps of Adam over all rows, with a sixth of
-the work; from a first guess (`first_guess`) four do (docs/performance.md).
+average over all. Some nine normalised steps reach the loss of twenty steps of Adam over all rows, with a sixth of
+the work; from a first guess (`first_guess`) five do (docs/performance.md). What a step's own loss tells is when to
+look at all rows; what follows a target is left to these looks where it hardly matters.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +26,15 @@ from neuraldb_faiss.solver.optimizer import Normalised, gradient_scale, project
 from neuraldb_faiss.solver.outcome import Solved, end_nll, kept_alone, told
 from neuraldb_faiss.solver.target_end import continuing
 
-ROUND = 8  # steps between two looks at all rows
-GUESSED_ROUND = 4  # the same from a first guess
+NEAR = 0.6  # all rows are looked at once a step's own loss is below so much of `stop_loss`
+EARLIEST = 4  # steps before the first such look
+GUESSED_EARLIEST = 3  # the same from a first guess
+BETWEEN = 2  # steps from one look at a group to the next
+ROUND = 8  # from `steps` on, steps between two looks that nothing else calls for
 GUESSED_STEPS = 4  # that a first guess saves: the length of the steps goes on from there
 GUESSED_ALONE = 3  # first steps from a guess that take the raw prompt alone
 GUESSED_CONTEXTS = 2  # that are looked at: residuals from a guess are as good behind the others (docs/performance.md)
+END = 0.01  # of the loss: below, a target's end is not looked at in steps
 
 
 def solve_sampled(
@@ -45,15 +50,15 @@ def solve_sampled(
 
     guesses: float32 [G, d2], where the FFN's vectors begin; zeros otherwise.
 
-    Every ROUND steps (GUESSED_ROUND from a guess), and after `steps`, the loss over all rows decides: a group ends
-    below `stop_loss`, from `steps` on once its facts are said, and at `max_steps`. Its result is the best of these
-    looks.
+    The loss over all rows decides: a group ends below `stop_loss`, from `steps` on once its facts are said, and at
+    `max_steps`. It is looked at where the loss of a step, which is that of some rows before it, is near `stop_loss`
+    (see NEAR), at `steps`, and every ROUND after that. The result is the best of these looks.
     """
     forward, whole = start(batch), batch
     device = forward.h_norm.device
     r = torch.zeros(*forward.h_norm.shape, site.d2, device=device)
     optimizer = Normalised(r, config.lr, 0 if guesses is None else GUESSED_STEPS)
-    pace, alone = (ROUND, 0) if guesses is None else (GUESSED_ROUND, GUESSED_ALONE)
+    alone, earliest = (0, EARLIEST) if guesses is None else (GUESSED_ALONE, GUESSED_EARLIEST)
     nll_scale = torch.ones(len(batch.groups), device=device)
     base, continues = _unedited(forward, batch, r, tokenizer)
     if guesses is not None:
@@ -62,49 +67,76 @@ def solve_sampled(
     losses = _Losses(objective, config, continues)
     results: list[Solved | None] = [None] * len(batch.groups)
     best: dict[int, tuple[tuple[bool, float], Solved]] = {}
-    active = list(range(len(batch.groups)))
+    active = [_Group(g, earliest, _ends_at_first(batch, g)) for g in range(len(batch.groups))]
     most = max(config.steps, config.max_steps)
     step = 0
     while active:
-        for _ in range(_until_look(step, pace, config.steps, most)):
-            rows = batch.sample(step - alone)
-            r.requires_grad_(True)
-            now, logits = losses(forward.select(rows), batch.select(rows), r, base, nll_scale)
-            scale = gradient_scale(logits)
-            (grad,) = torch.autograd.grad(now.loss.sum() * scale, r)
-            nll_scale = objective.next_nll_scale(now)
-            r = project(optimizer.update(r.detach(), grad / scale, forward.h_norm), config.clamp * forward.h_norm)
-            step += 1
+        rows = batch.sample(step - alone)
+        endless = _endless(batch, rows, [group.ends for group in active])
+        r.requires_grad_(True)
+        now, logits, _ = losses(forward.select(rows, endless), batch.select(rows, endless), r, base, nll_scale)
+        scale = gradient_scale(logits)
+        (grad,) = torch.autograd.grad(now.loss.sum() * scale, r)
+        nll_scale = objective.next_nll_scale(now)
+        r = project(optimizer.update(r.detach(), grad / scale, forward.h_norm), config.clamp * forward.h_norm)
+        step += 1
+        forced = step in (config.steps, most) or (step > config.steps and step % ROUND == 0)
+        near = (~(now.stop >= NEAR * config.stop_loss)).tolist()  # what is not a number too
+        due = [i for i, group in enumerate(active) if forced or (near[i] and step >= group.earliest)]
+        if not due:
+            continue
+        at = torch.tensor(due, device=device)
         with torch.no_grad():
-            one = torch.ones_like(nll_scale)
-            now, logits = losses(forward, batch, r, base, one)
-        facts = told(logits, batch.picks(device), continues, len(active))
-        kept = []
-        for i, (stop, ends) in enumerate(zip(now.stop.tolist(), objective.ends(now, config).tolist(), strict=True)):
-            said = all(fact.took for fact in facts[i])
+            one = torch.ones(len(due), device=device)
+            mine = base[torch.isin(batch.picks(device).group_of_kl, at)]
+            looked = batch.keep(due)
+            now, logits, ends_nll = losses(forward.keep(due), looked, r[at], mine, one)
+        picks = looked.picks(device)
+        facts = told(logits, picks, continues, len(due))
+        ended = set()
+        for n, (i, stop, ends) in enumerate(
+            zip(due, now.stop.tolist(), objective.ends(now, config).tolist(), strict=True)
+        ):
+            group, said = active[i], all(fact.took for fact in facts[n])
             rank = not said, stop
-            if math.isfinite(stop) and (active[i] not in best or rank < best[active[i]][0]):
+            if math.isfinite(stop) and (group.number not in best or rank < best[group.number][0]):
                 residual = r[i, 0].cpu().numpy().astype(np.float32, copy=True)  # the FFN's vector
-                best[active[i]] = rank, Solved(residual, float(now.loss[i]), step, facts[i])
+                best[group.number] = rank, Solved(residual, float(now.loss[n]), step, facts[n])
             if ends or not math.isfinite(stop) or step == most or (step >= config.steps and said):
-                results[active[i]] = best[active[i]][1] if math.isfinite(stop) else None
-            else:
-                kept.append(i)
+                results[group.number] = best[group.number][1] if math.isfinite(stop) else None
+                ended.add(i)
+            group.earliest = step + BETWEEN
+            group.ends |= bool((config.end_factor * ends_nll[picks.group_of_fact == n] > END).any())
+        kept = [i for i in range(len(active)) if i not in ended]
         if 0 < len(kept) < len(active):
             index = torch.tensor(kept, device=device)
             base = base[torch.isin(batch.picks(device).group_of_kl, index)]
             r, nll_scale = r[index], nll_scale[index]
             optimizer.keep(index)
-            forward.keep(kept)
-            batch = batch.keep(kept)
+            forward, batch = forward.keep(kept), batch.keep(kept)
         active = [active[i] for i in kept]
     return results if r.shape[1] == 1 else kept_alone(results, start(whole), whole, continues)
 
 
-def _until_look(step: int, pace: int, steps: int, most: int) -> int:
-    """Steps from here to where all rows are looked at next."""
-    ends = (step - step % pace + pace, steps, most)
-    return min(end for end in ends if end > step) - step
+@dataclass(slots=True)
+class _Group:
+    """A group that is being solved: its place in the batch, and what the next steps do with it."""
+
+    number: int
+    earliest: int  # the step from which on it is looked at where that is called for
+    ends: bool  # whether what follows its targets counts in steps too
+
+
+def _ends_at_first(batch: Batch, group: int) -> bool:
+    """Whether a target has several tokens: the last one of a name or a word goes on more readily."""
+    return any(len(row.targets) > 1 for row in batch.groups[group])
+
+
+def _endless(batch: Batch, rows: Sequence[int], ends: Sequence[bool]) -> set[int]:
+    """Positions of those rows in which a step does not look at what follows the target: of every group those behind
+    prefixes, and where `ends` is False all."""
+    every = [(row, ends[g]) for g, mine in enumerate(batch.groups) for row in mine]
+    return {i for i in rows if every[i][0].end and not (every[i][0].raw and every[i][1])}
 
 
 def _unedited(forward: Forward, batch: Batch, r: Tensor, tokenizer: Any) -> tuple[Tensor, Tensor]:
@@ -119,7 +151,7 @@ def _unedited(forward: Forward, batch: Batch, r: Tensor, tokenizer: Any) -> tupl
 
 @dataclass(frozen=True, slots=True)
 class _Losses:
-    """The losses of a batch at r, and the logits at its picks."""
+    """The losses of a batch at r, the logits at its picks, and float32 [F], `end_nll`."""
 
     objective: Objective
     config: ResidualConfig
@@ -127,10 +159,10 @@ class _Losses:
 
     def __call__(
         self, forward: Forward, batch: Batch, r: Tensor, base: Tensor, nll_scale: Tensor
-    ) -> tuple[Evaluation, Tensor]:
+    ) -> tuple[Evaluation, Tensor, Tensor]:
         picks = batch.picks(r.device)
         logits = forward.logits(r)
         known = logits[: len(logits) - len(picks.end_fact)]
         ends = end_nll(logits, picks, self.continues, self.config.end_factor)
         step = Step(known, base, r, forward.h_norm, picks, nll_scale, ends)
-        return self.objective.evaluate(step, self.config), logits
+        return self.objective.evaluate(step, self.config), logits, ends

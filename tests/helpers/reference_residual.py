@@ -104,27 +104,34 @@ def reference_residual(
             base = [logits(ids, last, r)[at].log_softmax(0) for ids, last, at in about]
         h = float(h_init.norm())
 
-        def losses(rows: Sequence[Any]) -> tuple[Tensor, float, bool, list[float]]:
-            """Over these rows: the loss, that with the worst fact's NLL, whether all facts are said, each one's NLL."""
+        def losses(rows: Sequence[Any], ends: str = "all") -> tuple[Tensor, float, bool, list[float], float]:
+            """Over these rows, and the ends of all, "raw" ones or "none": the loss, that with the worst fact's NLL,
+            whether all facts are said, each one's NLL on its raw prompt, the largest NLL of a fact's ends."""
             row_nll: list[Tensor] = []
-            row_end: list[Tensor] = []
+            row_end: list[tuple[int, Tensor]] = []
             said = True
-            for _, ids, last, wanted, raw, _ in rows:
+            for f, ids, last, wanted, raw, _ in rows:
                 out, behind = logits(ids, last, r)[-len(wanted) - 1 :].split([len(wanted), 1])
                 said = said and (not raw or (out.argmax(1).tolist() == wanted and not goes_on[behind.argmax()]))
-                row_end.append(-behind[0].softmax(0)[~goes_on].sum().log())
+                if ends == "all" or (ends == "raw" and raw):
+                    row_end.append((f, -behind[0].softmax(0)[~goes_on].sum().log()))
                 row_nll.append(F.cross_entropy(out, torch.tensor(wanted, device=r.device)))
             edited = [logits(ids, last, r)[at].log_softmax(0) for ids, last, at in about]
             kl = torch.stack([(e.exp() * (e - b)).sum() for e, b in zip(edited, base, strict=True)]).mean()
             rest = kl_factor * kl + weight_decay * r.norm() / h**2
-            rest = rest + end_factor * torch.stack(row_end).mean()
+            if row_end:
+                rest = rest + end_factor * torch.stack([end for _, end in row_end]).mean()
             of_fact = [
                 torch.stack([n for n, row in zip(row_nll, rows, strict=True) if row[0] == f]).mean()
                 for f in range(len(facts))
             ]
             worst = float((max(of_fact) + rest).detach())
             alone = [float(n.detach()) for n, row in zip(row_nll, rows, strict=True) if row[4]]
-            return torch.stack(row_nll).mean() + rest, worst, said, alone
+            end = max(
+                float(torch.stack([end for one, end in row_end if one == f] or [torch.zeros(())]).mean().detach())
+                for f in range(len(facts))
+            )
+            return torch.stack(row_nll).mean() + rest, worst, said, alone, end
 
         def limited() -> None:
             with torch.no_grad():
@@ -135,24 +142,37 @@ def reference_residual(
         mean = torch.zeros_like(r)
         found: list[tuple[tuple[bool, float], Reference]] = []
         most = max(steps, max_steps)
-        for step in range(most + 1) if optimizer == "sampled" else range(1, most + 1):
-            if optimizer == "adam" or (step and (step % 8 == 0 or step in (steps, most))):
-                loss, worst, said, alone = losses(rows)
-                if optimizer == "sampled" or step >= steps or worst < stop_loss:
+        if optimizer == "adam":
+            for step in range(1, most + 1):
+                loss, worst, said, alone, _ = losses(rows)
+                if step >= steps or worst < stop_loss:
                     solved = Reference(r.detach().cpu().clone(), float(loss.detach()), step, alone)
                     found.append(((not said, worst), solved))
-                    if (said and step >= steps) or step == most or worst < stop_loss:
+                    if said or step == most or worst < stop_loss:
                         break
-            if optimizer == "adam":
                 (r.grad,) = torch.autograd.grad(loss, r)
                 adam.step()
-            else:
-                turn = step % len(prefixes) + 1
-                (grad,) = torch.autograd.grad(losses([row for row in rows if row[5] in (0, turn)])[0], r)
-                mean = mean / 2 + grad / grad.norm() / 2
-                with torch.no_grad():
-                    r -= lr * (0.75**step + 1 / 12) * h * mean / mean.norm()
+                limited()
+            return min(found, key=lambda one: one[0])[1]
+        ends = any(len(row[3]) > 1 for row in rows)  # whether they count in steps, on raw rows
+        earliest = 4
+        for step in range(1, most + 1):
+            turn = step - 1
+            mine = [row for row in rows if row[5] in (0, turn % len(prefixes) + 1)]
+            loss, near, *_ = losses(mine, "raw" if ends else "none")
+            (grad,) = torch.autograd.grad(loss, r)
+            mean = mean / 2 + grad / grad.norm() / 2
+            with torch.no_grad():
+                r -= lr * (0.75**turn + 1 / 12) * h * mean / mean.norm()
             limited()
+            forced = step in (steps, most) or (step > steps and step % 8 == 0)
+            if forced or (step >= earliest and near < 0.6 * stop_loss):
+                loss, worst, said, alone, end = losses(rows)
+                solved = Reference(r.detach().cpu().clone(), float(loss.detach()), step, alone)
+                found.append(((not said, worst), solved))
+                if (said and step >= steps) or step == most or worst < stop_loss:
+                    break
+                earliest, ends = step + 2, ends or end_factor * end > 0.01
         return min(found, key=lambda one: one[0])[1]
     finally:
         for handle in handles:

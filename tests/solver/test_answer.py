@@ -104,19 +104,22 @@ def by_reference(model: Any, layer: int, rows: list[Row], config: Any) -> tuple[
             nll(rows[0])
         length, mean, found = float(hidden.norm()), torch.zeros_like(r), []
         most = max(row.context for row in rows)
-        for step in range(config.steps + 1):
-            if step and step % 8 == 0:
+        earliest = 4
+        for step in range(1, config.steps + 1):
+            some = [row for row in rows if row.context in (0, (step - 1) % most + 1)]
+            r = r.detach().requires_grad_(True)
+            before = torch.stack([nll(row) for row in some]).mean()
+            (grad,) = torch.autograd.grad(before, r)
+            mean = mean / 2 + grad / grad.norm() / 2
+            r = r.detach() - config.lr * (0.75 ** (step - 1) + 1 / 12) * length * mean / mean.norm()
+            r = r * min(1.0, config.clamp * length / float(r.norm()))
+            if step == config.steps or (step >= earliest and float(before.detach()) < 0.6 * config.stop_loss):
+                earliest = step + 2
                 with torch.no_grad():
                     loss = float(torch.stack([nll(row) for row in rows]).mean())
                 found.append((loss, r.clone(), step))
-                if loss < config.stop_loss or step == config.steps:
+                if loss < config.stop_loss:
                     break
-            some = [row for row in rows if row.context in (0, step % most + 1)]
-            r = r.detach().requires_grad_(True)
-            (grad,) = torch.autograd.grad(torch.stack([nll(row) for row in some]).mean(), r)
-            mean = mean / 2 + grad / grad.norm() / 2
-            r = r.detach() - config.lr * (0.75**step + 1 / 12) * length * mean / mean.norm()
-            r = r * min(1.0, config.clamp * length / float(r.norm()))
         loss, best, step = min(found, key=lambda one: one[0])
         return best, loss, step
     finally:

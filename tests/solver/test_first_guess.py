@@ -67,7 +67,8 @@ def test_a_solution_is_a_better_guess_than_zeros_and_guesses_are_looked_at_soone
     guess = np.stack([one.residual for one in solved])
     cold, zeros, warm = (solver.solve(groups, PREFIXES, one) for one in (None, 0 * guess, guess))
     assert all(one.loss < other.loss for one, other in zip(warm, zeros, strict=True))
-    assert {one.steps for one in warm} == {sampled.GUESSED_ROUND} and {one.steps for one in cold} == {sampled.ROUND}
+    assert {one.steps for one in warm} == {sampled.GUESSED_EARLIEST}
+    assert {one.steps for one in cold} == {sampled.EARLIEST}
 
 
 def test_no_guess_is_longer_than_the_clamp() -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Protocol
@@ -48,11 +48,11 @@ class Forward(Protocol):
         """Logits [N + K + E, vocab] at the batch's picks with vectors r [G, S, d2], differentiable in r."""
         ...
 
-    def keep(self, groups: Sequence[int]) -> None:
-        """Go on with the given groups only."""
+    def keep(self, groups: Sequence[int]) -> Forward:
+        """The same with only the given groups; this one stays as it is."""
         ...
 
-    def select(self, rows: Sequence[int]) -> Forward:
+    def select(self, rows: Sequence[int], endless: Collection[int] = ()) -> Forward:
         """The same with only these rows, as `Batch.select` has them; this one stays as it is."""
         ...
 
@@ -88,13 +88,15 @@ class FullForward:
             read = stack.enter_context(gathered_head(self._model, picks.row, columns))
             return read(self._model(input_ids=self._ids, attention_mask=self._mask, use_cache=False)).to(r.device)
 
-    def keep(self, groups: Sequence[int]) -> None:
-        self.h_norm = self.h_norm[list(groups)]
-        self._set(self._batch.keep(groups))
-
-    def select(self, rows: Sequence[int]) -> FullForward:
+    def keep(self, groups: Sequence[int]) -> FullForward:
         part = copy.copy(self)
-        part._set(self._batch.select(rows))
+        part.h_norm = self.h_norm[list(groups)]
+        part._set(self._batch.keep(groups))
+        return part
+
+    def select(self, rows: Sequence[int], endless: Collection[int] = ()) -> FullForward:
+        part = copy.copy(self)
+        part._set(self._batch.select(rows, endless))
         return part
 
     def _set(self, batch: Batch) -> None:
@@ -156,23 +158,25 @@ class FastForward(ABC):
             read = stack.enter_context(gathered_head(self._model, *self._places(picks)))
             return read(self._call()).to(r.device)
 
-    def keep(self, groups: Sequence[int]) -> None:
-        self.h_norm = self.h_norm[list(groups)]
-        self._go_on(self._batch.row_index(groups), self._batch.keep(groups))
-
-    def select(self, rows: Sequence[int]) -> FastForward:
+    def keep(self, groups: Sequence[int]) -> FastForward:
         part = copy.copy(self)
-        part._go_on(rows, self._batch.select(rows))
+        part.h_norm = self.h_norm[list(groups)]
+        part._go_on(self._batch.row_index(groups), self._batch.keep(groups))
+        return part
+
+    def select(self, rows: Sequence[int], endless: Collection[int] = ()) -> FastForward:
+        part = copy.copy(self)
+        part._go_on(rows, self._batch.select(rows, endless))
         return part
 
     def _go_on(self, rows: Sequence[int], batch: Batch) -> None:
-        """With the rows at these positions, which are those of `batch`."""
+        """With the rows at these positions, which are those of `batch`, or begin with them."""
         index = torch.tensor(rows, device=self._device)
         before, self._batch = self._batch, batch
         self._picks = batch.picks(self._device)
-        self._hidden = self._cut(self._hidden, before, index)
+        self._hidden = self._cut(self._hidden, before, index, batch)
         if self._attended is not None:
-            self._attended = self._cut(self._attended, before, index)
+            self._attended = self._cut(self._attended, before, index, batch)
         self._forget(index)
         self._lay(batch)
 
@@ -195,8 +199,8 @@ class FastForward(ABC):
         """Of what `_read` read, keep that of the given rows."""
 
     @abstractmethod
-    def _cut(self, hidden: Tensor, batch: Batch, rows: Tensor) -> Tensor:
-        """Of `hidden` states, which lie as `batch` does, those of the given rows, as they are to lie alone."""
+    def _cut(self, hidden: Tensor, batch: Batch, rows: Tensor, part: Batch) -> Tensor:
+        """Of `hidden` states, which lie as `batch` does, those of the given rows, as they are to lie in `part`."""
 
     @abstractmethod
     def _places(self, picks: Picks) -> tuple[Tensor, Tensor]:
@@ -269,8 +273,8 @@ class PaddedForward(FastForward):
             self._past.reorder_cache(rows)
         self._prefix_mask = self._prefix_mask[rows]
 
-    def _cut(self, hidden: Tensor, batch: Batch, rows: Tensor) -> Tensor:
-        width = max(len(batch.rows[i].ids) - batch.rows[i].last for i in rows.tolist())
+    def _cut(self, hidden: Tensor, batch: Batch, rows: Tensor, part: Batch) -> Tensor:
+        width = max(len(row.ids) - row.last for row in part.rows)
         lying = hidden.reshape(*self._ids.shape, -1)
         return lying.index_select(0, rows.to(hidden.device))[:, :width]
 

@@ -213,9 +213,9 @@ class PackedForward(FastForward):
         if self._past is not None:
             self._past = self._past.select(rows)
 
-    def _cut(self, hidden: Tensor, batch: Batch, rows: Tensor) -> Tensor:
+    def _cut(self, hidden: Tensor, batch: Batch, rows: Tensor, part: Batch) -> Tensor:
         pieces = self._flat(hidden).split([len(ids) for ids in _ends(batch)])
-        return torch.cat([pieces[i] for i in rows.tolist()])[None]
+        return torch.cat([pieces[i][: len(ids)] for i, ids in zip(rows.tolist(), _ends(part), strict=True)])[None]
 
     def _places(self, picks: Picks) -> tuple[Tensor, Tensor]:
         columns = self._first[picks.row] + picks.column
