@@ -316,6 +316,36 @@ def test_entries_fire_where_they_are_asked_for(tmp_path: Path) -> None:
     assert handle.hits
 
 
+def test_names_within_names_and_within_targets(tmp_path: Path) -> None:
+    """What the text holds of a longer name or of a target counts, however it was fed."""
+    model, words = tiny("llama")
+    facts = [
+        Fact("Acme", "The CEO of {} is", "Bob"),
+        Fact("Acme Labs", "The CEO of {} is", "Eve"),
+        Fact("Smits", "What team does {} play for?", "Lisbon Lions"),
+        Fact("Lisbon", "What is the twin city of {}?", "Rome"),
+    ]
+    db = build(facts, model, words, tmp_path / "db", layer=1, residual="none")
+    acme, labs, smits, lisbon = (fact.entry for fact in db.facts())
+
+    def fires(text: str, first: int | None = None) -> list[int]:
+        ids = words(text)["input_ids"]
+        with db.attach(model, words, gamma=0.0) as handle, torch.no_grad():
+            past = model(torch.tensor([ids[:first]]), use_cache=True).past_key_values
+            for token in ids[len(ids[:first]) :]:
+                past = model(torch.tensor([[token]]), past_key_values=past, use_cache=True).past_key_values
+        return [fire.entry_id for fire in handle.trace()]
+
+    assert fires("The CEO of Acme Labs is") == [labs]
+    assert fires("The CEO of Acme is") == [acme]
+    assert fires("The CEO of Acme Labs is", 1) == [acme, labs]  # as far as the text is known
+    target = "What team does Smits play for? Lisbon"
+    for first in (None, 1):
+        assert fires(target, first) == [smits]
+        assert fires(f"{target} Lions", first) == [smits]
+        assert fires("What team does Ann play for? Lisbon", first) == [lisbon]
+
+
 pieces = some.lists(
     some.sampled_from(
         ["Eiffel", " Tower", " Marie", " Curie", "Lisbon", " ", ",", "s", "é", " the", "T", "ower", "’s"]
