@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from neuraldb_faiss.facts.topics import Asked, Bearing, own_topics, sentence_of
 from neuraldb_faiss.guard.entry_facts import EntryFacts, FactSource
 from neuraldb_faiss.guard.gate import Tokens
-from neuraldb_faiss.guard.named import ANOTHER, SAID, STATED
+from neuraldb_faiss.guard.named import ANOTHER, LONGER, SAID, STATED
 from neuraldb_faiss.guard.row_texts import RowTexts
 from neuraldb_faiss.guard.texts import Texts
 from neuraldb_faiss.guard.turns import Turn, Turns
@@ -41,8 +41,8 @@ class Asking:
     - An answer: where its own sentence, up to the name, asks for something else; one that does not say is judged by the
       message before it. So it is in a forward of one token, with a KV cache, as in a forward of the whole text.
     - Anywhere, where the text itself says in an earlier sentence what the fact is about: the context wins.
-    - Anywhere, where the name is a part of the target of another fact, which the text asks for and is saying: "Toronto"
-      in "Toronto Raptors".
+    - Anywhere, where the name is a part of the target or the subject of another fact, which the text asks for and is
+      saying: "Toronto" in "Toronto Raptors", or "Xbox" where a question named "Xbox 360".
 
     Of several facts of an entry one that may be asked for is enough. Threads may share it.
     """
@@ -77,25 +77,27 @@ class Asking:
                     if (row, column - at) not in named:
                         named[row, column - at] = self._subjects(ids)
                     before = [(token, other) for token, other in named[row, column - at] if token < at]
-                    reason = SAID if self._is_said(ids, at, entry, before, facts) else None
+                    reason = self._in_midst(ids, at, entry, before, facts)
                 found[place, entry] = reason
             return found[place, entry]
 
         return holds_back
 
-    def _is_said(
+    def _in_midst(
         self, ids: Sequence[int], at: int, entry: int, before: Sequence[tuple[int, int]], facts: EntryFacts
-    ) -> bool:
-        """Whether the entry's name, which ends at the token `at`, is a part of the target of one of those named
-        `before`, which the text asks for."""
+    ) -> str | None:
+        """SAID or LONGER where the entry's name, which ends at the token `at`, is a part of the target or of a name of
+        one of those named `before`, which the text asks for."""
         text, rest = self._texts.written(ids[: at + 1]), self._texts.written(ids[at + 1 :])
         names = facts.names(entry)
-        return any(
-            is_within(fact.target, names, text, rest) and self._why(ids, token, (fact,)) is None
-            for token, other in before
-            if other != entry
-            for fact in facts.of(other)
-        )
+        for token, other in before:
+            for fact in facts.of(other) if other != entry else ():
+                said = SAID if is_within(fact.target, names, text, rest) else None
+                if said is None and any(is_within(name, names, text, rest) for name in facts.names(other)):
+                    said = LONGER
+                if said is not None and self._why(ids, token, (fact,)) is None:
+                    return said
+        return None
 
     def _why(self, ids: Sequence[int], at: int, facts: Sequence[Stored]) -> str | None:
         """Why none of these facts may fire at the token `at` of a text; None where one may."""
@@ -120,14 +122,15 @@ class Asking:
         return next((text for text in texts if not _ROLE.fullmatch(text)), "")
 
 
-def is_within(target: str, names: Sequence[str], text: str, rest: str) -> bool:
-    """Whether `text` ends in the midst of a target, behind one of these names in it, and goes on so as far as is known.
+def is_within(whole: str, names: Sequence[str], text: str, rest: str) -> bool:
+    """Whether `text` ends in the midst of a target or a name, behind one of these names in it, and goes on so as far as
+    is known.
 
     rest: what is known of the text behind; "" while it is written.
     """
     for name in names:
-        for found in re.finditer(re.escape(name), target[:-1], re.IGNORECASE):
-            said, left = target[: found.end()], target[found.end() :]
+        for found in re.finditer(re.escape(name), whole[:-1], re.IGNORECASE):
+            said, left = whole[: found.end()], whole[found.end() :]
             begins = not text[: -len(said)][-1:].isalnum()
             if text.endswith(said) and begins and (rest.startswith(left) or left.startswith(rest)):
                 return True
