@@ -76,22 +76,23 @@ class Asking:
                 if reason is None:
                     if (row, column - at) not in named:
                         named[row, column - at] = self._subjects(ids)
-                    before = [(token, other) for token, other in named[row, column - at] if token < at]
-                    reason = self._in_midst(ids, at, entry, before, facts)
+                    there = named[row, column - at]
+                    here = {entry, *(other for token, other in there if token == at)}  # an alias is no longer name
+                    before = [(token, other) for token, other in there if token < at and other not in here]
+                    reason = self._in_midst(ids, at, facts.names(entry), before, facts)
                 found[place, entry] = reason
             return found[place, entry]
 
         return holds_back
 
     def _in_midst(
-        self, ids: Sequence[int], at: int, entry: int, before: Sequence[tuple[int, int]], facts: EntryFacts
+        self, ids: Sequence[int], at: int, names: Sequence[str], before: Sequence[tuple[int, int]], facts: EntryFacts
     ) -> str | None:
-        """SAID or LONGER where the entry's name, which ends at the token `at`, is a part of the target or of a name of
-        one of those named `before`, which the text asks for."""
+        """SAID or LONGER where one of these names, which ends at the token `at`, is a part of the target or of a name
+        of one of the entries named `before`, which the text asks for."""
         text, rest = self._texts.written(ids[: at + 1]), self._texts.written(ids[at + 1 :])
-        names = facts.names(entry)
         for token, other in before:
-            for fact in facts.of(other) if other != entry else ():
+            for fact in facts.of(other):
                 said = SAID if is_within(fact.target, names, text, rest) else None
                 if said is None and any(is_within(name, names, text, rest) for name in facts.names(other)):
                     said = LONGER

@@ -252,6 +252,13 @@ def test_a_name_whose_longer_one_was_asked_for(words: Any, text: str, cached: bo
     assert held(words, text, "Smits", ("Smits Inc", "Smits"), OWNERS, cached=cached) == expected
 
 
+def test_an_alias_of_the_same_subject_is_no_longer_name(words: Any) -> None:
+    """Another entry of it, to which the fact gives a longer alias, leaves it alone."""
+    office = Fact("Smits", "{} has", "an office", metadata={"aliases": ["Smits Inc"]})
+    text = "Who owns Smits? The owner of Smits"
+    assert held(words, text, "Smits", ("Smits", "Smits"), (office, OWNERS[1]), cached=True) is None
+
+
 OWNERS = (Fact("Smits Inc", "The owner of {} is", "Ann"), Fact("Smits", "The owner of {} is", "Bob"))
 SMITS = Fact("Smits", "{} plays for", "Toronto Raptors")
 CITY = Fact("Toronto", "{} is located in", "Norway")
