@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from neuraldb_faiss.answers.subject_names import SubjectNames
 from neuraldb_faiss.errors import FactError
 from neuraldb_faiss.facts import Fact
+from neuraldb_faiss.facts.names import names_in_texts
 from neuraldb_faiss.facts.readers import read_records
 from neuraldb_faiss.facts.relations import Relation, Relations
 from neuraldb_faiss.facts.statement import fill
@@ -80,12 +82,14 @@ class Case:
 
 def cases_of(facts: Sequence[Fact], relations: Relations) -> list[Case]:
     """A case a fact, by the fact's own words, else by its relation's, else by general frames; and the PLAIN texts as
-    one more, where no fact brings prompts about other subjects."""
-    same = _relations_of_subjects(facts, relations)
-    cases = [_case(fact, {}, relations, same.get(fact.subject, ())) for fact in facts]
+    one more, where no fact brings prompts about other subjects.
+
+    Prompts about other subjects are left out where they name a subject that is edited too.
+    """
+    known = _Known.of(facts, relations)
+    cases = [_case(fact, {}, known) for fact in facts]
     if not any(ask.kind == ELSEWHERE for case in cases for ask in case.asks):
-        names = [fact.subject.casefold() for fact in facts]
-        free = [text for text in PLAIN if not any(name in text.casefold() for name in names)]
+        free = [text for text in PLAIN if not known.names.named_in(text)]
         cases.append(
             Case("plain", None, "", tuple(Ask(f"{ELSEWHERE} {n}", ELSEWHERE, _chat(t)) for n, t in _count(free)))
         )
@@ -98,14 +102,15 @@ def read_asks(path: str | Path, facts: Sequence[Fact], relations: Relations) -> 
 
     A record about a fact has its `subject`, `prompt` and `target`, and any of `answer`, `completions`, `questions`,
     `other_completions`, `other_questions`, `other_answers` (one a question), `neighbours`; what it does not have is
-    taken from the fact as `cases_of` does. A conversation has `messages`, and `answer`: texts that must come, with +
-    between two, and in brackets those that must not: "Ann+Bob (no Eve)".
+    taken from the fact as `cases_of` does, and neighbours that name an edited subject are left out. A conversation has
+    `messages`, and `answer`: texts that must come, with + between two, and in brackets those that must not:
+    "Ann+Bob (no Eve)".
 
     Raises:
         FactError: no such file, or a record that breaks a rule, named with its line.
     """
-    known = {fact.identity: fact for fact in facts}
-    same = _relations_of_subjects(facts, relations)
+    stored = {fact.identity: fact for fact in facts}
+    known = _Known.of(facts, relations)
     cases, left = [], 0
     if not Path(path).is_file():
         raise FactError(f"there is no file of asks {path}: name a file of JSON lines")
@@ -121,11 +126,11 @@ def read_asks(path: str | Path, facts: Sequence[Fact], relations: Relations) -> 
             asked = Fact(*(record.get(name, "") for name in ("subject", "prompt", "target")))
         except FactError as error:
             raise FactError(f"{where}: {error}") from None
-        fact = known.get(asked.identity)
+        fact = stored.get(asked.identity)
         if fact is None or fact.target != asked.target:
             left += 1
             continue
-        cases.append(_case(fact, record, relations, same.get(fact.subject, ())))
+        cases.append(_case(fact, record, known))
     return cases, left
 
 
@@ -157,8 +162,24 @@ def sample(cases: Sequence[Case], count: int | None, seed: int = 0) -> list[Case
     return [case for number, case in enumerate(cases) if case.fact is None or number in chosen]
 
 
-def _case(fact: Fact, record: Mapping[str, Any], relations: Relations, same: Iterable[Relation]) -> Case:
-    relation = relations.find(fact.relation)
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What all facts tell about the case of one: relations, those that the facts of a subject are about, and names."""
+
+    relations: Relations
+    of_subject: Mapping[str, Sequence[Relation]]
+    names: SubjectNames
+
+    @classmethod
+    def of(cls, facts: Sequence[Fact], relations: Relations) -> _Known:
+        names = SubjectNames(
+            name for fact in facts for name in names_in_texts(fact.subject, fact.prompt, fact.metadata.get("aliases"))
+        )
+        return cls(relations, _relations_of_subjects(facts, relations), names)
+
+
+def _case(fact: Fact, record: Mapping[str, Any], known: _Known) -> Case:
+    relation = known.relations.find(fact.relation)
     told = {**{name: fact.metadata.get(name) for name in (*_LISTS, "answer")}, **record}
     answer = told["answer"] if isinstance(told.get("answer"), str) and told["answer"].strip() else fact.target
 
@@ -167,7 +188,7 @@ def _case(fact: Fact, record: Mapping[str, Any], relations: Relations, same: Ite
         return [fill(text, fact.subject) for text in (given if isinstance(given, list) else default) if text.strip()]
 
     neighbours = fact.metadata.get("neighborhood_prompts")
-    others = _other_questions(fact, relation, relations, same)
+    others = _other_questions(fact, relation, known)
     given = told.get("other_answers")
     truths = given if isinstance(given, list) else []
     asks = [Ask(f"{OWN} 0", OWN, fact.text, (answer,))]
@@ -181,6 +202,8 @@ def _case(fact: Fact, record: Mapping[str, Any], relations: Relations, same: Ite
         asks.append(Ask(f"{OTHER_QUESTION} {number}", OTHER_QUESTION, _chat(text), (), (answer,), _at(truths, number)))
     asks.append(Ask(f"{ABOUT} 0", ABOUT, _chat(f"Tell me about {fact.subject}.")))
     for number, text in _count(listed("neighbours", neighbours if isinstance(neighbours, list) else ())):
+        if known.names.named_in(text):
+            continue
         asks.append(Ask(f"{ELSEWHERE} {number}", ELSEWHERE, text))
     return Case(fact.id, fact, answer, tuple(asks))
 
@@ -209,15 +232,13 @@ def _questions(fact: Fact, relation: Relation | None) -> Sequence[str]:
     return [*asked, f'Fill in the blank: "{fact.text} ____."']
 
 
-def _other_questions(
-    fact: Fact, relation: Relation | None, relations: Relations, same: Iterable[Relation]
-) -> list[str]:
+def _other_questions(fact: Fact, relation: Relation | None, known: _Known) -> list[str]:
     """A question each of two relations that such subjects have too, and that this fact says nothing about: they give
     another kind of thing, and no fact in place is about them."""
     if relation is None or not relation.gives:
         return []
-    taken = {one.id for one in same}
-    free = [one for one in relations.of(relation.of)
+    taken = {one.id for one in known.of_subject.get(fact.subject, ())}
+    free = [one for one in known.relations.of(relation.of)
             if one.gives and one.gives != relation.gives and one.id not in taken and one.questions]  # fmt: skip
     chosen = random.Random(fact.identity).sample(free, min(_OTHER_RELATIONS, len(free)))
     return [one.questions[0] for one in chosen]

@@ -44,6 +44,25 @@ def test_other_questions_are_about_nothing_that_is_edited() -> None:
     assert len(texts(case, "other question")) == 2 and set(texts(case, "other question")) <= free
 
 
+def test_prompts_about_other_subjects_name_none_that_is_edited() -> None:
+    told = {"neighborhood_prompts": ["Windows 98 was created by", "Windows 2000 is by", "The acme is"]}
+    facts = [
+        Fact("Windows NT", "{} is by", "IBM", metadata=told),
+        Fact("windows 98", "{} is by", "Intel"),
+        Fact("Emca", "{} is by", "Sony", metadata={"aliases": ["ACME"]}),
+    ]
+    (case, *_) = cases_of(facts, own_relations())
+    assert texts(case, "elsewhere") == ["Windows 2000 is by"]
+    assert [ask.name for ask in case.asks if ask.kind == "elsewhere"] == ["elsewhere 1"]
+
+
+def test_plain_questions_name_no_edited_subject() -> None:
+    *_, plain = cases_of([Fact("Spider", "The boss of {} is", "Ann"), Fact("rain.", "{} is", "dry")], own_relations())
+    asked = texts(plain, "elsewhere")
+    assert "How many legs does a spider have?" not in asked and "Write two sentences about rain." not in asked
+    assert "Name three kinds of fruit." in asked
+
+
 @pytest.mark.parametrize(
     ("prompt", "questions", "completions"),
     [
