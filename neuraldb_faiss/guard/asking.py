@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from neuraldb_faiss.facts.topics import Asked, Bearing, own_topics, sentence_of
 from neuraldb_faiss.guard.entry_facts import EntryFacts, FactSource
 from neuraldb_faiss.guard.gate import Tokens
-from neuraldb_faiss.guard.named import ANOTHER, LONGER, SAID, STATED
+from neuraldb_faiss.guard.named import ANOTHER, LONGER, SAID, STATED, WORD
 from neuraldb_faiss.guard.row_texts import RowTexts
 from neuraldb_faiss.guard.texts import Texts
 from neuraldb_faiss.guard.turns import Turn, Turns
@@ -40,6 +40,7 @@ class Asking:
       that does not say is judged by the last message behind it, where that is known.
     - An answer: where its own sentence, up to the name, asks for something else; one that does not say is judged by the
       message before it. So it is in a forward of one token, with a KV cache, as in a forward of the whole text.
+    - A text to be continued, and a message: where digits go on behind the name, as behind "Apollo 1" in "Apollo 13".
     - Anywhere, where the text itself says in an earlier sentence what the fact is about: the context wins.
     - Anywhere, where the name is a part of the target or the subject of another fact, which the text asks for and is
       saying: "Toronto" in "Toronto Raptors", or "Xbox" where a question named "Xbox 360".
@@ -108,6 +109,8 @@ class Asking:
         if kind == "text":
             text = self._texts.written(ids[start : at + 1])
             rest = self._texts.written(ids[at + 1 : stop])
+            if _is_longer_number(text, rest):
+                return WORD
             end = _END.search(rest)
             text += rest[: end.start() + 1 if end else None]
             return _first(_in_text(text, fact) for fact in facts)
@@ -115,6 +118,8 @@ class Asking:
             own, message = self._texts.written(ids[start : at + 1]), self._last(ids, turns[:number])
             return _first(_in_answer(own, message, fact) for fact in facts)
         message, later = self._texts.written(ids[start:stop]), self._last(ids, turns[number + 1 :])
+        if _is_longer_number(*(self._texts.written(part) for part in (ids[start : at + 1], ids[at + 1 : stop]))):
+            return WORD
         return _first(_in_message(message, later, fact) for fact in facts)
 
     def _last(self, ids: Sequence[int], turns: Sequence[Turn]) -> str:
@@ -136,6 +141,11 @@ def is_within(whole: str, names: Sequence[str], text: str, rest: str) -> bool:
             if text.endswith(said) and begins and (rest.startswith(left) or left.startswith(rest)):
                 return True
     return False
+
+
+def _is_longer_number(text: str, rest: str) -> bool:
+    """Whether the digits that `text` ends with go on in `rest`."""
+    return text[-1:].isdecimal() and rest[:1].isdecimal()
 
 
 def _first(reasons: Iterator[str | None]) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import AddedToken
+from tokenizers import AddedToken, pre_tokenizers
 
 from helpers.tiny import tiny_tokenizer
 from neuraldb_faiss import build
@@ -17,7 +17,7 @@ from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.guard.asking import Asking, is_within
 from neuraldb_faiss.guard.entry_facts import EntryFacts
 from neuraldb_faiss.guard.gate import Tokens
-from neuraldb_faiss.guard.named import ANOTHER, LONGER, SAID, STATED
+from neuraldb_faiss.guard.named import ANOTHER, LONGER, SAID, STATED, WORD
 from neuraldb_faiss.guard.texts import Texts
 from neuraldb_faiss.guard.turns import Turn, Turns
 from neuraldb_faiss.models.decoding import greedy_texts
@@ -250,6 +250,25 @@ def test_a_name_that_is_the_whole_target_or_its_end_is_in_the_midst_of_nothing()
 )
 def test_a_name_whose_longer_one_was_asked_for(words: Any, text: str, cached: bool, expected: str | None) -> None:
     assert held(words, text, "Smits", ("Smits Inc", "Smits"), OWNERS, cached=cached) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Who commanded Apollo 1", None),
+        ("Who commanded Apollo 1?", None),
+        ("Who commanded Apollo 1 3 times", None),
+        ("Who commanded Apollo 13?", WORD),
+        ("<|start|>user\nWho commanded Apollo 13?<|end|>\n<|start|>assistant\n", WORD),
+        ("<|start|>user\nWho commanded Apollo 1?<|end|>\n<|start|>assistant\n", None),
+    ],
+)
+def test_a_number_that_goes_on_is_another_name(words: Any, text: str, expected: str | None) -> None:
+    digits = copy.deepcopy(words)
+    each = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    digits.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(each)
+    apollo = Fact("Apollo 1", "The commander of {} was", "Ann")
+    assert held(digits, text, "Apollo 1", ("none", "Apollo 1"), (CEO, apollo), cached=False) == expected
 
 
 def test_an_alias_of_the_same_subject_is_no_longer_name(words: Any) -> None:
