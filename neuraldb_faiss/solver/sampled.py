@@ -65,10 +65,8 @@ def solve_sampled(
         r[:, 0] = guesses.to(device)
         r = project(r, config.clamp * forward.h_norm)
     losses = _Losses(objective, config, continues)
-    results: list[Solved | None] = [None] * len(batch.groups)
-    best: dict[int, tuple[tuple[bool, float], Solved]] = {}
+    looks = _Looks(losses, len(batch.groups))
     active = [_Group(g, earliest, _ends_at_first(batch, g)) for g in range(len(batch.groups))]
-    most = max(config.steps, config.max_steps)
     step = 0
     while active:
         rows = batch.sample(step - alone)
@@ -80,34 +78,13 @@ def solve_sampled(
         nll_scale = objective.next_nll_scale(now)
         r = project(optimizer.update(r.detach(), grad / scale, forward.h_norm), config.clamp * forward.h_norm)
         step += 1
-        forced = step in (config.steps, most) or (step > config.steps and step % ROUND == 0)
-        near = (~(now.stop >= NEAR * config.stop_loss)).tolist()  # what is not a number too
-        due = [i for i, group in enumerate(active) if forced or (near[i] and step >= group.earliest)]
+        due = looks.due(step, active, now.stop)
         if not due:
             continue
         at = torch.tensor(due, device=device)
-        with torch.no_grad():
-            one = torch.ones(len(due), device=device)
-            mine = base[torch.isin(batch.picks(device).group_of_kl, at)]
-            looked = batch.keep(due)
-            now, logits, ends_nll = losses(forward.keep(due), looked, r[at], mine, one)
-        picks = looked.picks(device)
-        facts = told(logits, picks, continues, len(due))
-        ended = set()
-        for n, (i, stop, ends) in enumerate(
-            zip(due, now.stop.tolist(), objective.ends(now, config).tolist(), strict=True)
-        ):
-            group, said = active[i], all(fact.took for fact in facts[n])
-            rank = not said, stop
-            if math.isfinite(stop) and (group.number not in best or rank < best[group.number][0]):
-                residual = r[i, 0].cpu().numpy().astype(np.float32, copy=True)  # the FFN's vector
-                best[group.number] = rank, Solved(residual, float(now.loss[n]), step, facts[n])
-            if ends or not math.isfinite(stop) or step == most or (step >= config.steps and said):
-                results[group.number] = best[group.number][1] if math.isfinite(stop) else None
-                ended.add(i)
-            group.earliest = step + BETWEEN
-            group.ends |= bool((config.end_factor * ends_nll[picks.group_of_fact == n] > END).any())
-        kept = [i for i in range(len(active)) if i not in ended]
+        mine = base[torch.isin(batch.picks(device).group_of_kl, at)]
+        ended = looks.take(step, [active[i] for i in due], forward.keep(due), batch.keep(due), r[at], mine)
+        kept = [i for i, group in enumerate(active) if group.number not in ended]
         if 0 < len(kept) < len(active):
             index = torch.tensor(kept, device=device)
             base = base[torch.isin(batch.picks(device).group_of_kl, index)]
@@ -115,6 +92,7 @@ def solve_sampled(
             optimizer.keep(index)
             forward, batch = forward.keep(kept), batch.keep(kept)
         active = [active[i] for i in kept]
+    results = looks.results
     return results if r.shape[1] == 1 else kept_alone(results, start(whole), whole, continues)
 
 
@@ -166,3 +144,47 @@ class _Losses:
         ends = end_nll(logits, picks, self.continues, self.config.end_factor)
         step = Step(known, base, r, forward.h_norm, picks, nll_scale, ends)
         return self.objective.evaluate(step, self.config), logits, ends
+
+
+class _Looks:
+    """Looks at all rows of the groups that are due: which end there, and the best residual of each so far.
+
+    Attributes:
+        results: by group; None for one that has not ended, or whose loss is not finite.
+    """
+
+    def __init__(self, losses: _Losses, n_groups: int) -> None:
+        self.results: list[Solved | None] = [None] * n_groups
+        self._losses, self._config = losses, losses.config
+        self._most = max(self._config.steps, self._config.max_steps)
+        self._best: dict[int, tuple[tuple[bool, float], Solved]] = {}
+
+    def due(self, step: int, groups: Sequence[_Group], stop: Tensor) -> list[int]:
+        """Positions of the groups to be looked at after this step, in which their losses were `stop`, float32 [G]."""
+        steps = self._config.steps
+        forced = step in (steps, self._most) or (step > steps and step % ROUND == 0)
+        near = (~(stop >= NEAR * self._config.stop_loss)).tolist()  # what is not a number too
+        return [i for i, group in enumerate(groups) if forced or (near[i] and step >= group.earliest)]
+
+    @torch.no_grad()
+    def take(
+        self, step: int, groups: Sequence[_Group], forward: Forward, batch: Batch, r: Tensor, base: Tensor
+    ) -> set[int]:
+        """Look at these groups, which `forward`, `batch`, `r` and `base` are of; the numbers of those that end."""
+        config, picks = self._config, batch.picks(r.device)
+        now, logits, ends_nll = self._losses(forward, batch, r, base, torch.ones(len(groups), device=r.device))
+        facts = told(logits, picks, self._losses.continues, len(groups))
+        stops, ends = now.stop.tolist(), self._losses.objective.ends(now, config).tolist()
+        ended = set()
+        for n, group in enumerate(groups):
+            said, finite = all(fact.took for fact in facts[n]), math.isfinite(stops[n])
+            rank = not said, stops[n]
+            if finite and (group.number not in self._best or rank < self._best[group.number][0]):
+                residual = r[n, 0].cpu().numpy().astype(np.float32, copy=True)  # the FFN's vector
+                self._best[group.number] = rank, Solved(residual, float(now.loss[n]), step, facts[n])
+            if ends[n] or not finite or step == self._most or (step >= config.steps and said):
+                self.results[group.number] = self._best[group.number][1] if finite else None
+                ended.add(group.number)
+            group.earliest = step + BETWEEN
+            group.ends |= bool((config.end_factor * ends_nll[picks.group_of_fact == n] > END).any())
+        return ended
