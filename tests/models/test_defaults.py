@@ -25,6 +25,21 @@ SMOLLM2 = {
     "num_attention_heads": 9,
     "num_key_value_heads": 3,
 }
+QWEN_05B = {
+    "hidden_size": 896,
+    "num_hidden_layers": 24,
+    "intermediate_size": 4864,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+}
+GEMMA_270M = {
+    "hidden_size": 640,
+    "num_hidden_layers": 18,
+    "intermediate_size": 2048,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 256,
+}
 
 
 def _shape(kind: str, **config: Any) -> Any:
@@ -44,6 +59,8 @@ def _shape(kind: str, **config: Any) -> Any:
         ("gptj", {}, EditDefaults(8, 25, 0.5, 0.5, 0.75, 0.0625)),
         ("llama", LLAMA_8B, EditDefaults(7, 25, 0.1, 0.5, 0.75, 0.0625)),
         ("llama", SMOLLM2, EditDefaults(3, 20, 0.5, 0.5, 0.75, 0.0625)),
+        ("qwen2", QWEN_05B, EditDefaults(16, 20, 0.5, 0.5, 0.75, 0.0625)),
+        ("gemma3_text", GEMMA_270M, EditDefaults(6, 20, 0.5, 0.5, 0.75, 0.0625)),
     ],
 )
 def test_known_shapes(kind: str, config: dict[str, Any], expected: EditDefaults) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from neuraldb_faiss.models import EditDefaults, find_site, layer_count
+from neuraldb_faiss.models.defaults import early_layer
 from neuraldb_faiss.models.sites import model_type
 from neuraldb_faiss.research.baselines.settings import KINDS, Settings, check_method
 from neuraldb_faiss.solver.objectives.registry import REGISTRY
@@ -61,17 +62,17 @@ _KNOWN: dict[tuple[str, int, int, int], dict[str, dict[str, Any]]] = {
 def default_settings(name: str, model: nn.Module) -> Settings:
     """The settings of a method for `model`.
 
-    An unknown model gets the five layers that end at the one `edit_defaults` guesses (ROME and FT: that one alone)
-    and λ = 15000 (PMET: 6000). RECT has MEMIT's settings. Raises BuildError for an unknown method, ModelError where
-    the model has no layers that could be edited.
+    An unknown model, or one of which only NeuralDB's own layer is known, gets the five layers that end a fifth of the
+    way up (ROME and FT: the last of them alone) and λ = 15000 (PMET: 6000). RECT has MEMIT's settings. Raises BuildError
+    for an unknown method, ModelError where the model has no layers that could be edited.
     """
     check_method(name)
     common = REGISTRY["pmet" if name == "pmet" else "memit"].load().defaults(model)
     table = _KNOWN.get(_shape(model, common.layer), {})
     chosen = dict(table.get("memit" if name == "rect" else name, {}))
-    one_layer = name in ("rome", "ft")
-    first = common.layer if one_layer else max(0, common.layer - _SPREAD + 1)
-    layers = tuple(chosen.pop("layers", range(first, common.layer + 1)))
+    last = early_layer(model)
+    first = last if name in ("rome", "ft") else max(0, last - _SPREAD + 1)
+    layers = tuple(chosen.pop("layers", range(first, last + 1)))
     return KINDS[name](layers=layers, **{**_common(name, common), **chosen})
 
 

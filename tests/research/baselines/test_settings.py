@@ -26,6 +26,16 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         "llama",
         {"hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 14336, "num_key_value_heads": 8},
     ),
+    "qwen2.5-0.5b": (
+        "qwen2",
+        {
+            "hidden_size": 896,
+            "num_hidden_layers": 24,
+            "intermediate_size": 4864,
+            "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+        },
+    ),
     "smollm2": (
         "llama",
         {
@@ -92,6 +102,12 @@ def test_an_unknown_model_gets_a_guess(kind: str) -> None:
     model, _ = tiny(kind)
     assert default_settings("memit", model).layers == (0, 1)
     assert default_settings("rome", model).layers == default_settings("ft", model).layers == (1,)
+
+
+def test_where_only_neuraldbs_layer_is_known_editors_begin_early() -> None:
+    model = shaped("qwen2.5-0.5b")
+    assert default_settings("memit", model).layers == (1, 2, 3, 4, 5)
+    assert default_settings("rome", model).layers == default_settings("ft", model).layers == (5,)
 
 
 def test_sampled_steps_come_with_their_own_numbers() -> None:
