@@ -63,8 +63,8 @@ def default_settings(name: str, model: nn.Module) -> Settings:
     """The settings of a method for `model`.
 
     An unknown model, or one of which only NeuralDB's own layer is known, gets the five layers that end a fifth of the
-    way up (ROME and FT: the last of them alone) and λ = 15000 (PMET: 6000). RECT has MEMIT's settings. Raises BuildError
-    for an unknown method, ModelError where the model has no layers that could be edited.
+    way up (ROME and FT: the last of them alone) and λ = 15000 (PMET: 6000). RECT has MEMIT's settings. Raises
+    BuildError for an unknown method, ModelError where the model has no layers that could be edited.
     """
     check_method(name)
     common = REGISTRY["pmet" if name == "pmet" else "memit"].load().defaults(model)
