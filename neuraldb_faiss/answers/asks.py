@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neuraldb_faiss.answers.subject_names import SubjectNames
+import numpy as np
+
 from neuraldb_faiss.errors import FactError
 from neuraldb_faiss.facts import Fact
 from neuraldb_faiss.facts.names import names_in_texts
 from neuraldb_faiss.facts.readers import read_records
 from neuraldb_faiss.facts.relations import Relation, Relations
 from neuraldb_faiss.facts.statement import fill
+from neuraldb_faiss.guard.folding import fold_text
+from neuraldb_faiss.guard.name_index import Folded, Subjects
 
 Message = dict[str, str]
 
@@ -89,7 +92,7 @@ def cases_of(facts: Sequence[Fact], relations: Relations) -> list[Case]:
     known = _Known.of(facts, relations)
     cases = [_case(fact, {}, known) for fact in facts]
     if not any(ask.kind == ELSEWHERE for case in cases for ask in case.asks):
-        free = [text for text in PLAIN if not known.names.named_in(text)]
+        free = [text for text in PLAIN if not known.is_named_in(text)]
         cases.append(
             Case("plain", None, "", tuple(Ask(f"{ELSEWHERE} {n}", ELSEWHERE, _chat(t)) for n, t in _count(free)))
         )
@@ -164,18 +167,24 @@ def sample(cases: Sequence[Case], count: int | None, seed: int = 0) -> list[Case
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What all facts tell about the case of one: relations, those that the facts of a subject are about, and names."""
+    """What all facts tell about the case of one: relations, those that the facts of a subject are about, and what
+    subjects are called."""
 
     relations: Relations
     of_subject: Mapping[str, Sequence[Relation]]
-    names: SubjectNames
+    subjects: Subjects
 
     @classmethod
     def of(cls, facts: Sequence[Fact], relations: Relations) -> _Known:
-        names = SubjectNames(
-            name for fact in facts for name in names_in_texts(fact.subject, fact.prompt, fact.metadata.get("aliases"))
-        )
-        return cls(relations, _relations_of_subjects(facts, relations), names)
+        names = [names_in_texts(fact.subject, fact.prompt, fact.metadata.get("aliases")) for fact in facts]
+        pairs = ((number, name) for number, some in enumerate(names) for name in some)
+        return cls(relations, _relations_of_subjects(facts, relations), Subjects.of(pairs, names.__getitem__))
+
+    def is_named_in(self, text: str) -> bool:
+        """Whether the text names a subject that is edited, in any case."""
+        codes, cases = fold_text(text)
+        each = Folded(codes, cases, np.arange(len(codes)), ahead=True)
+        return len(self.subjects.ends(each, any_case=True).entries) > 0
 
 
 def _case(fact: Fact, record: Mapping[str, Any], known: _Known) -> Case:
@@ -202,7 +211,7 @@ def _case(fact: Fact, record: Mapping[str, Any], known: _Known) -> Case:
         asks.append(Ask(f"{OTHER_QUESTION} {number}", OTHER_QUESTION, _chat(text), (), (answer,), _at(truths, number)))
     asks.append(Ask(f"{ABOUT} 0", ABOUT, _chat(f"Tell me about {fact.subject}.")))
     for number, text in _count(listed("neighbours", neighbours if isinstance(neighbours, list) else ())):
-        if known.names.named_in(text):
+        if known.is_named_in(text):
             continue
         asks.append(Ask(f"{ELSEWHERE} {number}", ELSEWHERE, text))
     return Case(fact.id, fact, answer, tuple(asks))

@@ -106,11 +106,11 @@ class Asking:
         turns = self._turns.split(ids)
         number = next(number for number, turn in enumerate(turns) if at < turn.stop)
         start, stop, kind = turns[number]
+        if kind != "answer" and _digits_go_on(*(self._texts.written([one]) for one in ids[at : min(at + 2, stop)])):
+            return WORD
         if kind == "text":
             text = self._texts.written(ids[start : at + 1])
             rest = self._texts.written(ids[at + 1 : stop])
-            if _is_longer_number(text, rest):
-                return WORD
             end = _END.search(rest)
             text += rest[: end.start() + 1 if end else None]
             return _first(_in_text(text, fact) for fact in facts)
@@ -118,8 +118,6 @@ class Asking:
             own, message = self._texts.written(ids[start : at + 1]), self._last(ids, turns[:number])
             return _first(_in_answer(own, message, fact) for fact in facts)
         message, later = self._texts.written(ids[start:stop]), self._last(ids, turns[number + 1 :])
-        if _is_longer_number(*(self._texts.written(part) for part in (ids[start : at + 1], ids[at + 1 : stop]))):
-            return WORD
         return _first(_in_message(message, later, fact) for fact in facts)
 
     def _last(self, ids: Sequence[int], turns: Sequence[Turn]) -> str:
@@ -143,9 +141,9 @@ def is_within(whole: str, names: Sequence[str], text: str, rest: str) -> bool:
     return False
 
 
-def _is_longer_number(text: str, rest: str) -> bool:
-    """Whether the digits that `text` ends with go on in `rest`."""
-    return text[-1:].isdecimal() and rest[:1].isdecimal()
+def _digits_go_on(token: str, follows: str = "") -> bool:
+    """Whether the digits that the text of a token ends with go on in the token that follows."""
+    return token[-1:].isdecimal() and follows[:1].isdecimal()
 
 
 def _first(reasons: Iterator[str | None]) -> str | None:

@@ -56,6 +56,25 @@ def test_prompts_about_other_subjects_name_none_that_is_edited() -> None:
     assert [ask.name for ask in case.asks if ask.kind == "elsewhere"] == ["elsewhere 1"]
 
 
+@pytest.mark.parametrize(
+    ("subject", "text", "named"),
+    [
+        ("Beyoncé", "BEYONCE\u0301 was born in", True),
+        ("北京", "北京大学在", True),
+        ("Beatle", "The Beatles sang", True),
+        ("Oz", "Ozawa lives in", False),
+        ("iPhone 1", "iPhone 12 is made by", False),
+    ],
+)
+def test_names_are_found_as_the_guard_finds_them(subject: str, text: str, named: bool) -> None:
+    (case, *_) = cases_of(
+        [Fact("Acme", "{} is by", "IBM", metadata={"neighborhood_prompts": [text, "Rome is"]}),
+         Fact(subject, "{} is", "x")],
+        own_relations(),
+    )  # fmt: skip
+    assert texts(case, "elsewhere") == (["Rome is"] if named else [text, "Rome is"])
+
+
 def test_plain_questions_name_no_edited_subject() -> None:
     *_, plain = cases_of([Fact("Spider", "The boss of {} is", "Ann"), Fact("rain.", "{} is", "dry")], own_relations())
     asked = texts(plain, "elsewhere")
